@@ -1,0 +1,95 @@
+"""A memory budget that shows its working: lines that sum to a total, each with its formula, provenance and interval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Provenance = Literal["exact", "derived", "measured", "modelled", "assumed"]
+Verdict = Literal["fits", "tight", "does_not_fit"]
+Group = Literal["weights", "activation_peak", "cuda_graph", "non_torch", "kv_cache", "outside_budget"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One thing that takes memory on the fullest rank.
+
+    `low_bytes` and `high_bytes` bound a 90 % interval that comes from recorded errors. `provenance` is `exact` (read from
+    headers), `derived` (a formula over the architecture), `measured` (on a recorded run), `modelled` (a fitted constant)
+    or `assumed`.
+    """
+
+    name: str
+    group: Group
+    size_bytes: int
+    low_bytes: int
+    high_bytes: int
+    provenance: Provenance
+    formula: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvCapacity:
+    """What the cache holds on the ranks that hold it.
+
+    `bytes_per_token` sums one sequence's cost per token over caching layers, before sharding and windows.
+    `capacity_tokens` is what the engine's own log line prints; `needed_bytes` and `needed_tokens` are for the asked
+    context x concurrency, in the engine's own pages.
+    """
+
+    bytes_per_token: int
+    capacity_tokens: int | None
+    blocks: int | None
+    block_size: int | None
+    max_concurrency: float | None
+    max_context_tokens: int | None
+    needed_bytes: int
+    needed_tokens: int
+    low_tokens: int | None = None
+    high_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """One change that frees memory, as the flag to type, and what it returns when the budget is computed again with it."""
+
+    change: str
+    saves_bytes: int
+    verdict: Verdict
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """One model, on one GPU type, under one engine, with its answer."""
+
+    model_name: str
+    architecture: str
+    parameters: int
+    active_parameters: int
+    weights_source: str
+    gpu_name: str
+    num_gpus: int
+    gpu_memory_bytes: int
+    engine_name: str
+    engine_version: str
+    settings: dict[str, object]
+    lines: tuple[Line, ...]
+    kv: KvCapacity
+    host_bytes: int
+    verdict: Verdict
+    shortfall_bytes: int
+    reasons: tuple[str, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    warnings: tuple[str, ...] = ()
+    extra: dict[str, object] = field(default_factory=dict)
+
+    def group_bytes(self, group: Group) -> int:
+        """The bytes of all lines of one group."""
+        return sum(line.size_bytes for line in self.lines if line.group == group)
+
+    @property
+    def used_bytes(self) -> int:
+        """What the fullest rank's GPU holds: the sum of all lines."""
+        return sum(line.size_bytes for line in self.lines)

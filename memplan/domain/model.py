@@ -1,0 +1,130 @@
+"""ModelSpec: everything the rest of memplan knows about a model. Built by `introspect`, read by everyone else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memplan.domain.attention import Cache
+from memplan.domain.dtypes import DType
+from memplan.domain.tensors import Role, Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlp:
+    """The feed-forward half of a layer, as far as the memory of a pass depends on it.
+
+    `intermediate` is the width of a dense MLP, or of one routed expert; `shared_intermediate` the width of what every
+    token goes through beside the routed experts (shared experts, or a dense MLP in parallel); 0 where there is none.
+    """
+
+    intermediate: int
+    gated: bool = True
+    num_experts: int = 0
+    experts_per_token: int = 0
+    shared_intermediate: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One decoder layer. Equal layers are one and the same object, so that a model of 80 layers stays small.
+
+    `caches` is what a sequence leaves behind in it (usually one entry, several where attention runs beside a recurrent
+    mixer or an indexer). `query_width` is num_heads x head_dim; 0 for a layer without softmax attention.
+    """
+
+    kind: str
+    caches: tuple[Cache, ...]
+    tensors: tuple[Tensor, ...]
+    query_width: int = 0
+    num_heads: int = 0
+    mlp: Mlp | None = None
+
+    @property
+    def num_elements(self) -> int:
+        return sum(tensor.num_elements for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaInput:
+    """What one image, video or audio clip costs, where the config says so.
+
+    `max_tokens` is how many tokens of the language model the largest single input becomes, `patches` how many vectors of
+    `hidden_size` the tower works on for it.
+    """
+
+    modality: Literal["image", "video", "audio"]
+    max_tokens: int
+    patches: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """A part that stands beside the decoder: a vision or audio tower, a projector, the encoder of an encoder-decoder."""
+
+    role: Role
+    tensors: tuple[Tensor, ...]
+    media: MediaInput | None = None
+
+    @property
+    def num_elements(self) -> int:
+        return sum(tensor.num_elements for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A model, engine-free. Sizes count elements; nothing here is sharded, padded or rounded.
+
+    `shared` holds the tensors outside the layers (embeddings, final norm, head); a tied head has no tensor of its own.
+    `mtp` are multi-token-prediction layers: stored in the checkpoint, loaded only for speculative decoding.
+    `stored_bytes` is what the checkpoint's headers add up to, where headers were read.
+    """
+
+    name: str
+    model_type: str
+    architecture: str
+    dtype: DType
+    hidden_size: int
+    vocab_size: int
+    num_heads: int
+    max_context_tokens: int
+    layers: tuple[Layer, ...]
+    shared: tuple[Tensor, ...]
+    layer_prefix: str = "model.layers."
+    towers: tuple[Tower, ...] = ()
+    mtp: tuple[Tensor, ...] = ()
+    tied_embeddings: bool = False
+    quantization: str | None = None
+    kv_cache_scheme: str | None = None
+    weights_source: Literal["headers", "config"] = "config"
+    stored_bytes: int | None = None
+    is_generative: bool = True
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters, tied tensors once, without multi-token-prediction layers and without quantization scales."""
+        return (
+            sum(tensor.num_elements for tensor in self.shared)
+            + sum(layer.num_elements for layer in self.layers)
+            + sum(tower.num_elements for tower in self.towers)
+        )
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token goes through: of the routed experts only those it is sent to."""
+        idle = 0
+        for layer in self.layers:
+            if layer.mlp and layer.mlp.num_experts:
+                routed = sum(tensor.num_elements for tensor in layer.tensors if tensor.role is Role.EXPERT)
+                idle += routed - routed * layer.mlp.experts_per_token // layer.mlp.num_experts
+        return self.parameters - idle

@@ -1,0 +1,100 @@
+"""One weight tensor of a model: its shape, its role, how tensor parallelism cuts it and how it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from math import prod
+
+from memplan.domain.dtypes import DType
+
+
+class Role(str, Enum):
+    """What a weight is for. Roles group the lines of a budget; they decide no formula."""
+
+    EMBEDDING = "embedding"
+    POSITION = "position embedding"
+    ATTENTION = "attention"
+    INDEXER = "sparse attention indexer"
+    STATE = "recurrent mixer"
+    MLP = "mlp"
+    EXPERT = "routed experts"
+    SHARED_EXPERT = "shared experts"
+    ROUTER = "router"
+    NORM = "norms"
+    LM_HEAD = "lm_head"
+    VISION = "vision tower"
+    AUDIO = "audio tower"
+    PROJECTOR = "projector"
+    ENCODER = "encoder"
+    MTP = "multi-token prediction"
+    OTHER = "other"
+
+
+class ShardKind(str, Enum):
+    """How a tensor-parallel engine cuts a weight."""
+
+    REPLICATED = "replicated"
+    SPLIT = "split"
+    KV_HEADS = "kv_heads"
+    VOCAB = "vocab"
+    EXPERTS = "experts"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The cut of one weight over tensor-parallel ranks.
+
+    `units` is how many indivisible pieces the cut axis has: query heads, MLP channels, vocabulary rows. KV_HEADS
+    keeps at least one unit on every rank (heads are replicated once there are more ranks than heads). EXPERTS is a
+    stack of equal matrices: cut inside each expert along `units` channels, or by whole experts under expert parallelism.
+    """
+
+    kind: ShardKind
+    units: int = 1
+
+
+REPLICATED = Shard(ShardKind.REPLICATED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """How a quantized matrix is laid out, per element and per group of its input axis.
+
+    A matrix of shape (out, in) takes `bits` per element, plus for every `group_in` inputs of every `group_out` outputs
+    one scale of `scale_bits` and one zero point of `zero_bits`, plus `index_bits` for every input channel, plus
+    `tensor_bytes` once. `group_in` 0 means the whole input axis, `group_out` 0 the whole output axis.
+    """
+
+    scheme: str
+    bits: float
+    group_in: int = 0
+    group_out: int = 1
+    scale_bits: int = 0
+    zero_bits: int = 0
+    index_bits: int = 0
+    tensor_bytes: int = 0
+    has_scales: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """A weight, or `count` equal ones (the experts of a layer).
+
+    `name` is the checkpoint's own name: relative to its layer for a layer's tensors, with `*` for the expert number.
+    `shape` is in PyTorch's order, (out, in) for a matrix. `dtype` None means the type the model is loaded in.
+    `linear` marks a matrix that quantizers treat as a Linear layer. `storage` None means one plain element per weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    shard: Shard = REPLICATED
+    count: int = 1
+    dtype: DType | None = None
+    linear: bool = False
+    storage: Storage | None = None
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape) * self.count
