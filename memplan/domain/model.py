@@ -47,10 +47,11 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaInput:
-    """What one image, video or audio clip costs, where the config says so.
+    """What the largest single image, video or audio clip costs, as an engine's profiling run sees it.
 
-    `max_tokens` is how many tokens of the language model the largest single input becomes, `patches` how many vectors of
-    `hidden_size` the tower works on for it.
+    `max_tokens` is how many tokens of the language model it becomes, `patches` how many vectors of `hidden_size` the tower
+    works on for it. A video grows by `step_tokens` (a frame, or a pair of frames) up to `max_tokens`, as far as the context
+    less `reserved_tokens` has room; 0 means that the context does not bound the input.
     """
 
     modality: Literal["image", "video", "audio"]
@@ -60,15 +61,34 @@ class MediaInput:
     intermediate_size: int
     num_layers: int
     num_heads: int
+    step_tokens: int = 0
+    reserved_tokens: int = 0
+
+    def tokens_at(self, context_tokens: int) -> int:
+        """How many language-model tokens the largest input becomes when a sequence may be `context_tokens` long."""
+        if not self.step_tokens:
+            return self.max_tokens
+        steps = max((context_tokens - self.reserved_tokens) // self.step_tokens, 1)
+        return min(self.max_tokens, steps * self.step_tokens)
+
+    def patches_at(self, context_tokens: int) -> int:
+        """How many vectors the tower works on for that input."""
+        return self.patches * self.tokens_at(context_tokens) // self.max_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tower:
-    """A part that stands beside the decoder: a vision or audio tower, a projector, the encoder of an encoder-decoder."""
+    """A part that stands beside the decoder: a vision or audio tower, a projector, the encoder of an encoder-decoder.
+
+    `*` in a tensor's name stands for the number of a layer, `count` is how many layers there are. `media` has one entry
+    for every modality that the tower reads. `optional` marks a part that engines which write only text do not load
+    (a speech generator).
+    """
 
     role: Role
     tensors: tuple[Tensor, ...]
-    media: MediaInput | None = None
+    media: tuple[MediaInput, ...] = ()
+    optional: bool = False
 
     @property
     def num_elements(self) -> int:
