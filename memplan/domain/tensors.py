@@ -47,7 +47,8 @@ class Shard:
 
     `units` is how many indivisible pieces the cut axis has: query heads, MLP channels, vocabulary rows. KV_HEADS
     keeps at least one unit on every rank (heads are replicated once there are more ranks than heads). EXPERTS is a
-    stack of equal matrices: cut inside each expert along `units` channels, or by whole experts under expert parallelism.
+    stack of equal matrices: cut inside each expert along `units` channels, or by whole experts under expert
+    parallelism.
     """
 
     kind: ShardKind
@@ -59,19 +60,33 @@ REPLICATED = Shard(ShardKind.REPLICATED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """How a quantized matrix is laid out, per element and per group of its input axis.
+    """How a quantized matrix of shape (out, in) is laid out. `memplan.budget.storage` turns it into bytes.
 
-    A matrix of shape (out, in) takes `bits` per element, plus for every `group_in` inputs of every `group_out` outputs
-    one scale of `scale_bits` and one zero point of `zero_bits`, plus `index_bits` for every input channel, plus
-    `tensor_bytes` once. `group_in` 0 means the whole input axis, `group_out` 0 the whole output axis.
+    Elements take `bits` each, packed along the input axis (along the output axis if `packed_out`) into words of
+    `word_bits`; a last word that is not full is padded. Every `group_in` inputs of every `group_out` outputs share
+    one scale of `scale_bits` and one zero point of `zero_bits`; `group_in` 0 means the whole input axis, `group_out`
+    0 the whole output axis, and `flat` lets groups of `group_in` elements run over the flattened matrix. Zero points
+    are packed along the output axis into words of `zero_word_bits` where that is not 0. Every `nested_group` scales
+    share another scale of `nested_bits`. `index_bits` are stored for every input channel and `tensor_bytes` once for
+    the matrix. `has_scales` is False where the scales lie inside the packed words and are counted in `bits` (GGUF).
+
+    `scheme` is a name that `memplan.catalog.quant_schemes` knows; `element` the type of one stored weight, if it has
+    one.
     """
 
     scheme: str
     bits: float
+    element: DType | None = None
+    word_bits: int = 8
+    packed_out: bool = False
     group_in: int = 0
     group_out: int = 1
+    flat: bool = False
     scale_bits: int = 0
     zero_bits: int = 0
+    zero_word_bits: int = 0
+    nested_group: int = 0
+    nested_bits: int = 0
     index_bits: int = 0
     tensor_bytes: int = 0
     has_scales: bool = True
@@ -83,7 +98,8 @@ class Tensor:
 
     `name` is the checkpoint's own name: relative to its layer for a layer's tensors, with `*` for the expert number.
     `shape` is in PyTorch's order, (out, in) for a matrix. `dtype` None means the type the model is loaded in.
-    `linear` marks a matrix that quantizers treat as a Linear layer. `storage` None means one plain element per weight.
+    `linear` marks a matrix that quantizers treat as a Linear layer. `storage` None means one plain element per
+    weight.
     """
 
     name: str
