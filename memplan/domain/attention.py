@@ -58,23 +58,42 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class IndexerKeys:
-    """Keys of a sparse-attention indexer, one per token (DeepSeek sparse attention): 128 elements, usually in FP8 with scales."""
+class LatentWindow:
+    """One latent of `latent_width` elements and a rotary key, shared by all heads, of the last `window_tokens` tokens."""
 
-    key_width: int
+    latent_width: int
+    rope_width: int
+    window_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompressorState:
+    """What is kept in FP32 while a group of tokens is being compressed: `width` elements for each of the last `tokens`."""
+
+    width: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class CompressedAttention:
-    """One compressed entry of `width` elements for every `ratio` tokens (DeepSeek V4), and the window before compression.
+    """One latent and rotary key for every `ratio` tokens, for the whole context (DeepSeek V4), and the compressor's state."""
 
-    `state_width` elements per token of the last `2 * ratio` or `ratio` tokens are kept in FP32 while a group is filled.
+    latent_width: int
+    rope_width: int
+    ratio: int
+    state: CompressorState
+
+
+@dataclass(frozen=True, slots=True)
+class IndexerKeys:
+    """Keys of a sparse-attention indexer (DeepSeek sparse attention): 128 elements, usually in FP8 with scales.
+
+    There is one key for every `ratio` tokens; `state` belongs to the indexer's own compressor, where it has one.
     """
 
-    width: int
-    ratio: int
-    state_width: int
-    overlapped: bool
+    key_width: int
+    ratio: int = 1
+    state: CompressorState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +101,9 @@ class LinearState:
     """A state of fixed size per sequence: Mamba, gated delta net, short convolution, linear attention.
 
     `conv_elements` and `state_elements` are per layer and sequence; they split over tensor-parallel ranks along
-    `shard_units` heads or channels.
+    `shard_units` heads or channels. A convolution of `conv_kernel` taps needs the last `conv_kernel - 1` inputs, which is
+    what engines keep and `conv_elements` counts; transformers keeps `conv_kernel` of them. A type that is None is the
+    one the model computes in.
     """
 
     kind: Literal["mamba1", "mamba2", "gated_delta_net", "short_conv", "linear_attention", "rwkv"]
@@ -91,6 +112,7 @@ class LinearState:
     shard_units: int
     state_dtype: DType | None = None
     conv_dtype: DType | None = None
+    conv_kernel: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +142,9 @@ Cache = Union[  # noqa: UP007 - a runtime `X | Y` of dataclasses is not a valid 
     SlidingWindow,
     ChunkedLocal,
     LatentAttention,
-    IndexerKeys,
+    LatentWindow,
     CompressedAttention,
+    IndexerKeys,
     LinearState,
     SharedKV,
     CrossAttention,

@@ -41,17 +41,27 @@ class Layer:
     mlp: Mlp | None = None
 
     @property
-    def num_elements(self) -> int:
-        return sum(tensor.num_elements for tensor in self.tensors)
+    def num_parameters(self) -> int:
+        return sum(tensor.num_parameters for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryTable:
+    """Cosines and sines that an engine precomputes: `width` values for each of `positions` positions, in the model's
+    type.
+    """
+
+    positions: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaInput:
     """What the largest single image, video or audio clip costs, as an engine's profiling run sees it.
 
-    `max_tokens` is how many tokens of the language model it becomes, `patches` how many vectors of `hidden_size` the tower
-    works on for it. A video grows by `step_tokens` (a frame, or a pair of frames) up to `max_tokens`, as far as the context
-    less `reserved_tokens` has room; 0 means that the context does not bound the input.
+    `max_tokens` is how many tokens of the language model it becomes, `patches` how many vectors of `hidden_size` the
+    tower works on for it. A video grows by `step_tokens` (a frame, or a pair of frames) up to `max_tokens`, as far as
+    the context less `reserved_tokens` has room; `step_tokens` 0 means that the context does not bound the input.
     """
 
     modality: Literal["image", "video", "audio"]
@@ -80,9 +90,9 @@ class MediaInput:
 class Tower:
     """A part that stands beside the decoder: a vision or audio tower, a projector, the encoder of an encoder-decoder.
 
-    `*` in a tensor's name stands for the number of a layer, `count` is how many layers there are. `media` has one entry
-    for every modality that the tower reads. `optional` marks a part that engines which write only text do not load
-    (a speech generator).
+    `*` in a tensor's name stands for the number of a layer, `count` is how many layers there are. `media` has one
+    entry for every modality that the tower reads. `optional` marks a part that engines which write only text do not
+    load (a speech generator).
     """
 
     role: Role
@@ -91,8 +101,8 @@ class Tower:
     optional: bool = False
 
     @property
-    def num_elements(self) -> int:
-        return sum(tensor.num_elements for tensor in self.tensors)
+    def num_parameters(self) -> int:
+        return sum(tensor.num_parameters for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +128,7 @@ class ModelSpec:
     towers: tuple[Tower, ...] = ()
     mtp: tuple[Tensor, ...] = ()
     tied_embeddings: bool = False
+    rotary: tuple[RotaryTable, ...] = ()
     quantization: str | None = None
     kv_cache_scheme: str | None = None
     weights_source: Literal["headers", "config"] = "config"
@@ -134,9 +145,9 @@ class ModelSpec:
     def parameters(self) -> int:
         """Parameters, tied tensors once, without multi-token-prediction layers and without quantization scales."""
         return (
-            sum(tensor.num_elements for tensor in self.shared)
-            + sum(layer.num_elements for layer in self.layers)
-            + sum(tower.num_elements for tower in self.towers)
+            sum(tensor.num_parameters for tensor in self.shared)
+            + sum(layer.num_parameters for layer in self.layers)
+            + sum(tower.num_parameters for tower in self.towers)
         )
 
     @property

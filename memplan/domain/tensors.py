@@ -37,6 +37,7 @@ class ShardKind(str, Enum):
     REPLICATED = "replicated"
     SPLIT = "split"
     KV_HEADS = "kv_heads"
+    QKV_HEADS = "qkv_heads"
     VOCAB = "vocab"
     EXPERTS = "experts"
 
@@ -46,13 +47,20 @@ class Shard:
     """The cut of one weight over tensor-parallel ranks.
 
     `units` is how many indivisible pieces the cut axis has: query heads, MLP channels, vocabulary rows. KV_HEADS
-    keeps at least one unit on every rank (heads are replicated once there are more ranks than heads). EXPERTS is a
-    stack of equal matrices: cut inside each expert along `units` channels, or by whole experts under expert
-    parallelism.
+    keeps at least one unit on every rank (heads are replicated once there are more ranks than heads). QKV_HEADS is a
+    query, key and value projection in one matrix: `units` query heads cut like SPLIT, and twice `kv_units` key-value
+    heads cut like KV_HEADS. EXPERTS is a stack of equal matrices: cut inside each expert along `units` channels, or
+    by whole experts under expert parallelism.
     """
 
     kind: ShardKind
     units: int = 1
+    kv_units: int = 0
+
+    @property
+    def pieces(self) -> int:
+        """How many equal pieces the cut axis has."""
+        return self.units + 2 * self.kv_units
 
 
 REPLICATED = Shard(ShardKind.REPLICATED)
@@ -99,7 +107,7 @@ class Tensor:
     `name` is the checkpoint's own name: relative to its layer for a layer's tensors, with `*` for the expert number.
     `shape` is in PyTorch's order, (out, in) for a matrix. `dtype` None means the type the model is loaded in.
     `linear` marks a matrix that quantizers treat as a Linear layer. `storage` None means one plain element per
-    weight.
+    weight. A buffer is stored and loaded like a weight, and not counted as parameters (a router's correction bias).
     """
 
     name: str
@@ -110,6 +118,12 @@ class Tensor:
     dtype: DType | None = None
     linear: bool = False
     storage: Storage | None = None
+    is_buffer: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        """What the tensor adds to the model's parameter count."""
+        return 0 if self.is_buffer else self.num_elements
 
     @property
     def num_elements(self) -> int:
