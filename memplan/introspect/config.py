@@ -7,13 +7,18 @@ default is given by the family that reads the key, and only where transformers' 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 from memplan.errors import UnsupportedModel
 
 _LARGEST = 1 << 40
 _MAX_LAYERS = 4096
 _T = TypeVar("_T")
+# The class below has methods of these names, which would hide the types in its annotations.
+_Str: TypeAlias = str
+_Int: TypeAlias = int
+_Float: TypeAlias = float
+_Bool: TypeAlias = bool
 
 
 class _Required:
@@ -26,18 +31,18 @@ REQUIRED = _Required()
 class Config:
     """One mapping of a config file, with the dotted path that leads to it."""
 
-    def __init__(self, raw: object, *, path: str = "") -> None:
+    def __init__(self, raw: object, *, path: _Str = "") -> None:
         if not isinstance(raw, Mapping):
             raise UnsupportedModel(f"{path or 'the config'} is not a mapping but {_kind(raw)}")
         self._raw = cast("Mapping[str, object]", raw)
         self.path = path
-        self.used: set[str] = set()
+        self.used: set[_Str] = set()
 
-    def has(self, key: str) -> bool:
+    def has(self, key: _Str) -> _Bool:
         """Whether `key` is there and not null."""
         return self._raw.get(key) is not None
 
-    def get(self, *keys: str) -> object:
+    def get(self, *keys: _Str) -> object:
         """Return the first of `keys` that is there and not null, unchecked; None when there is none."""
         for key in keys:
             if (value := self._raw.get(key)) is not None:
@@ -45,7 +50,7 @@ class Config:
                 return value
         return None
 
-    def int(self, *keys: str, default: int | _Required = REQUIRED, minimum: int = 1) -> int:
+    def int(self, *keys: _Str, default: _Int | _Required = REQUIRED, minimum: _Int = 1) -> _Int:
         """Return a whole number of at least `minimum`, under the first of `keys` that is there."""
         value = self._read(keys, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
@@ -54,56 +59,57 @@ class Config:
             raise self._wrong(keys, value, f"a whole number of at least {minimum}")
         return int(value)
 
-    def optional_int(self, *keys: str, minimum: int = 0) -> int | None:
+    def optional_int(self, *keys: _Str, minimum: _Int = 0) -> _Int | None:
         """Return a whole number, or None when none of `keys` is there."""
         return self.int(*keys, minimum=minimum) if any(self.has(key) for key in keys) else None
 
-    def float(self, *keys: str, default: float | _Required = REQUIRED) -> float:
+    def float(self, *keys: _Str, default: _Float | _Required = REQUIRED) -> _Float:
         value = self._read(keys, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
             raise self._wrong(keys, value, "a number")
         return float(value)
 
-    def bool(self, *keys: str, default: bool | _Required = REQUIRED) -> bool:
+    def bool(self, *keys: _Str, default: _Bool | _Required = REQUIRED) -> _Bool:
         value = self._read(keys, default)
         if not isinstance(value, bool):
             raise self._wrong(keys, value, "true or false")
         return value
 
-    def str(self, *keys: str, default: str | _Required = REQUIRED) -> str:
+    def str(self, *keys: _Str, default: _Str | _Required = REQUIRED) -> _Str:
         value = self._read(keys, default)
         if not isinstance(value, str) or len(value) > 10_000:
             raise self._wrong(keys, value, "a text")
         return value
 
-    def list(self, *keys: str, default: Sequence[object] | _Required = REQUIRED) -> Sequence[object]:
+    def list(self, *keys: _Str, default: Sequence[object] | _Required = REQUIRED) -> Sequence[object]:
         value = self._read(keys, default)
         if not isinstance(value, (list, tuple)) or len(value) > 100_000:
             raise self._wrong(keys, value, "a list")
         return value
 
-    def ints(self, *keys: str, default: Sequence[int] | _Required = REQUIRED) -> tuple[int, ...]:
+    def ints(self, *keys: _Str, default: Sequence[_Int] | _Required = REQUIRED) -> tuple[_Int, ...]:
         """Return a list of whole numbers."""
         value = self.list(*keys, default=default)
         if not all(isinstance(item, int) and not isinstance(item, bool) and abs(item) < _LARGEST for item in value):
             raise self._wrong(keys, value, "a list of whole numbers")
         return tuple(cast("Sequence[int]", value))
 
-    def strs(self, *keys: str, default: Sequence[str] | _Required = REQUIRED) -> tuple[str, ...]:
+    def strs(self, *keys: _Str, default: Sequence[_Str] | _Required = REQUIRED) -> tuple[_Str, ...]:
         """Return a list of texts."""
         value = self.list(*keys, default=default)
         if not all(isinstance(item, str) for item in value):
             raise self._wrong(keys, value, "a list of texts")
         return tuple(cast("Sequence[str]", value))
 
-    def num_layers(self, *keys: str, default: int | _Required = REQUIRED) -> int:
+    def num_layers(self, *keys: _Str, default: _Int | _Required = REQUIRED) -> _Int:
         """Return a layer count: bounded, because one object per layer is made."""
-        number = self.int(*(keys or ("num_hidden_layers",)), default=default)
+        keys = keys or ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        number = self.int(*keys, default=default)
         if number > _MAX_LAYERS:
-            raise self._wrong(keys or ("num_hidden_layers",), number, f"at most {_MAX_LAYERS}")
+            raise self._wrong(keys, number, f"at most {_MAX_LAYERS}")
         return number
 
-    def sub(self, *keys: str) -> Config:
+    def sub(self, *keys: _Str) -> Config:
         """Return a nested mapping. Raises: UnsupportedModel when it is not there."""
         for key in keys:
             if self.has(key):
@@ -111,11 +117,11 @@ class Config:
                 return Config(self._raw[key], path=self._dotted(key))
         raise UnsupportedModel(f"the config has no key `{self._dotted(keys[0])}`")
 
-    def raw(self) -> Mapping[str, object]:
+    def raw(self) -> Mapping[_Str, object]:
         """The mapping as it was read."""
         return self._raw
 
-    def _read(self, keys: tuple[str, ...], default: _T | _Required) -> object:
+    def _read(self, keys: tuple[_Str, ...], default: _T | _Required) -> object:
         value = self.get(*keys)
         if value is not None:
             return value
@@ -126,11 +132,11 @@ class Config:
             )
         return default
 
-    def _wrong(self, keys: tuple[str, ...], value: object, wanted: str) -> UnsupportedModel:
+    def _wrong(self, keys: tuple[_Str, ...], value: object, wanted: _Str) -> UnsupportedModel:
         key = next((key for key in keys if self.has(key)), keys[0])
         return UnsupportedModel(f"config key `{self._dotted(key)}` must be {wanted}, not {_show(value)}")
 
-    def _dotted(self, key: str) -> str:
+    def _dotted(self, key: _Str) -> _Str:
         return f"{self.path}.{key}" if self.path else key
 
 
