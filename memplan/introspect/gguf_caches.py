@@ -213,29 +213,30 @@ def _owners(keys: Keys, num_layers: int) -> int | None:
 def _state(keys: Keys) -> LinearState:
     """The recurrent state of one sequence in one layer; llama.cpp keeps it in FP32."""
     hidden = keys.whole("embedding_length", minimum=1)
-    head_count = keys.whole("attention.head_count", 0)
-    taps = max(keys.whole("ssm.conv_kernel", 0) - 1, 0)
+    heads = keys.whole("attention.head_count", 0)
+    kernel = keys.whole("ssm.conv_kernel", 0)
+    taps = max(kernel - 1, 0)
     if keys.has("wkv.head_size"):
         width = keys.whole("wkv.head_size", minimum=1)
-        return _linear("rwkv", keys.whole("token_shift_count", 2) * hidden, hidden * width, hidden // width)
+        return _linear("rwkv", keys.whole("token_shift_count", 2) * hidden, hidden * width, hidden // width, 0)
     if keys.has("shortconv.l_cache"):
-        return _linear("short_conv", hidden * (keys.whole("shortconv.l_cache", minimum=1) - 1), 0, hidden)
+        kernel = keys.whole("shortconv.l_cache", minimum=1)
+        return _linear("short_conv", hidden * (kernel - 1), 0, hidden, kernel)
     if keys.has("kda.head_dim"):
         width = keys.whole("kda.head_dim", minimum=1)
-        return _linear("linear_attention", 3 * (taps or 3) * head_count * width, width * width * head_count, head_count)
+        return _linear("linear_attention", 3 * (taps or 3) * heads * width, width * width * heads, heads, kernel or 4)
     if keys.architecture == "minimax-01":
-        width = keys.whole("attention.key_length", hidden // max(head_count, 1))
-        return _linear("linear_attention", 0, width * width * head_count, head_count)
+        width = keys.whole("attention.key_length", hidden // max(heads, 1))
+        return _linear("linear_attention", 0, width * width * heads, heads, 0)
     inner, state = keys.whole("ssm.inner_size", minimum=1), keys.whole("ssm.state_size", minimum=1)
     groups = keys.whole("ssm.group_count", 0)
-    conv = taps * (inner + 2 * groups * state)
     kind: Kind = "gated_delta_net" if keys.architecture in _FULL_INTERVAL else "mamba2" if groups else "mamba1"
     units = keys.whole("ssm.time_step_rank", minimum=1) if groups else inner
-    return _linear(kind, conv, inner * state, units)
+    return _linear(kind, taps * (inner + 2 * groups * state), inner * state, units, kernel)
 
 
-def _linear(kind: Kind, conv: int, state: int, units: int) -> LinearState:
-    return LinearState(kind, conv, state, max(units, 1), state_dtype=DType.F32, conv_dtype=DType.F32)
+def _linear(kind: Kind, conv: int, state: int, units: int, kernel: int) -> LinearState:
+    return LinearState(kind, conv, state, max(units, 1), DType.F32, DType.F32, kernel)
 
 
 # Architectures whose caches are as their keys say, by the rules above. Others are read the same way, with a note.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from memplan.domain.attention import Cache, LatentAttention, LinearState
+from memplan.domain.attention import Cache, LatentAttention, LinearState, NoCache
 from memplan.domain.dtypes import DType
 from memplan.domain.model import Layer, Mlp, ModelSpec, Tower
 from memplan.domain.tensors import Role, Tensor
@@ -18,6 +18,7 @@ from memplan.introspect.gguf_keys import Keys
 from memplan.introspect.gguf_tensors import Cuts, make_tensors
 
 _BLOCK = re.compile(r"((?:enc\.|dec\.)?blk\.)(\d{1,5})\.(.+)")
+_STATE_NAMES = ("ssm_", "shortconv.", "time_mix")
 _GUESSED = 1024  # the bit of general.file_type that says that llama.cpp guessed it
 _NOT_MODELS = {
     "adapter": ("a LoRA adapter", "name the model that it adapts"),
@@ -113,9 +114,18 @@ def _layers(
         key = (tuple(stored.items()), caches[index], heads[index], experts[index])
         if key not in made:
             tensors = make_tensors(stored, Cuts(num_heads=heads[index], num_kv_heads=kv_heads[index]))
-            made[key] = _layer(keys, tensors, caches[index], heads[index], experts[index], num_layers)
+            kept = _kept_caches(keys, caches[index], stored)
+            made[key] = _layer(keys, tensors, kept, heads[index], experts[index], num_layers)
         layers.append(made[key])
     return tuple(layers)
+
+
+def _kept_caches(keys: Keys, caches: tuple[Cache, ...], stored: Mapping[str, GgufTensor]) -> tuple[Cache, ...]:
+    """The caches whose mixer the layer has: metadata of hybrid models does not always tell an MLP from a mixer."""
+    has_state = any(name.startswith(_STATE_NAMES) for name in stored) or keys.architecture == "minimax-01"
+    has_attention = any(name.startswith(("attn_q", "attn_k")) for name in stored)
+    kept = tuple(cache for cache in caches if (has_state if isinstance(cache, LinearState) else has_attention))
+    return kept or (NoCache(),)
 
 
 def _layer(
