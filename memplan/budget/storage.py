@@ -28,8 +28,8 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Storage, Tensor
 from memplan.units import ceil_div, round_up
 
-# Every format's bits are a multiple of 1/80: GGUF has sixteenths, HQQ's ten 3-bit weights in 32 bits come to 3.2.
-_STEPS_PER_BIT = 80
+# Every format's bits are a multiple of 1/160: GGUF has 32nds, HQQ's ten 3-bit weights in 32 bits come to 3.2.
+_STEPS_PER_BIT = 160
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

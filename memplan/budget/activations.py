@@ -1,0 +1,96 @@
+"""What a forward pass holds at its peak, beside weights and cache.
+
+Inference keeps no activation of a layer that is done, so the peak is that of one layer, not the sum of all: the
+residual and a few hidden states, the projections of the widest half of a layer, and for routed experts the tokens
+multiplied by the experts each is sent to. Every width is per tensor-parallel rank; hidden states are whole on each.
+
+Formula (docs/memory-model.md, "Activations"), in elements per token of the step:
+
+    dense MLP       2 I (gate and up) + I (their product) + h H        without a gate: 2 I + h H
+    attention       queries + keys + values + output + h H
+    routed experts  k (max(2 I, H) + I) + shared + h H                 for at most `expert_chunk_tokens` tokens
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memplan.budget.kv_cache import kept_heads
+from memplan.domain.attention import (
+    ChunkedLocal,
+    CrossAttention,
+    FullAttention,
+    LatentAttention,
+    LinearState,
+    SlidingWindow,
+)
+from memplan.domain.model import Layer, Mlp, ModelSpec
+from memplan.units import ceil_div
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardRules:
+    """How an engine runs a layer: hidden states alive beside the widest projection, and the tokens experts take at a
+    time.
+    """
+
+    hidden_copies: float = 3.0
+    expert_chunk_tokens: int = 32768
+    shares_expert_buffers: bool = True
+
+
+def forward_peak_bytes(
+    layers: tuple[Layer, ...], spec: ModelSpec, tokens: int, ranks: int, element_bytes: int, rules: ForwardRules
+) -> int:
+    """The peak of a pass of `tokens` tokens through `layers` on one of `ranks` tensor-parallel ranks."""
+    distinct = {id(layer): layer for layer in layers}.values()
+    widest = max((_layer_elements(layer, spec, tokens, ranks, rules) for layer in distinct), default=0)
+    return round((widest + rules.hidden_copies * spec.hidden_size * tokens) * element_bytes)
+
+
+def _layer_elements(layer: Layer, spec: ModelSpec, tokens: int, ranks: int, rules: ForwardRules) -> float:
+    """Elements of the wider half of a layer, hidden states aside."""
+    return max(
+        _attention_elements(layer, tokens, ranks), _mlp_elements(layer.mlp, spec.hidden_size, tokens, ranks, rules)
+    )
+
+
+def _attention_elements(layer: Layer, tokens: int, ranks: int) -> float:
+    width = 0.0
+    query = layer.query_width / ranks
+    for cache in layer.caches:
+        if isinstance(cache, (FullAttention, SlidingWindow, ChunkedLocal, CrossAttention)):
+            keys = kept_heads(cache.num_kv_heads, ranks) * (cache.key_width + cache.value_width)
+            width += 2 * query + keys
+        elif isinstance(cache, LatentAttention):
+            heads = cache.num_heads / ranks
+            width += heads * 2 * (cache.expanded_key_width + cache.expanded_value_width)
+        elif isinstance(cache, LinearState) and cache.shard_units:
+            width += 2 * cache.state_elements / max(1, cache.shard_units) / 128 / ranks * cache.shard_units / 128
+    return width * tokens
+
+
+def _mlp_elements(mlp: Mlp | None, hidden: int, tokens: int, ranks: int, rules: ForwardRules) -> float:
+    if mlp is None:
+        return 0.0
+    ups = 2 if mlp.gated else 1
+    if not mlp.num_experts:
+        return (ups + 1) * mlp.intermediate / ranks * tokens
+    routed = mlp.experts_per_token
+    up, down = ups * mlp.intermediate / ranks, float(hidden)
+    wide = max(up, down) if rules.shares_expert_buffers else up + down
+    experts = routed * (wide + mlp.intermediate / ranks) * min(tokens, rules.expert_chunk_tokens)
+    shared = (ups + 1) * mlp.shared_intermediate / ranks * tokens
+    return experts + max(shared, hidden * tokens if mlp.shared_intermediate else 0)
+
+
+def sampler_peak_bytes(sequences: int, vocab_size: int, bytes_per_logit: float) -> int:
+    """The peak of sampling one token for `sequences` sequences over the vocabulary, logits included."""
+    return round(sequences * vocab_size * bytes_per_logit)
+
+
+def media_tower_bytes(patches: int, hidden: int, intermediate: int, items: int, element_bytes: int, ranks: int) -> int:
+    """The peak of a vision or audio tower over `items` inputs at once: its widest layer, as a dense MLP without a
+    gate.
+    """
+    return round(patches * items * (2 * ceil_div(intermediate, ranks) + 4 * hidden) * element_bytes)

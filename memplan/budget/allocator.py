@@ -1,0 +1,66 @@
+"""What PyTorch's CUDA caching allocator makes of a list of sizes that are never freed, such as a model's weights.
+
+`torch.cuda.memory_allocated`, which engines print as the size of the weights, counts blocks, not requests: a request
+is rounded up to 512 bytes, and a block keeps what is left of its segment when that is too little to split off (up to
+1 MiB in the pool of large blocks). Qwen2.5-7B's 15.23 GB of weights are reported as 14.2487 GiB instead of 14.1847
+GiB for this reason and for its rotary table.
+
+Rules: requests up to 1 MiB live in segments of 2 MiB and split whenever 512 bytes are left; larger ones below 10 MiB
+in segments of 20 MiB; larger ones still in a segment of their own, rounded up to 2 MiB; a large block splits when
+more than 1 MiB is left, and never when it is larger than `max_split_bytes`. Free blocks are used best fit first.
+
+Source: c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, PyTorch 1.13 to 2.13.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from memplan.units import MIB, round_up
+
+_ROUND = 512
+_SMALL_REQUEST = MIB
+_SMALL_SEGMENT = 2 * MIB
+_LARGE_SEGMENT = 20 * MIB
+_OWN_SEGMENT = 10 * MIB
+_LARGE_REMAINDER = MIB
+
+
+def allocated_bytes(requests: Iterable[int], *, max_split_bytes: int | None = None) -> int:
+    """Return what the allocator reports as allocated after `requests`, in order, none of them freed."""
+    small: list[int] = []
+    large: list[int] = []
+    total = 0
+    for request in requests:
+        if request <= 0:
+            continue
+        size = round_up(request, _ROUND)
+        free, is_small = (small, True) if size <= _SMALL_REQUEST else (large, False)
+        block = _take(free, size)
+        if block is None:
+            block = _segment(size)
+        remainder = block - size
+        if is_small:
+            splits = remainder >= _ROUND
+        else:
+            splits = remainder > _LARGE_REMAINDER and (max_split_bytes is None or size < max_split_bytes)
+        if splits:
+            insort(free, remainder)
+            block = size
+        total += block
+    return total
+
+
+def _take(free: list[int], size: int) -> int | None:
+    """Remove and return the smallest free block that holds `size`."""
+    index = bisect_left(free, size)
+    return free.pop(index) if index < len(free) else None
+
+
+def _segment(size: int) -> int:
+    if size <= _SMALL_REQUEST:
+        return _SMALL_SEGMENT
+    if size < _OWN_SEGMENT:
+        return _LARGE_SEGMENT
+    return round_up(size, _SMALL_SEGMENT)

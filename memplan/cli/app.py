@@ -1,0 +1,97 @@
+"""The `memplan` command: a table of commands that are imported when they are called, and one place where errors end.
+
+Only the command that was asked for is imported, so that `memplan estimate` stays a blink. What a command answers goes to
+the real stdout through `memplan.cli.output`; everything else that is printed, by whatever library, lands on stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from memplan.errors import MemplanError
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "estimate": ("memplan.cli.estimate:estimate_command", "What a model uses on a GPU, what fits, what would make it fit."),
+    "models": ("memplan.cli.models:models_command", "List, search and show the models that memplan knows by name."),
+    "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A command group whose commands are imported when they are looked up."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import and return one command, or None for an unknown name."""
+        return load_command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def load_command(name: str) -> Any:
+    """Import the command of that name as an object that parses its own arguments."""
+    module, attribute = COMMANDS[name][0].split(":")
+    single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    single.command(name, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})(
+        getattr(importlib.import_module(module), attribute)
+    )
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """Know what a language model will use on a GPU before you rent or crash one."""
+    if version:
+        from memplan import __version__
+
+        print(f"memplan {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command line and exit with its documented code."""
+    try:
+        app(args=arguments, prog_name="memplan")
+        code = 0
+    except MemplanError as error:
+        _report(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def _report(error: MemplanError) -> None:
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"\nhint: {error.hint}", file=sys.stderr)

@@ -1,0 +1,211 @@
+"""vLLM's settings with every default filled in, as the named release fills them.
+
+Source: vllm/engine/arg_utils.py and the config classes of the releases that catalog/engines/vllm.yaml names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memplan.budget.kv_cache import KvFormat, kv_format
+from memplan.catalog.rules import Rules
+from memplan.domain.attention import LatentAttention, LinearState, SlidingWindow
+from memplan.domain.dtypes import DType, parse_compute_dtype
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import ModelSpec
+from memplan.domain.serving import ParallelLayout, ServingSettings
+from memplan.errors import UsageError
+from memplan.units import GIB
+
+_TOKENS_V0 = 2048
+_SEQS_V0 = 256
+_TOKENS_POOLING = 32768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSettings:
+    """What a vLLM start-up works with. `batched_tokens` are the tokens of one step, which is what it profiles."""
+
+    version: str
+    generation: Literal["v0", "v1"]
+    layout: ParallelLayout
+    dtype: DType
+    kv: KvFormat
+    utilization: float
+    context_tokens: int
+    max_num_seqs: int
+    batched_tokens: int
+    chunked_prefill: bool
+    prefix_caching: bool
+    eager: bool
+    block_size: int | None
+    async_scheduling: bool
+    kv_cache_memory_bytes: int | None
+    offline_batch: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """The settings under vLLM's option names, for a budget to show."""
+        return {
+            "tensor_parallel_size": self.layout.tensor,
+            "pipeline_parallel_size": self.layout.pipeline,
+            "data_parallel_size": self.layout.data,
+            "enable_expert_parallel": self.layout.expert,
+            "dtype": self.dtype.value,
+            "kv_cache_dtype": self.kv.name,
+            "gpu_memory_utilization": self.utilization,
+            "kv_cache_memory_bytes": self.kv_cache_memory_bytes,
+            "max_model_len": self.context_tokens,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.batched_tokens,
+            "enable_chunked_prefill": self.chunked_prefill,
+            "enable_prefix_caching": self.prefix_caching,
+            "enforce_eager": self.eager,
+            "block_size": self.block_size,
+            "engine_generation": self.generation,
+        }
+
+
+def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> VllmSettings:
+    """Fill in what the user left open, as vLLM at that release would on that GPU.
+
+    Raises: UsageError for values that vLLM refuses.
+    """
+    dtype = _dtype(spec, asked)
+    generation = _generation(spec, gpu, asked, rules)
+    context_tokens = asked.workload.context_tokens or spec.max_context_tokens
+    chunked = _chunked_prefill(spec, asked, rules, generation, context_tokens)
+    tokens, seqs = _batch(spec, gpu, asked, rules, generation, context_tokens, chunked)
+    if not chunked and tokens < context_tokens and spec.is_generative:
+        raise UsageError(
+            f"--max-num-batched-tokens {tokens} is below --context {context_tokens} and chunked prefill is off",
+            hint="raise the one, lower the other, or leave chunked prefill on",
+        )
+    return VllmSettings(
+        version=rules.version,
+        generation=generation,
+        layout=asked.layout,
+        dtype=dtype,
+        kv=kv_format(_kv_dtype(spec, asked), dtype),
+        utilization=asked.gpu_memory_utilization or rules["utilization"],
+        context_tokens=context_tokens,
+        max_num_seqs=seqs,
+        batched_tokens=tokens,
+        chunked_prefill=chunked,
+        prefix_caching=generation == "v1" if asked.prefix_caching is None else asked.prefix_caching,
+        eager=bool(asked.eager) or not rules["has_graphs"],
+        block_size=asked.block_size,
+        async_scheduling=generation == "v1" and rules.release >= (0, 14, 0),
+        kv_cache_memory_bytes=asked.kv_cache_memory_bytes,
+        offline_batch=asked.offline_batch,
+    )
+
+
+def _dtype(spec: ModelSpec, asked: ServingSettings) -> DType:
+    """The compute type: a float32 checkpoint is loaded in 16 bits unless the user insists."""
+    chosen = parse_compute_dtype(asked.dtype) if asked.dtype else None
+    if chosen:
+        return chosen
+    return DType.F16 if spec.dtype in (DType.F32, DType.F64) else spec.dtype
+
+
+def _kv_dtype(spec: ModelSpec, asked: ServingSettings) -> str | None:
+    if asked.kv_dtype and asked.kv_dtype != "auto":
+        return asked.kv_dtype
+    return spec.kv_cache_scheme
+
+
+def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> Literal["v0", "v1"]:
+    """V0 or V1: the releases between 0.8 and 0.10 fall back to V0 for what V1 could not do yet.
+
+    Source: EngineArgs._is_v1_supported_oracle, 0.8.1 to 0.10.2.
+    """
+    if rules["generation"] in ("v0", "v1"):
+        return "v0" if rules["generation"] == "v0" else "v1"
+    release = rules.release
+    capability = float(gpu.compute_capability) if gpu.compute_capability else 9.0
+    caches = [cache for layer in spec.layers for cache in layer.caches]
+    recurrent = any(isinstance(cache, LinearState) for cache in caches)
+    falls_back = (
+        (gpu.vendor == "nvidia" and capability < 8.0 and release < (0, 10, 2))
+        or (asked.kv_dtype not in (None, "auto") and release < (0, 9, 0))
+        or ((spec.quantization or "").startswith(("bnb", "gguf")) and release < (0, 9, 0))
+        or (recurrent and release < (0, 10, 0))
+        or (asked.weight_offload_bytes > 0 and release < (0, 8, 5))
+        or (spec.model_type in ("mllama", "whisper", "t5", "bart") and release < (0, 10, 2))
+        or (not spec.is_generative and release < (0, 9, 2))
+        or asked.chunked_prefill is False
+        or (gpu.vendor == "amd" and release < (0, 10, 0))
+    )
+    return "v0" if falls_back else "v1"
+
+
+def _chunked_prefill(
+    spec: ModelSpec, asked: ServingSettings, rules: Rules, generation: str, context_tokens: int
+) -> bool:
+    if asked.chunked_prefill is not None:
+        return asked.chunked_prefill
+    if generation == "v1":
+        return True
+    threshold = rules["chunks_above_tokens"]
+    caches = [cache for layer in spec.layers for cache in layer.caches]
+    blocked = (
+        bool(spec.towers)
+        or any(isinstance(cache, LatentAttention) for cache in caches)
+        or all(isinstance(cache, SlidingWindow) for cache in caches)
+    )
+    return bool(threshold and context_tokens > threshold and not blocked)
+
+
+def _batch(
+    spec: ModelSpec,
+    gpu: GpuSpec,
+    asked: ServingSettings,
+    rules: Rules,
+    generation: str,
+    context_tokens: int,
+    chunked: bool,
+) -> tuple[int, int]:
+    """Tokens and sequences of one step."""
+    if generation == "v0":
+        default_tokens = _tokens_v0(spec, rules, context_tokens, chunked)
+        default_seqs = _SEQS_V0
+    else:
+        default_tokens, default_seqs = _tier(gpu, asked, rules)
+    tokens = asked.max_num_batched_tokens or default_tokens
+    seqs = asked.max_num_seqs or default_seqs
+    if generation == "v1" and asked.max_num_batched_tokens is None:
+        if not chunked:
+            tokens = max(tokens, context_tokens)
+        if rules.release >= (0, 10, 1):
+            tokens = min(tokens, seqs * context_tokens)
+    if asked.max_num_seqs is None:
+        seqs = min(seqs, tokens)
+    if tokens < seqs:
+        raise UsageError(
+            f"--max-num-batched-tokens {tokens} is below --max-num-seqs {seqs}",
+            hint="vLLM refuses to start: every sequence needs a token of each step",
+        )
+    return tokens, seqs
+
+
+def _tokens_v0(spec: ModelSpec, rules: Rules, context_tokens: int, chunked: bool) -> int:
+    tokens = rules["chunked_tokens_v0"] if chunked else max(context_tokens, _TOKENS_V0)
+    if not spec.is_generative:
+        tokens = max(tokens, _TOKENS_POOLING)
+    if spec.towers:
+        tokens = max(tokens, rules["multimodal_tokens_v0"])
+    return int(tokens)
+
+
+def _tier(gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> tuple[int, int]:
+    """V1's defaults by device memory. Source: EngineArgs.get_batch_defaults."""
+    for kind, least_gib, serving, offline, seqs in rules["batch_tiers"]:
+        if gpu.memory_bytes < least_gib * GIB:
+            continue
+        if kind == "hopper" and not gpu.name.startswith(("h100", "h200", "gh200")):
+            continue
+        if kind == "not_a100" and gpu.name.startswith("a100"):
+            continue
+        return (offline if asked.offline_batch else serving), seqs
+    raise AssertionError("the last tier takes every GPU")
