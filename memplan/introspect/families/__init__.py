@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from memplan.domain.model import ModelSpec
 from memplan.errors import UnsupportedModel, did_you_mean
 from memplan.introspect.config import Config
+from memplan.introspect.rotary import rotary_tables
 
 Build = Callable[[Config, str], ModelSpec]
 
@@ -22,6 +24,56 @@ FAMILIES: Mapping[str, str] = {
     "qwen3": "decoder:QWEN3",
     "mixtral": "decoder:MIXTRAL",
     "qwen3_moe": "decoder:QWEN3_MOE",
+    # Wrappers of a language model, encoders, encoder-decoders.
+    "llava": "llava:llava",
+    "llava_next": "llava:llava_next",
+    "llava_next_video": "llava:llava_next",
+    "llava_onevision": "llava:llava_onevision",
+    "aya_vision": "llava:aya_vision",
+    "paligemma": "llava:paligemma",
+    "mistral3": "llava:mistral3",
+    "gemma3": "gemma_media:gemma3",
+    "gemma4": "gemma_media:gemma4",
+    "qwen2_vl": "qwen_media:qwen2_vl",
+    "qwen2_5_vl": "qwen_media:qwen2_5_vl",
+    "qwen3_vl": "qwen_media:qwen3_vl",
+    "qwen3_vl_moe": "qwen_media:qwen3_vl",
+    "qwen3_5": "qwen_media:qwen3_5",
+    "qwen3_5_moe": "qwen_media:qwen3_5",
+    "qwen2_audio": "qwen_media:qwen2_audio",
+    "bert": "text_encoders:BERT",
+    "roberta": "text_encoders:ROBERTA",
+    "xlm-roberta": "text_encoders:ROBERTA",
+    "camembert": "text_encoders:ROBERTA",
+    "mpnet": "text_encoders:MPNET",
+    "distilbert": "text_encoders:DISTILBERT",
+    "electra": "text_encoders:electra",
+    "deberta-v2": "modern_encoders:deberta_v2",
+    "modernbert": "modern_encoders:modernbert",
+    "nomic_bert": "modern_encoders:nomic_bert",
+    "new": "modern_encoders:gte_new",
+    "vit": "image_encoders:vit",
+    "dinov2": "image_encoders:dinov2",
+    "dinov2_with_registers": "image_encoders:dinov2",
+    "clip": "image_encoders:clip",
+    "clip_text_model": "image_encoders:clip_text",
+    "clip_vision_model": "image_encoders:clip_vision",
+    "siglip": "image_encoders:siglip",
+    "siglip_text_model": "image_encoders:siglip_text",
+    "siglip_vision_model": "image_encoders:siglip_vision",
+    "siglip2_vision_model": "image_encoders:siglip2_vision",
+    "wav2vec2": "speech_encoders:speech",
+    "hubert": "speech_encoders:speech",
+    "wavlm": "speech_encoders:speech",
+    "bart": "seq2seq:BART",
+    "mbart": "seq2seq:MBART",
+    "pegasus": "seq2seq:PEGASUS",
+    "marian": "seq2seq:MARIAN",
+    "m2m_100": "seq2seq:M2M_100",
+    "t5": "seq2seq:T5",
+    "mt5": "seq2seq:MT5",
+    "umt5": "seq2seq:UMT5",
+    "whisper": "seq2seq:whisper",
 }
 
 
@@ -38,7 +90,8 @@ def build_spec(config: Config, name: str) -> ModelSpec:
         raise UnsupportedModel(
             f"unknown model family: `{model_type}`", hint=known or "try --introspect torch, which asks transformers"
         )
-    return load_family(model_type)(config, name)
+    spec = load_family(model_type)(config, name)
+    return replace(spec, rotary=rotary_tables(config))
 
 
 def load_family(model_type: str) -> Build:
