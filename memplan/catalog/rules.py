@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from memplan.catalog.tables import load_table
 from memplan.errors import UsageError
 
 Release = tuple[int, ...]
@@ -51,20 +49,12 @@ class Rules:
         return self.sources[rule]
 
 
-@cache
-def _table(engine: str) -> dict[str, Any]:
-    text = (Path(__file__).parent / "engines" / f"{engine}.yaml").read_text(encoding="utf-8")
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    table: dict[str, Any] = yaml.load(text, Loader=loader)
-    return table
-
-
 def load_rules(engine: str, version: str | None) -> Rules:
     """Return the rules of `engine` at `version`, the newest known one by default.
 
     A release newer than the table takes the newest rules, an older one the oldest; both set `is_known` false.
     """
-    table = _table(engine)
+    table = load_table(Path("engines") / f"{engine}.yaml")
     newest, oldest = parse_release(table["newest"]), parse_release(table["oldest"])
     release = parse_release(version) if version else newest
     clamped = min(max(release, oldest), (*newest, 999))

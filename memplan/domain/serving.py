@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from memplan.domain.model import ModelSpec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelLayout:
@@ -70,7 +72,7 @@ class ServingSettings:
     language_model_only: bool = False
     prompt_logprobs: bool = False
     lora: LoraSettings = field(default_factory=LoraSettings)
-    draft_model: str | None = None
+    draft: ModelSpec | None = None
     num_speculative_tokens: int = 0
     kv_keep_fraction: float = 1.0
     offline_batch: bool = False

@@ -1,4 +1,4 @@
-"""What vLLM's profiling run measures: the activation peak, what lies outside torch, and the CUDA graphs.
+"""What vLLM's profiling run measures: the activation peak.
 
 Before it sizes the cache, vLLM runs the largest step it allows on dummy tokens and samples for the largest batch. The
 peak is the larger of the two; for a large vocabulary and many sequences it is the sampler.
@@ -18,12 +18,14 @@ from dataclasses import dataclass
 
 from memplan.budget.activations import ForwardRules, forward_peak_bytes, media_tower_bytes, sampler_peak_bytes
 from memplan.catalog.rules import Rules
-from memplan.domain.model import Layer, MediaInput, ModelSpec
+from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.serving import ServingSettings
 from memplan.engines.vllm.settings import VllmSettings
-from memplan.units import GIB, MIB, ceil_div, round_up
+from memplan.units import MIB, round_up
 
 _SORT_BYTES_PER_LOGIT = 38
 _FUSED_BYTES_PER_LOGIT = 14
+_PROMPT_LOGPROB_BYTES = 6
 _CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
 
 
@@ -33,34 +35,47 @@ class ActivationPeak:
 
     size_bytes: int
     cause: str
+    formula: str
     forward_bytes: int
     sampler_bytes: int
     media_bytes: int
 
 
 def activation_peak(
-    spec: ModelSpec, layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules, *, samples: bool
+    spec: ModelSpec,
+    layers: tuple[Layer, ...],
+    asked: ServingSettings,
+    settings: VllmSettings,
+    rules: Rules,
+    *,
+    samples: bool,
 ) -> ActivationPeak:
     """The activation peak of one rank; `samples` is true on the last pipeline stage."""
     ranks, element_bytes = settings.layout.tensor, settings.dtype.bits // 8
     tokens = settings.batched_tokens
-    hidden_bytes = tokens * spec.hidden_size * element_bytes
     forward = forward_peak_bytes(layers, spec, tokens, ranks, element_bytes, forward_rules(settings, rules))
+    media = media_peak(spec, asked, settings, element_bytes)
+    sequences = min(settings.max_num_seqs, tokens, media.max_sequences or tokens) * (1 + asked.num_speculative_tokens)
+    per_logit = bytes_per_logit(settings, rules)
     sampler = 0
     if samples and spec.is_generative:
-        sequences = min(settings.max_num_seqs, tokens)
-        vocab = round_up(spec.vocab_size, 64)
-        sampler = hidden_bytes + sampler_peak_bytes(sequences, vocab, bytes_per_logit(settings, rules))
-    media = media_peak_bytes(spec, settings, element_bytes)
+        hidden_bytes = tokens * spec.hidden_size * element_bytes
+        sampler = hidden_bytes + sampler_peak_bytes(sequences, round_up(spec.vocab_size, 64), per_logit)
+    if asked.prompt_logprobs:
+        sampler += round(tokens * spec.vocab_size * _PROMPT_LOGPROB_BYTES)
     parts = {
-        "forward pass": forward + media.kept_bytes,
-        "sampler": sampler + media.kept_bytes,
-        "media tower": media.peak_bytes,
+        "forward pass": (forward + media.kept_bytes, f"{tokens:,} tokens x the widest layer"),
+        "sampler": (
+            sampler + media.kept_bytes,
+            f"{sequences:,} sequences x {spec.vocab_size:,} logits x {per_logit:g} B",
+        ),
+        "media tower": (media.peak_bytes, f"{media.items} x the largest input"),
     }
-    cause = max(parts, key=lambda name: parts[name])
+    cause = max(parts, key=lambda name: parts[name][0])
     return ActivationPeak(
-        size_bytes=parts[cause] + _CUBLAS_WORKSPACE_BYTES,
+        size_bytes=parts[cause][0] + _CUBLAS_WORKSPACE_BYTES,
         cause=cause,
+        formula=parts[cause][1],
         forward_bytes=forward,
         sampler_bytes=sampler,
         media_bytes=media.peak_bytes,
@@ -92,80 +107,50 @@ def bytes_per_logit(settings: VllmSettings, rules: Rules) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPeak:
-    """The towers' own peak, and the encoder outputs that stay while the language model is profiled."""
+    """The towers' own peak, and the encoder outputs that stay while the language model is profiled.
 
-    peak_bytes: int
-    kept_bytes: int
+    `max_sequences` bounds the dummy batch where the release gives every dummy sequence a whole input; 0 for no bound.
+    """
+
+    peak_bytes: int = 0
+    kept_bytes: int = 0
+    items: int = 0
+    max_sequences: int = 0
 
 
-def media_peak_bytes(spec: ModelSpec, settings: VllmSettings, element_bytes: int) -> MediaPeak:
-    """Profiling images, videos and audio: as many of the costliest input as a step's token budget holds."""
-    inputs = [media for tower in spec.towers for media in tower.media]
+def media_peak(spec: ModelSpec, asked: ServingSettings, settings: VllmSettings, element_bytes: int) -> MediaPeak:
+    """Profiling images, videos and audio: as many of the costliest input as a step's token budget holds.
+
+    Source: MultiModalBudget (V1, vllm/v1/worker/utils.py); GPUModelRunner.profile_run (V0,
+    vllm/worker/model_runner.py).
+    """
+    limits = asked.media_per_prompt or {}
+    context = settings.context_tokens
+    inputs = [
+        media
+        for tower in spec.towers
+        for media in tower.media
+        if limits.get(media.modality, 1) > 0 and not (media.modality == "video" and settings.generation == "v0")
+    ]
     if not inputs:
-        return MediaPeak(peak_bytes=0, kept_bytes=0)
-    costliest = max(inputs, key=lambda media: media.max_tokens)
-    items = _num_items(costliest, settings)
+        return MediaPeak()
+    media = max(inputs, key=lambda each: each.tokens_at(context))
+    tokens = max(1, media.tokens_at(context))
+    sequences = 0
+    if settings.generation == "v1":
+        per_prompt = limits.get(media.modality, 999)
+        budget = max(settings.batched_tokens, tokens)
+        items = max(1, min(budget // tokens, settings.max_num_seqs * per_prompt))
+    else:
+        sequences = max(1, min(settings.max_num_seqs, settings.batched_tokens // tokens))
+        items = sequences
     tower = media_tower_bytes(
-        costliest.patches,
-        costliest.hidden_size,
-        costliest.intermediate_size,
+        media.patches_at(context),
+        media.hidden_size,
+        media.intermediate_size,
         items,
         element_bytes,
         settings.layout.tensor,
     )
-    kept = costliest.max_tokens * items * spec.hidden_size * element_bytes
-    return MediaPeak(peak_bytes=tower + kept, kept_bytes=kept)
-
-
-def _num_items(media: MediaInput, settings: VllmSettings) -> int:
-    """Inputs in the profiling batch. V1: the encoder budget over one input's tokens; V0: one for each dummy sequence
-    that has room.
-    """
-    budget = max(settings.batched_tokens, media.max_tokens)
-    if settings.generation == "v1":
-        return max(1, min(budget // max(1, media.max_tokens), settings.max_num_seqs))
-    return max(1, min(settings.max_num_seqs, settings.batched_tokens // max(1, media.max_tokens)))
-
-
-def capture_sizes(settings: VllmSettings, rules: Rules) -> int:
-    """How many batch sizes are captured as CUDA graphs."""
-    if settings.eager:
-        return 0
-    if settings.generation == "v0":
-        limit = min(settings.max_num_seqs, 256)
-        return sum(size <= limit for size in (1, 2, 4, *range(8, 257, 8))) or 1
-    limit = min(512, settings.max_num_seqs * 2 if rules.release >= (0, 11, 1) else 512, max(1, settings.batched_tokens))
-    sizes = (
-        [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
-        if rules.release >= (0, 11, 1)
-        else [1, 2, 4, *range(8, 513, 8)]
-    )
-    return sum(size <= limit for size in sizes) or 1
-
-
-def graph_bytes(num_layers: int, settings: VllmSettings, rules: Rules) -> int:
-    """CUDA graphs of one rank: a fixed cost per captured piece, and NCCL's graph buffers past one rank."""
-    sizes = capture_sizes(settings, rules)
-    if not sizes:
-        return 0
-    pieces = sizes * (num_layers + 1)
-    if settings.generation == "v0":
-        return round(0.012 * GIB * sizes * max(1, num_layers / 40))
-    per_piece = 0.28 * MIB
-    return round(pieces * per_piece) + (round(1.2 * GIB) if settings.layout.tensor > 1 else 0)
-
-
-def non_torch_bytes(settings: VllmSettings, rules: Rules) -> int:
-    """What lies outside torch and is charged to the budget: context, cuBLAS, NCCL, by the release's way of
-    accounting.
-    """
-    accounting = rules["accounting_v1"] if settings.generation == "v1" else rules["accounting"]
-    ranks = settings.layout.tensor * settings.layout.pipeline
-    context = round(0.45 * GIB) if accounting in ("device", "allocated") else 0
-    own = round(0.09 * GIB)
-    if ranks == 1:
-        return context + own
-    if accounting == "after_nccl":
-        return context + round(0.25 * GIB)
-    nccl = 0.7 * min(2.0, float(ceil_div(settings.layout.tensor, 2)) ** 0.5)
-    return context + own + round(nccl * GIB)
+    kept = tokens * items * spec.hidden_size * element_bytes
+    return MediaPeak(peak_bytes=tower + kept, kept_bytes=kept, items=items, max_sequences=sequences)

@@ -1,0 +1,52 @@
+"""The constants of the vLLM model that were fitted on recorded runs, and the widths of its intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from memplan.catalog.tables import load_table
+
+_FILE = Path("engines") / "vllm_fitted.yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """Half-widths of the 90 % intervals, as shares of the term or in MiB."""
+
+    weights: float
+    weights_quantized: float
+    activation_sampler: float
+    activation_forward: float
+    activation_media: float
+    activation_mib: float
+    non_torch_mib: float
+    non_torch_ranks_mib: float
+    cuda_graph: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """Fitted sizes in MiB; the YAML file says what each is."""
+
+    context_mib: float
+    context_old_mib: float
+    own_mib: float
+    nccl_mib: float
+    nccl_nvls_mib_per_peer: float
+    nccl_growth_mib: float
+    nccl_growth_nvls_mib: float
+    graph_piece_mib: float
+    graph_size_mib: float
+    graph_comm_mib: float
+    reserved_share: float
+    intervals: Intervals
+
+
+@cache
+def load_fitted() -> Fitted:
+    """Read the constants."""
+    table = load_table(_FILE)
+    sizes = {name: value for name, value in table.items() if name not in ("fitted_by", "intervals")}
+    return Fitted(**sizes, intervals=Intervals(**table["intervals"]))

@@ -1,0 +1,112 @@
+"""What vLLM's processes take beside weights, activations and cache: the CUDA context, libraries, NCCL, CUDA graphs.
+
+Which of it is charged to the budget changed with almost every release; the rest comes out of the slack that
+`gpu_memory_utilization` leaves. The constants are fitted, see catalog/engines/vllm_fitted.yaml.
+
+Source: worker.py and gpu_worker.py of the releases that catalog/engines/vllm.yaml names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memplan.catalog.rules import Rules
+from memplan.domain.gpu import GpuSpec
+from memplan.engines.vllm.fitted import Fitted
+from memplan.engines.vllm.settings import VllmSettings
+from memplan.units import MIB
+
+_GRAPH_SIZES_V0 = (1, 2, 4, *range(8, 257, 8))
+_GRAPH_SIZES_V1 = (1, 2, 4, *range(8, 513, 8))
+_GRAPH_SIZES_TIERED = (1, 2, 4, *range(8, 256, 8), *range(256, 1025, 16))
+_GRAPH_LAYERS_V0 = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outside:
+    """Bytes outside torch: charged to the budget, and uncharged, which the slack must hold."""
+
+    charged_bytes: int
+    uncharged_bytes: int
+    context_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.charged_bytes + self.uncharged_bytes
+
+
+def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitted, graph_bytes: int) -> Outside:
+    """What lies outside torch on one rank, told apart by how the release accounts for it."""
+    accounting = rules["accounting_v1"] if settings.generation == "v1" else rules["accounting"]
+    context = context_bytes(gpu, fitted)
+    nccl, growth = nccl_bytes(gpu, settings, fitted)
+    own = round(fitted.own_mib * MIB)
+    charged, uncharged = own, 0
+    if accounting in ("device", "allocated"):
+        charged += context + nccl
+    elif accounting in ("baseline", "reserved"):
+        charged, uncharged = charged + nccl, context
+    else:
+        charged, uncharged = charged + growth, context + max(0, nccl - growth)
+    if not rules["graphs_in_budget"]:
+        uncharged += graph_bytes
+    return Outside(charged_bytes=charged, uncharged_bytes=uncharged, context_bytes=context)
+
+
+def context_bytes(gpu: GpuSpec, fitted: Fitted) -> int:
+    """The CUDA context of a process: larger where the driver loads more for the card."""
+    capability = float(gpu.compute_capability) if gpu.compute_capability else 9.0
+    is_old = gpu.vendor == "nvidia" and (capability < 8.0 or capability == 8.6)
+    return round((fitted.context_old_mib if is_old else fitted.context_mib) * MIB)
+
+
+def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> tuple[int, int]:
+    """Communication buffers of one rank: all of them, and those that appear only with the first pass."""
+    ranks = settings.layout.tensor
+    if ranks * settings.layout.pipeline == 1:
+        return 0, 0
+    if has_multicast(gpu) and ranks > 1:
+        peers = min(ranks, 8) - 1
+        return round(fitted.nccl_nvls_mib_per_peer * peers * MIB), round(fitted.nccl_growth_nvls_mib * MIB)
+    return round(fitted.nccl_mib * MIB), round(fitted.nccl_growth_mib * MIB)
+
+
+def has_multicast(gpu: GpuSpec) -> bool:
+    """Whether NCCL makes NVLink multicast buffers: Hopper and later data-centre cards behind an NVSwitch."""
+    capability = float(gpu.compute_capability) if gpu.compute_capability else 0.0
+    link = (gpu.interconnect or "").lower()
+    return gpu.vendor == "nvidia" and capability in (9.0, 10.0, 10.3) and "nvl" in link
+
+
+def capture_sizes(settings: VllmSettings, rules: Rules) -> int:
+    """How many batch sizes are captured as CUDA graphs.
+
+    Source: vllm/worker/model_runner.py (V0), VllmConfig._set_cudagraph_sizes (V1).
+    """
+    if settings.eager:
+        return 0
+    if settings.generation == "v0":
+        return _at_most(_GRAPH_SIZES_V0, settings.max_num_seqs)
+    if rules.release < (0, 11, 1):
+        return _at_most(_GRAPH_SIZES_V1, settings.batched_tokens)
+    return _at_most(_GRAPH_SIZES_TIERED, min(2 * settings.max_num_seqs, 512, settings.batched_tokens))
+
+
+def _at_most(sizes: tuple[int, ...], limit: int) -> int:
+    return max(1, len([size for size in sizes if size <= limit]))
+
+
+def graph_memory_bytes(num_layers: int, settings: VllmSettings, rules: Rules, fitted: Fitted) -> int:
+    """CUDA graphs of one rank.
+
+    V1 captures every batch size in pieces between attention layers, each with a fixed cost; V0 one graph per size.
+    Collectives keep buffers of their own in the graphs.
+    """
+    sizes = capture_sizes(settings, rules)
+    if not sizes:
+        return 0
+    if settings.generation == "v0":
+        return round(sizes * fitted.graph_size_mib * num_layers / _GRAPH_LAYERS_V0 * MIB)
+    pieces = sizes * (num_layers + 1) * fitted.graph_piece_mib
+    collectives = fitted.graph_comm_mib if settings.layout.tensor > 1 else 0.0
+    return round((pieces + collectives) * MIB)
