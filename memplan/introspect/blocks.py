@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memplan.domain.attention import Cache, FullAttention
+from memplan.domain.attention import Cache, FullAttention, SlidingWindow
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import REPLICATED, Role, Shard, ShardKind, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect.config import Config
+
+HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,22 +33,32 @@ class Heads:
     def query_width(self) -> int:
         return self.num_heads * self.key_width
 
+    @property
+    def value_out_width(self) -> int:
+        """The width that the output projection reads."""
+        return self.num_heads * self.value_width
+
     def full(self) -> Cache:
         """The cache of this attention when every token is kept."""
         return FullAttention(self.num_kv_heads, self.key_width, self.value_width)
 
+    def window(self, tokens: int | None) -> Cache:
+        """The cache of this attention when the last `tokens` tokens are kept; all of them when that is None."""
+        return SlidingWindow(self.num_kv_heads, self.key_width, self.value_width, tokens) if tokens else self.full()
 
-def read_heads(config: Config, *, default_kv: int | None = None) -> Heads:
+
+def read_heads(config: Config, *, default_kv: int | None = None, head_dim: int | None = None) -> Heads:
     """Return the attention shape under the names that most configs use.
 
-    `head_dim` is hidden size over heads when the config does not give it; key-value heads equal the query heads when
-    the config gives none (`default_kv` overrides that).
+    `default_kv` and `head_dim` are a family's defaults for absent keys; without one, key-value heads equal the query
+    heads, and the width of a head is the hidden size over the heads.
     """
-    hidden = config.int("hidden_size", "n_embd", "d_model", "dim")
-    num_heads = config.int("num_attention_heads", "n_head", "n_heads", "num_heads")
+    hidden = config.int(*HIDDEN)
+    num_heads = config.int(*HEADS)
     num_kv_heads = config.int("num_key_value_heads", "multi_query_group_num", default=default_kv or num_heads)
-    head_dim = config.optional_int("head_dim", "kv_channels", minimum=1) or exact_div(hidden, num_heads, "hidden size", "heads")
-    return Heads(hidden=hidden, num_heads=num_heads, num_kv_heads=num_kv_heads, key_width=head_dim, value_width=head_dim)
+    width = config.optional_int("head_dim", "kv_channels", minimum=1) or head_dim
+    width = width or exact_div(hidden, num_heads, "hidden size", "heads")
+    return Heads(hidden=hidden, num_heads=num_heads, num_kv_heads=num_kv_heads, key_width=width, value_width=width)
 
 
 def exact_div(numerator: int, denominator: int, what: str, by: str) -> int:
@@ -55,12 +68,16 @@ def exact_div(numerator: int, denominator: int, what: str, by: str) -> int:
     return numerator // denominator
 
 
-def column(name: str, out_width: int, in_width: int, units: int, role: Role, *, bias: bool = False) -> tuple[Tensor, ...]:
+def column(
+    name: str, out_width: int, in_width: int, units: int, role: Role, *, bias: bool = False
+) -> tuple[Tensor, ...]:
     """A linear map cut by output channel into `units` pieces."""
     return _linear(name, out_width, in_width, Shard(ShardKind.SPLIT, units), role, bias, cut_bias=True)
 
 
-def kv_column(name: str, out_width: int, in_width: int, heads: int, role: Role, *, bias: bool = False) -> tuple[Tensor, ...]:
+def kv_column(
+    name: str, out_width: int, in_width: int, heads: int, role: Role, *, bias: bool = False
+) -> tuple[Tensor, ...]:
     """A key or value projection: cut by key-value head, and replicated once ranks outnumber heads."""
     return _linear(name, out_width, in_width, Shard(ShardKind.KV_HEADS, heads), role, bias, cut_bias=True)
 
@@ -75,9 +92,19 @@ def replicated(name: str, out_width: int, in_width: int, role: Role, *, bias: bo
     return _linear(name, out_width, in_width, REPLICATED, role, bias, cut_bias=False)
 
 
-def vector(name: str, width: int, role: Role = Role.NORM, *, shard: Shard = REPLICATED, dtype: DType | None = None) -> Tensor:
-    """A one-dimensional weight: a norm, a bias, a sink, a decay."""
-    return Tensor(name=name, shape=(width,), role=role, shard=shard, dtype=dtype)
+def vector(
+    name: str,
+    width: int,
+    role: Role = Role.NORM,
+    *,
+    units: int = 0,
+    shard: Shard = REPLICATED,
+    dtype: DType | None = None,
+    is_buffer: bool = False,
+) -> Tensor:
+    """A one-dimensional weight: a norm, a bias, a sink, a decay. It is cut into `units` pieces where that is not 0."""
+    cut = Shard(ShardKind.SPLIT, units) if units else shard
+    return Tensor(name=name, shape=(width,), role=role, shard=cut, dtype=dtype, is_buffer=is_buffer)
 
 
 def norm(name: str, width: int, *, bias: bool = False) -> tuple[Tensor, ...]:
@@ -91,21 +118,36 @@ def norms(names: tuple[str, ...], width: int, *, bias: bool = False) -> tuple[Te
     return tuple(tensor for name in names for tensor in norm(name, width, bias=bias))
 
 
+def conv1d(name: str, channels: int, kernel: int, units: int, *, bias: bool = False) -> tuple[Tensor, ...]:
+    """A depthwise convolution over time, cut by channel."""
+    shard = Shard(ShardKind.SPLIT, units)
+    weight = Tensor(name=f"{name}.weight", shape=(channels, 1, kernel), role=Role.STATE, shard=shard)
+    return (weight, vector(f"{name}.bias", channels, Role.STATE, shard=shard)) if bias else (weight,)
+
+
 def attention(
     heads: Heads,
     *,
     prefix: str = "self_attn",
-    names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     qkv_bias: bool = False,
     out_bias: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Query, key, value and output projections, stored apart."""
-    query, key, value, out = (f"{prefix}.{name}" for name in names)
+    """Query, key, value and output projections; two names mean that the first three are stored as one matrix."""
+    full = tuple(f"{prefix}.{name}" if prefix else name for name in names)
+    out = row(full[-1], heads.hidden, heads.value_out_width, heads.num_heads, Role.ATTENTION, bias=out_bias)
+    key_width = heads.num_kv_heads * heads.key_width
+    value_width = heads.num_kv_heads * heads.value_width
+    if len(names) == 2:
+        shard = Shard(ShardKind.QKV_HEADS, heads.num_heads, heads.num_kv_heads)
+        width = heads.query_width + key_width + value_width
+        return (*_linear(full[0], width, heads.hidden, shard, Role.ATTENTION, qkv_bias, cut_bias=True), *out)
+    query, key, value = full[:-1]
     return (
         *column(query, heads.query_width, heads.hidden, heads.num_heads, Role.ATTENTION, bias=qkv_bias),
-        *kv_column(key, heads.num_kv_heads * heads.key_width, heads.hidden, heads.num_kv_heads, Role.ATTENTION, bias=qkv_bias),
-        *kv_column(value, heads.num_kv_heads * heads.value_width, heads.hidden, heads.num_kv_heads, Role.ATTENTION, bias=qkv_bias),
-        *row(out, heads.hidden, heads.num_heads * heads.value_width, heads.num_heads, Role.ATTENTION, bias=out_bias),
+        *kv_column(key, key_width, heads.hidden, heads.num_kv_heads, Role.ATTENTION, bias=qkv_bias),
+        *kv_column(value, value_width, heads.hidden, heads.num_kv_heads, Role.ATTENTION, bias=qkv_bias),
+        *out,
     )
 
 
@@ -117,12 +159,20 @@ def mlp(
     names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"),
     bias: bool = False,
     role: Role = Role.MLP,
+    fused: bool = False,
 ) -> tuple[Tensor, ...]:
-    """A feed-forward block: every name but the last maps up, the last maps down."""
+    """A feed-forward block: every name but the last maps up, the last maps down.
+
+    `fused` stores gate and up as one matrix of twice the width.
+    """
+    dotted = f"{prefix}." if prefix else ""
+    width = 2 * intermediate if fused else intermediate
     ups = tuple(
-        tensor for name in names[:-1] for tensor in column(f"{prefix}.{name}", intermediate, hidden, intermediate, role, bias=bias)
+        tensor
+        for name in names[:-1]
+        for tensor in column(f"{dotted}{name}", width, hidden, intermediate, role, bias=bias)
     )
-    return (*ups, *row(f"{prefix}.{names[-1]}", hidden, intermediate, intermediate, role, bias=bias))
+    return (*ups, *row(f"{dotted}{names[-1]}", hidden, intermediate, intermediate, role, bias=bias))
 
 
 def experts(
@@ -133,18 +183,26 @@ def experts(
     prefix: str = "mlp.experts.*",
     names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj"),
     bias: bool = False,
+    fused: bool = False,
+    suffix: str = ".weight",
 ) -> tuple[Tensor, ...]:
-    """A stack of equal experts; `*` stands for the expert's number."""
+    """A stack of equal experts; `*` stands for the expert's number, a name without it for a tensor that holds them all.
+
+    `fused` stores gate and up as one matrix of twice the width. `suffix` ends a weight's name.
+    """
     shard = Shard(ShardKind.EXPERTS, intermediate)
     tensors: list[Tensor] = []
     for index, name in enumerate(names):
         is_down = index == len(names) - 1
-        shape = (hidden, intermediate) if is_down else (intermediate, hidden)
+        width = 2 * intermediate if fused else intermediate
+        shape = (hidden, intermediate) if is_down else (width, hidden)
+        full = f"{prefix}.{name}"
         tensors.append(
-            Tensor(name=f"{prefix}.{name}.weight", shape=shape, role=Role.EXPERT, shard=shard, count=num_experts, linear=True)
+            Tensor(name=f"{full}{suffix}", shape=shape, role=Role.EXPERT, shard=shard, count=num_experts, linear=True)
         )
         if bias:
-            tensors.append(Tensor(name=f"{prefix}.{name}.bias", shape=(shape[0],), role=Role.EXPERT, shard=shard, count=num_experts))
+            bias_name = f"{full}.bias" if suffix else f"{full}_bias"
+            tensors.append(Tensor(name=bias_name, shape=(shape[0],), role=Role.EXPERT, shard=shard, count=num_experts))
     return tuple(tensors)
 
 
@@ -153,12 +211,18 @@ def embedding(name: str, vocab: int, width: int, role: Role = Role.EMBEDDING) ->
     return Tensor(name=f"{name}.weight", shape=(vocab, width), role=role, shard=Shard(ShardKind.VOCAB, vocab))
 
 
+def positions(name: str, rows: int, width: int) -> Tensor:
+    """A table of learned positions, whole on every rank."""
+    return Tensor(name=f"{name}.weight", shape=(rows, width), role=Role.POSITION)
+
+
 def lm_head(name: str, vocab: int, width: int, *, bias: bool = False) -> tuple[Tensor, ...]:
     """The output projection onto the vocabulary. It is a Linear layer, which quantizers leave alone unless told."""
-    weight = Tensor(name=f"{name}.weight", shape=(vocab, width), role=Role.LM_HEAD, shard=Shard(ShardKind.VOCAB, vocab), linear=True)
+    shard = Shard(ShardKind.VOCAB, vocab)
+    weight = Tensor(name=f"{name}.weight", shape=(vocab, width), role=Role.LM_HEAD, shard=shard, linear=True)
     if not bias:
         return (weight,)
-    return (weight, Tensor(name=f"{name}.bias", shape=(vocab,), role=Role.LM_HEAD, shard=Shard(ShardKind.VOCAB, vocab)))
+    return (weight, Tensor(name=f"{name}.bias", shape=(vocab,), role=Role.LM_HEAD, shard=shard))
 
 
 def _linear(

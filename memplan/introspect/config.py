@@ -53,7 +53,9 @@ class Config:
     def int(self, *keys: _Str, default: _Int | _Required = REQUIRED, minimum: _Int = 1) -> _Int:
         """Return a whole number of at least `minimum`, under the first of `keys` that is there."""
         value = self._read(keys, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._wrong(keys, value, "a whole number")
+        if isinstance(value, float) and not value.is_integer():  # also infinity and not-a-number, which JSON can hold
             raise self._wrong(keys, value, "a whole number")
         if not minimum <= value < _LARGEST:
             raise self._wrong(keys, value, f"a whole number of at least {minimum}")
@@ -62,6 +64,10 @@ class Config:
     def optional_int(self, *keys: _Str, minimum: _Int = 0) -> _Int | None:
         """Return a whole number, or None when none of `keys` is there."""
         return self.int(*keys, minimum=minimum) if any(self.has(key) for key in keys) else None
+
+    def nullable_int(self, key: _Str, *, default: _Int | None, minimum: _Int = 0) -> _Int | None:
+        """Return a whole number for which null has a meaning of its own: None for null, `default` for an absent key."""
+        return self.optional_int(key, minimum=minimum) if key in self._raw else default
 
     def float(self, *keys: _Str, default: _Float | _Required = REQUIRED) -> _Float:
         value = self._read(keys, default)
@@ -117,6 +123,10 @@ class Config:
                 return Config(self._raw[key], path=self._dotted(key))
         raise UnsupportedModel(f"the config has no key `{self._dotted(keys[0])}`")
 
+    def having(self, **values: object) -> Config:
+        """The same config with other values for some keys."""
+        return Config({**self._raw, **values}, path=self.path)
+
     def raw(self) -> Mapping[_Str, object]:
         """The mapping as it was read."""
         return self._raw
@@ -141,7 +151,9 @@ class Config:
 
 
 def _kind(value: object) -> str:
-    return {type(None): "null", list: "a list", str: "a text", bool: "true or false"}.get(type(value), type(value).__name__)
+    return {type(None): "null", list: "a list", str: "a text", bool: "true or false"}.get(
+        type(value), type(value).__name__
+    )
 
 
 def _show(value: object) -> str:

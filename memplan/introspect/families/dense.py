@@ -1,0 +1,271 @@
+"""Ordinary dense decoders, one line of knobs each: grouped attention and an MLP in every layer.
+
+Source: the modelling code and configuration defaults of transformers 5.23; for families that publish their own code
+(Baichuan, InternLM, XVERSE, Orion, MiMo, EXAONE 3), that code as vLLM 0.33.0 reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memplan.domain.tensors import Role, Tensor
+from memplan.errors import UnsupportedModel
+from memplan.introspect import blocks, windows
+from memplan.introspect.blocks import Heads
+from memplan.introspect.config import Config
+from memplan.introspect.families import mtp
+from memplan.introspect.families.decoder import Decoder, Frame, shape
+from memplan.introspect.stack import is_set
+from memplan.introspect.windows import first_full, last_full, typed
+
+_BIAS = ("attention_bias", True)
+_SANDWICH = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+_POST = ("post_attention_layernorm", "post_feedforward_layernorm")
+_TIED = Frame(tied=True)
+_LAYER_NORM = Frame(norm_bias=True)
+
+LLAMA = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", mlp_bias="mlp_bias")
+BAICHUAN = Decoder(attention_names=("W_pack", "o_proj"))
+YI = replace(LLAMA, norms=("ln1", "ln2"))
+INTERNLM = Decoder(qkv_bias=("bias", True), out_bias=("bias", True))
+INTERNLM3 = Decoder(heads=shape(kv=2), qkv_bias="qkv_bias", out_bias="bias", mlp_bias="bias")
+INTERNLM2 = Decoder(
+    qkv_bias="bias",
+    out_bias="bias",
+    attention_prefix="attention",
+    attention_names=("wqkv", "wo"),
+    mlp_prefix="feed_forward",
+    mlp_names=("w1", "w3", "w2"),
+    norms=("attention_norm", "ffn_norm"),
+    frame=Frame(embedding="model.tok_embeddings", lm_head="output"),
+)
+ORION = Decoder(frame=_LAYER_NORM)
+XVERSE = Decoder()
+MINICPM = Decoder(frame=_TIED)
+MISTRAL = Decoder(heads=shape(kv=8), window=windows.always(4096))
+MINISTRAL = Decoder(heads=shape(kv=8), window=typed(window=4096))
+MINISTRAL3 = Decoder(heads=shape(kv=8, dim=128), window=windows.always())
+ARCEE = replace(LLAMA, mlp_names=("up_proj", "down_proj"), gated=False)
+GRANITE = LLAMA
+SEED_OSS = Decoder(heads=shape(kv=8, dim=128), qkv_bias=_BIAS, out_bias="attention_out_bias", mlp_bias="mlp_bias")
+HELIUM = Decoder(heads=shape(kv=20, dim=128), qkv_bias="attention_bias", mlp_bias="mlp_bias")
+CWM = Decoder(heads=shape(kv=8, dim=128), mlp_bias="mlp_bias", window=typed(first_full(4), window=8192))
+ERNIE4_5 = Decoder(
+    heads=shape(kv=2, dim=128), qkv_bias="use_bias", out_bias="use_bias", mlp_bias="use_bias", frame=_TIED
+)
+HYPERCLOVAX = replace(
+    LLAMA,
+    layer_norms=lambda config: blocks.norms(
+        ("input_layernorm", "post_attention_layernorm", "post_norm1", "post_norm2")
+        if is_set(config, ("use_post_norm", True))
+        else ("input_layernorm", "post_attention_layernorm"),
+        config.int(*blocks.HIDDEN),
+    ),
+)
+HUNYUAN = replace(LLAMA, qk_norm=("use_qk_norm", True), qk_norm_names=("query_layernorm", "key_layernorm"))
+
+QWEN2 = Decoder(heads=shape(kv=32), qkv_bias=True, window=windows.qwen2)
+QWEN3 = Decoder(
+    heads=shape(kv=32, dim=128),
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    qk_norm=True,
+    window=windows.qwen2,
+)
+MIMO: Decoder = Decoder(
+    qkv_bias="attention_bias",
+    window=windows.qwen2,
+    frame=Frame(mtp=mtp.numbered(lambda: MIMO, mtp.MIMO, prefix="model.mtp_layers.")),
+)
+
+GEMMA = Decoder(heads=shape(kv=16, dim=256), qkv_bias="attention_bias", out_bias="attention_bias", frame=_TIED)
+GEMMA2 = replace(GEMMA, heads=shape(kv=4, dim=256), norms=_SANDWICH, window=typed(last_full(2), window=4096))
+GEMMA3 = replace(
+    GEMMA2, qk_norm=True, window=typed(last_full(6, "sliding_window_pattern", "_sliding_window_pattern"), window=4096)
+)
+VAULTGEMMA = replace(GEMMA2, norms=("input_layernorm", "pre_feedforward_layernorm"))
+
+GLM = Decoder(heads=shape(kv=2, dim=128), qkv_bias=_BIAS, mlp_names=("gate_up_proj", "down_proj"))
+GLM4 = replace(
+    GLM,
+    norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+
+COHERE = Decoder(
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    qk_norm="use_qk_norm",
+    qk_norm_full=True,
+    norms=("input_layernorm",),
+    frame=_TIED,
+)
+COHERE2 = replace(COHERE, qk_norm=False, window=typed(last_full(4, "sliding_window_pattern"), window=4096))
+
+OLMO = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", norms=(), frame=Frame(final_norm=""))
+OLMO2 = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", qk_norm=True, qk_norm_full=True, norms=_POST)
+OLMO3 = replace(OLMO2, window=typed(last_full(4), window=4096))
+
+PHI3 = Decoder(attention_names=("qkv_proj", "o_proj"), mlp_names=("gate_up_proj", "down_proj"), window=windows.always())
+STARCODER2 = Decoder(
+    heads=shape(kv=2),
+    qkv_bias=("use_bias", True),
+    out_bias=("use_bias", True),
+    mlp_bias=("use_bias", True),
+    mlp_names=("c_fc", "c_proj"),
+    gated=False,
+    window=windows.always(),
+    frame=Frame(norm_bias=True, tied=True),
+)
+NEMOTRON = Decoder(
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    mlp_bias="mlp_bias",
+    mlp_names=("up_proj", "down_proj"),
+    gated=False,
+    frame=_LAYER_NORM,
+)
+JAIS2 = Decoder(
+    qkv_bias=_BIAS,
+    out_bias=_BIAS,
+    mlp_bias=("mlp_bias", True),
+    mlp_names=("up_proj", "down_proj"),
+    gated=False,
+    frame=_LAYER_NORM,
+)
+NANOCHAT = Decoder(
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    mlp_names=("fc1", "fc2"),
+    gated=False,
+    norms=(),
+    frame=Frame(final_norm=""),
+)
+EXAONE = Decoder(
+    attention_prefix="attn.attention",
+    attention_names=("q_proj", "k_proj", "v_proj", "out_proj"),
+    mlp_names=("c_fc_0", "c_fc_1", "c_proj"),
+    norms=("ln_1", "ln_2"),
+    frame=Frame(layers="transformer.h.", embedding="transformer.wte", final_norm="transformer.ln_f"),
+)
+
+
+def lettered(config: Config, num_layers: int) -> Sequence[str]:
+    """EXAONE's pattern: a period, or letters such as `LLLG` that are repeated; null means no windows at all."""
+    pattern = config.get("sliding_window_pattern")
+    if isinstance(pattern, str):
+        if not pattern or set(pattern) - {"L", "G"} or len(pattern) > num_layers:
+            raise UnsupportedModel(f"config key `sliding_window_pattern` must be letters L and G: `{pattern[:40]}`")
+        kinds = {"L": windows.SLIDING, "G": windows.FULL}
+        return [
+            windows.FULL if index == num_layers - 1 else kinds[pattern[index % len(pattern)]]
+            for index in range(num_layers)
+        ]
+    return last_full(4, "sliding_window_pattern")(config, num_layers)
+
+
+EXAONE4 = Decoder(heads=shape(kv=32), qk_norm=True, norms=_POST, window=typed(lettered, window=4096))
+
+
+def _rope_free(config: Config, num_layers: int) -> Sequence[str]:
+    """SmolLM3: layers without rotary positions are windowed, when windows are on."""
+    if not config.bool("use_sliding_window", default=False):
+        return (windows.FULL,) * num_layers
+    every = config.int("no_rope_layer_interval", default=4)
+    rotary = config.ints("no_rope_layers", default=[int((index + 1) % every != 0) for index in range(num_layers)])
+    if len(rotary) < num_layers:
+        raise UnsupportedModel(f"config key `no_rope_layers` names {len(rotary)} layers of {num_layers}")
+    return tuple(windows.FULL if has_rope else windows.SLIDING for has_rope in rotary[:num_layers])
+
+
+SMOLLM3 = replace(LLAMA, heads=shape(kv=4), window=typed(_rope_free), frame=_TIED)
+
+
+def sinks(config: Config, heads: Heads) -> tuple[Tensor, ...]:
+    """One learned sink for every query head."""
+    return (blocks.vector("self_attn.sinks", heads.num_heads, Role.ATTENTION, units=heads.num_heads),)
+
+
+GRANITE_SWA = replace(
+    LLAMA, heads=shape(kv=4), attention_extra=sinks, window=typed(first_full(4), window=128), frame=_TIED
+)
+
+
+def _apertus_norms(config: Config) -> tuple[Tensor, ...]:
+    """Two norms, and the two learned scalars of the xIELU activation."""
+    return (
+        *blocks.norms(("attention_layernorm", "feedforward_layernorm"), config.int(*blocks.HIDDEN)),
+        blocks.vector("mlp.act_fn.alpha_p", 1, Role.MLP),
+        blocks.vector("mlp.act_fn.alpha_n", 1, Role.MLP),
+    )
+
+
+APERTUS = Decoder(
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    qk_norm=True,
+    mlp_names=("up_proj", "down_proj"),
+    gated=False,
+    layer_norms=_apertus_norms,
+)
+
+
+def _stablelm_norms(config: Config) -> tuple[Tensor, ...]:
+    """A parallel residual needs one norm only."""
+    parallel = config.bool("use_parallel_residual", default=False)
+    names = ("input_layernorm",) if parallel else ("input_layernorm", "post_attention_layernorm")
+    return blocks.norms(names, config.int(*blocks.HIDDEN), bias=True)
+
+
+def _stablelm_head_norms(config: Config, heads: Heads) -> tuple[Tensor, ...]:
+    """One norm for every single head."""
+    if not config.bool("qk_layernorm", default=False):
+        return ()
+    return (
+        Tensor(
+            name="self_attn.q_layernorm.norms.*.weight",
+            shape=(heads.key_width,),
+            role=Role.NORM,
+            count=heads.num_heads,
+        ),
+        Tensor(
+            name="self_attn.k_layernorm.norms.*.weight",
+            shape=(heads.key_width,),
+            role=Role.NORM,
+            count=heads.num_kv_heads,
+        ),
+    )
+
+
+STABLELM = Decoder(
+    heads=shape(kv=32),
+    qkv_bias="use_qkv_bias",
+    attention_extra=_stablelm_head_norms,
+    layer_norms=_stablelm_norms,
+    frame=_LAYER_NORM,
+)
+
+
+def _bitnet_norms(config: Config) -> tuple[Tensor, ...]:
+    hidden = config.int(*blocks.HIDDEN)
+    return (
+        *blocks.norms(("input_layernorm", "post_attention_layernorm", "self_attn.attn_sub_norm"), hidden),
+        *blocks.norm("mlp.ffn_sub_norm", config.int("intermediate_size")),
+    )
+
+
+BITNET = Decoder(heads=shape(kv=5), qkv_bias="attention_bias", out_bias="attention_bias", layer_norms=_bitnet_norms)
+
+
+def _lambdas(config: Config, heads: Heads) -> tuple[Tensor, ...]:
+    """The vectors that weigh the two attention maps of a differential transformer."""
+    names = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+    return tuple(blocks.vector(f"self_attn.{name}", heads.key_width, Role.ATTENTION) for name in names)
+
+
+DIFFLLAMA = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", attention_extra=_lambdas)
