@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from memplan.units import MIB, round_up
 
@@ -27,11 +28,29 @@ _OWN_SEGMENT = 10 * MIB
 _LARGE_REMAINDER = MIB
 
 
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What the allocator holds after some requests: the blocks it handed out, and the segments they lie in.
+
+    `allocated_bytes` is what `torch.cuda.memory_allocated` says, `reserved_bytes` what the device is short of: a
+    segment with one block in use cannot be returned, so an engine that compares free memory before and after loading
+    sees the segments.
+    """
+
+    allocated_bytes: int
+    reserved_bytes: int
+
+
 def allocated_bytes(requests: Iterable[int], *, max_split_bytes: int | None = None) -> int:
     """Return what the allocator reports as allocated after `requests`, in order, none of them freed."""
+    return allocate(requests, max_split_bytes=max_split_bytes).allocated_bytes
+
+
+def allocate(requests: Iterable[int], *, max_split_bytes: int | None = None) -> Allocation:
+    """Return what the allocator holds after `requests`, in order, none of them freed."""
     small: list[int] = []
     large: list[int] = []
-    total = 0
+    allocated = reserved = 0
     for request in requests:
         if request <= 0:
             continue
@@ -40,6 +59,7 @@ def allocated_bytes(requests: Iterable[int], *, max_split_bytes: int | None = No
         block = _take(free, size)
         if block is None:
             block = _segment(size)
+            reserved += block
         remainder = block - size
         if is_small:
             splits = remainder >= _ROUND
@@ -48,8 +68,8 @@ def allocated_bytes(requests: Iterable[int], *, max_split_bytes: int | None = No
         if splits:
             insort(free, remainder)
             block = size
-        total += block
-    return total
+        allocated += block
+    return Allocation(allocated_bytes=allocated, reserved_bytes=reserved)
 
 
 def _take(free: list[int], size: int) -> int | None:

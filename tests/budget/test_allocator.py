@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.budget.allocator import allocated_bytes
+from memplan.budget.allocator import allocate, allocated_bytes
 from memplan.units import GIB, MIB
 
 QWEN25_7B_LAYER = [4608 * 3584 * 2, 4608 * 2, 3584 * 3584 * 2, 2 * 18944 * 3584 * 2, 18944 * 3584 * 2, 7168, 7168]
@@ -38,3 +38,15 @@ def test_small_requests_are_rounded_to_512_bytes() -> None:
 def test_the_allocator_never_gives_less_than_asked_and_wastes_at_most_a_mebibyte_per_block(sizes: list[int]) -> None:
     total = allocated_bytes(sizes)
     assert sum(sizes) <= total <= sum(sizes) + len(sizes) * (MIB + 512)
+
+
+def test_the_device_is_short_of_whole_segments() -> None:
+    held = allocate([8 * MIB, 8 * MIB, 4 * MIB, 13 * MIB, 512])
+    assert held.allocated_bytes == 34 * MIB + 512
+    assert held.reserved_bytes == 20 * MIB + 14 * MIB + 2 * MIB
+
+
+@given(st.lists(st.integers(min_value=0, max_value=64 * MIB), max_size=60))
+def test_segments_hold_what_is_allocated(sizes: list[int]) -> None:
+    held = allocate(sizes)
+    assert held.reserved_bytes >= held.allocated_bytes
