@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
-from memplan.budget.storage import storage_bytes
+from memplan.budget.storage import stored_parts
 from memplan.domain.dtypes import DType
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ParallelLayout
@@ -55,14 +56,19 @@ def check_divides(spec: ModelSpec, layout: ParallelLayout) -> None:
 
 def tensor_bytes(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> int:
     """The bytes of one tensor (all its copies) on one rank."""
+    return sum(tensor_parts(tensor, layout, rules))
+
+
+def tensor_parts(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> tuple[int, ...]:
+    """The bytes of one tensor (all its copies) on one rank, as the parameters it is stored in: weights, scales,
+    zeros.
+    """
     shape, count = _kept(tensor, layout, rules)
+    if tensor.storage is not None:
+        parts = stored_parts(shape, tensor.storage, count=count)
+        return (parts.weights_bytes, parts.scales_bytes, parts.zeros_bytes, parts.rest_bytes)
     dtype = tensor.dtype or rules.dtype
-    if tensor.storage is None:
-        elements = count
-        for extent in shape:
-            elements *= extent
-        return ceil_div(elements * dtype.bits, 8)
-    return storage_bytes(shape, tensor.storage, count=count)
+    return (ceil_div(prod(shape) * count * dtype.bits, 8),)
 
 
 def _kept(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> tuple[tuple[int, ...], int]:
@@ -83,12 +89,14 @@ def _kept(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> tuple[t
 
 
 def units_per_rank(shard: Shard, ranks: int) -> int:
-    """How many of a weight's indivisible pieces the fullest rank keeps."""
+    """How many of a weight's indivisible pieces the fullest rank keeps, of `shard.pieces`."""
     if shard.kind is ShardKind.REPLICATED:
-        return shard.units
+        return shard.pieces
     if shard.kind is ShardKind.KV_HEADS:
         return max(1, ceil_div(shard.units, ranks))
-    return ceil_div(shard.units, ranks) + 2 * ceil_div(shard.kv_units, ranks)
+    if shard.kind is ShardKind.QKV_HEADS:
+        return ceil_div(shard.units, ranks) + 2 * max(1, ceil_div(shard.kv_units, ranks))
+    return ceil_div(shard.units, ranks)
 
 
 def cut_axis(tensor: Tensor) -> int:
@@ -171,12 +179,13 @@ def _place(
     another, the experts of a layer into two stacks. A quantized matrix asks for its packed weights and for its scales
     apart.
     """
-    merged: dict[str, int] = {}
+    merged: dict[tuple[str, int], int] = {}
     for tensor in tensors:
-        size = tensor_bytes(tensor, layout, rules)
-        by_role[tensor.role] = by_role.get(tensor.role, 0) + size
-        key = merged_name(tensor.name)
-        merged[key] = merged.get(key, 0) + size
+        parts = tensor_parts(tensor, layout, rules)
+        by_role[tensor.role] = by_role.get(tensor.role, 0) + sum(parts)
+        name = merged_name(tensor.name)
+        for index, size in enumerate(parts):
+            merged[name, index] = merged.get((name, index), 0) + size
     return tuple(merged.values())
 
 

@@ -48,11 +48,12 @@ class Layer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryTable:
     """Cosines and sines that an engine precomputes: `width` values for each of `positions` positions, in the model's
-    type.
+    type. `is_multimodal` marks positions in time, height and width, for which engines make a longer table.
     """
 
     positions: int
     width: int
+    is_multimodal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

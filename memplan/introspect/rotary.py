@@ -55,6 +55,7 @@ _ROTARY_BY_DEFAULT = frozenset(
 def _tables(config: Config) -> tuple[RotaryTable, ...]:
     width = _rotary_width(config)
     positions = config.int("max_position_embeddings", "seq_length", "n_positions", "max_sequence_length", default=2048)
+    unscaled = positions
     scaling = _scaling(config)
     factor = scaling.float("factor", default=1.0) if scaling else 1.0
     kind = scaling.str("rope_type", "type", default="default") if scaling else "default"
@@ -65,11 +66,11 @@ def _tables(config: Config) -> tuple[RotaryTable, ...]:
         positions = round(original * factor)
     elif kind in ("longrope", "su"):
         positions += config.optional_int("original_max_position_embeddings", minimum=1) or original
-    elif scaling is not None and scaling.has("mrope_section"):
-        positions *= 4
-    table = RotaryTable(positions=positions, width=width)
-    has_local = config.has("rope_local_base_freq") or (scaling is not None and scaling.has("sliding_attention"))
-    return (table, table) if has_local else (table,)
+    is_multimodal = scaling is not None and scaling.has("mrope_section")
+    table = RotaryTable(positions=positions, width=width, is_multimodal=is_multimodal)
+    if config.has("rope_local_base_freq") or (scaling is not None and scaling.has("sliding_attention")):
+        return (table, RotaryTable(positions=unscaled, width=width))
+    return (table,)
 
 
 def _scaling(config: Config) -> Config | None:

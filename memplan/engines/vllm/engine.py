@@ -19,6 +19,7 @@ from memplan.domain.serving import ServingSettings
 from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import Fitted, load_fitted
 from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
+from memplan.engines.vllm.loading import as_loaded, copied_bytes
 from memplan.engines.vllm.overheads import Outside, graph_memory_bytes, outside_torch
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings, resolve
@@ -61,7 +62,7 @@ class Vllm:
         from memplan.engines.vllm.answer import budget_of
 
         rules, fitted = load_rules("vllm", version), load_fitted()
-        loaded = text_only(spec) if settings.language_model_only else spec
+        loaded = as_loaded(text_only(spec) if settings.language_model_only else spec, rules)
         check_divides(loaded, settings.layout)
         resolved = resolve(loaded, gpu, settings, rules)
         plans = [
@@ -96,9 +97,10 @@ def plan_rank(
     layers = stage_layers(spec, layout.pipeline, stage)
     is_last = stage == layout.pipeline - 1
     weights = rank_weights(spec, layout, WeightRules(dtype=settings.dtype), stage)
-    tables = tuple(table.positions * table.width * settings.dtype.bits // 8 for table in spec.rotary)
+    tables = rotary_bytes(spec, settings, rules)
+    copies = copied_bytes(layers, spec, rules, layout.tensor)
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
-    weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *tables))
+    weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *copies, *tables))
     weight_bytes = max(0, weight_bytes - asked.weight_offload_bytes)
     activation = activation_peak(spec, layers, asked, settings, rules, samples=is_last)
     graphs = graph_memory_bytes(len(layers), settings, rules, fitted)
@@ -122,4 +124,13 @@ def plan_rank(
         charged_bytes=charged,
         kv_bytes=kv_bytes,
         groups=cache_groups((*layers, *extras.draft_layers), settings, rules),
+    )
+
+
+def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules) -> tuple[int, ...]:
+    """The rotary tables of a model, in its compute type."""
+    element_bytes = settings.dtype.bits // 8
+    return tuple(
+        table.positions * table.width * element_bytes * (rules["multimodal_positions"] if table.is_multimodal else 1)
+        for table in spec.rotary
     )

@@ -51,18 +51,40 @@ def extra_memory(
 
 
 def _absorbed(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules, element_bytes: int) -> tuple[int, ...]:
-    """Latent attention decodes with kv_b_proj split in two and kept in 16 bits beside the projection itself."""
-    if not rules["mla"]:
+    """Latent attention decodes on products of its projections, kept beside the projections themselves.
+
+    `halves` are kv_b_proj split by key and value, in 16 bits; `products` its key half times the query projection and
+    its value half times the output projection, in FP8 for an FP8 model, and the rotary rows of the query projection.
+    """
+    if rules["mla_absorption"] == "none":
         return ()
     sizes: list[int] = []
     for layer in layers:
         for cache in layer.caches:
             if isinstance(cache, LatentAttention) and cache.num_heads:
                 heads = ceil_div(cache.num_heads, settings.layout.tensor)
+                if rules["mla_absorption"] == "products":
+                    sizes.extend(_products(layer, cache, heads, element_bytes))
+                    continue
                 nope = cache.expanded_key_width - cache.rope_width
                 sizes.append(heads * cache.latent_width * nope * element_bytes)
                 sizes.append(heads * cache.latent_width * cache.expanded_value_width * element_bytes)
     return tuple(sizes)
+
+
+def _products(layer: Layer, cache: LatentAttention, heads: int, element_bytes: int) -> tuple[int, ...]:
+    """The absorbed products of one layer on one rank: query side, output side, rotary rows."""
+    query = next((t for t in layer.tensors if t.name.endswith(("q_b_proj.weight", "q_proj.weight"))), None)
+    output = next((t for t in layer.tensors if t.name.endswith("o_proj.weight")), None)
+    if query is None or output is None:
+        return ()
+    stored_bytes = 1 if query.storage is not None else element_bytes
+    latent = heads * cache.latent_width
+    return (
+        query.shape[-1] * latent * stored_bytes,
+        latent * output.shape[-2] * stored_bytes,
+        query.shape[-1] * heads * cache.rope_width * element_bytes,
+    )
 
 
 def _lora(
@@ -90,6 +112,6 @@ def _kept_widths(tensor: Tensor, ranks: int) -> tuple[int, int]:
     out_width, in_width = tensor.shape[-2], tensor.shape[-1]
     if tensor.shard.kind is ShardKind.REPLICATED or ranks == 1:
         return out_width, in_width
-    kept = units_per_rank(tensor.shard, ranks) / tensor.shard.units
+    kept = units_per_rank(tensor.shard, ranks) / tensor.shard.pieces
     is_row = tensor.name.rsplit(".", 2)[-2] in ("o_proj", "down_proj", "out_proj", "dense", "c_proj", "w2", "wo")
     return (out_width, round(in_width * kept)) if is_row else (round(out_width * kept), in_width)

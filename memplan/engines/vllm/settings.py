@@ -76,7 +76,7 @@ def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules)
     context_tokens = asked.workload.context_tokens or spec.max_context_tokens
     chunked = _chunked_prefill(spec, asked, rules, generation, context_tokens)
     tokens, seqs = _batch(spec, gpu, asked, rules, generation, context_tokens, chunked)
-    if not chunked and tokens < context_tokens and spec.is_generative:
+    if not chunked and tokens < context_tokens and spec.is_generative and not _has_latent(spec):
         raise UsageError(
             f"--max-num-batched-tokens {tokens} is below --context {context_tokens} and chunked prefill is off",
             hint="raise the one, lower the other, or leave chunked prefill on",
@@ -149,12 +149,12 @@ def _chunked_prefill(
         return True
     threshold = rules["chunks_above_tokens"]
     caches = [cache for layer in spec.layers for cache in layer.caches]
-    blocked = (
-        bool(spec.towers)
-        or any(isinstance(cache, LatentAttention) for cache in caches)
-        or all(isinstance(cache, SlidingWindow) for cache in caches)
-    )
+    blocked = bool(spec.towers) or _has_latent(spec) or all(isinstance(cache, SlidingWindow) for cache in caches)
     return bool(threshold and context_tokens > threshold and not blocked)
+
+
+def _has_latent(spec: ModelSpec) -> bool:
+    return any(isinstance(cache, LatentAttention) for layer in spec.layers for cache in layer.caches)
 
 
 def _batch(

@@ -1,0 +1,73 @@
+"""What vLLM makes of a checkpoint's quantized matrices when it loads them, where that differs from the file.
+
+Most formats keep their size: Marlin repacks int4 and FP8 in place, scales stay as they are. Not so bitsandbytes, whose
+scales are themselves quantized while loading until a release that expands them again, and FP4 experts, of which some
+releases kept a reordered copy.
+
+Source: bitsandbytes_loader.py (_dequantize_dq), compressed_tensors_moe.py and modelopt.py, at the releases that
+catalog/engines/vllm.yaml names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from memplan.catalog.rules import Rules
+from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.tensors import Role, Storage, Tensor
+
+_BNB_GROUP = 64
+_BNB_NESTED_GROUP = 256
+
+
+def as_loaded(spec: ModelSpec, rules: Rules) -> ModelSpec:
+    """Return the model with every matrix stored as this release keeps it on the GPU."""
+    if not spec.quantization:
+        return spec
+    if spec.quantization.startswith("bnb-nf4"):
+        return _map_storage(spec, _nested_bnb if rules["bnb_scales"] == "nested" else _plain_bnb)
+    return spec
+
+
+def copied_bytes(layers: tuple[Layer, ...], spec: ModelSpec, rules: Rules, ranks: int) -> tuple[int, ...]:
+    """Second copies that a release keeps beside what it loaded, as allocations of one rank."""
+    if rules["fp4_experts"] != "copied" or "fp4" not in (spec.quantization or ""):
+        return ()
+    return tuple(
+        tensor.num_parameters // 2 // ranks
+        for layer in layers
+        for tensor in layer.tensors
+        if tensor.role is Role.EXPERT and tensor.storage is not None and not _is_down(tensor)
+    )
+
+
+def _is_down(tensor: Tensor) -> bool:
+    return tensor.name.rsplit(".", 2)[-2] in ("down_proj", "w2")
+
+
+def _nested_bnb(storage: Storage) -> Storage:
+    """Scales of 64 weights in 8 bits, with an FP32 scale for 256 of them."""
+    return replace(storage, scale_bits=8, nested_group=_BNB_NESTED_GROUP, nested_bits=32)
+
+
+def _plain_bnb(storage: Storage) -> Storage:
+    """Scales of 64 weights in FP32."""
+    return replace(storage, scale_bits=32, nested_group=0, nested_bits=0)
+
+
+def _map_storage(spec: ModelSpec, change: Callable[[Storage], Storage]) -> ModelSpec:
+    def apply(tensor: Tensor) -> Tensor:
+        storage = tensor.storage
+        return replace(tensor, storage=change(storage)) if storage and storage.scheme.startswith("bnb") else tensor
+
+    made: dict[int, Layer] = {}
+    for layer in spec.layers:
+        if id(layer) not in made:
+            made[id(layer)] = replace(layer, tensors=tuple(apply(tensor) for tensor in layer.tensors))
+    return replace(
+        spec,
+        layers=tuple(made[id(layer)] for layer in spec.layers),
+        shared=tuple(apply(tensor) for tensor in spec.shared),
+        towers=tuple(replace(tower, tensors=tuple(map(apply, tower.tensors))) for tower in spec.towers),
+    )
