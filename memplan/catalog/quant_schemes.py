@@ -27,7 +27,6 @@ from memplan.errors import UsageError, did_you_mean
 
 _DECODER = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Role.SHARED_EXPERT})
 _WITH_INDEXER = _DECODER | {Role.INDEXER}
-_WITH_TOWERS = _WITH_INDEXER | {Role.VISION, Role.AUDIO, Role.PROJECTOR, Role.ENCODER}
 
 _FIXED_NAMES = (
     "none",
@@ -139,10 +138,10 @@ def _fixed(name: str) -> QuantScheme:
         storage = (
             formats.bnb8() if name == "bnb-int8" else formats.bnb4(kind=name[4:7], double_quant=name.endswith("-dq"))
         )
-        return _scheme(name, "bitsandbytes", storage, roles=_WITH_TOWERS, towers=True)
+        return _scheme(name, "bitsandbytes", storage, roles=_WITH_INDEXER, towers=True)
     if name == "torchao-int8":
         storage = formats.int8(scheme=name)
-        return _scheme(name, "torchao", storage, roles=_WITH_TOWERS, towers=True)
+        return _scheme(name, "torchao", storage, roles=_WITH_INDEXER, towers=True)
     if name == "fp8-block":
         return _scheme(name, "fp8", formats.fp8_block(), roles=_WITH_INDEXER)
     if name == "w8a16-int8":
@@ -183,10 +182,10 @@ def _patterned(match: re.Match[str], text: str) -> QuantScheme:
         storage = weight_formats.packed(bits, group)
         return _scheme(storage.scheme, "compressed-tensors", storage, in_multiple=max(group, per_word))
     if method == "hqq":
-        return _scheme(match[0], method, weight_formats.hqq(bits, group), roles=_WITH_TOWERS, towers=True)
+        return _scheme(match[0], method, weight_formats.hqq(bits, group), roles=_WITH_INDEXER, towers=True)
     storage = weight_formats.affine(bits, group, name=method)
     if method == "torchao":
-        return _scheme(storage.scheme, method, storage, roles=_WITH_TOWERS, towers=True, in_multiple=group)
+        return _scheme(storage.scheme, method, storage, roles=_WITH_INDEXER, towers=True, in_multiple=group)
     roles = _WITH_INDEXER | {Role.EMBEDDING, Role.LM_HEAD}
     return _scheme(storage.scheme, method, storage, roles=roles, tables=True, in_multiple=group)
 

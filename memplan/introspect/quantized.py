@@ -1,16 +1,18 @@
-"""Quantization and a ModelSpec: reading what a checkpoint says of itself, and what a scheme would make of plain
-weights.
+"""Quantization and a ModelSpec: what a checkpoint says of itself, and what a scheme would make of plain weights.
 
-Here sizes are those of the published file. Engines keep some of it differently, and their own rules say how:
+Here sizes are those of the published file. Engines keep some of it differently, and their own rules say how (vLLM's,
+as read from its releases):
 
 - Marlin repacks int4, int8 and FP8 weights in place of the original, at the same size, padded to its tiles where a
-  matrix does not fit them; vLLM drops `g_idx` and the zero points of symmetric GPTQ, and holds 16-bit scales.
-- FP8 of fused projections (`qkv_proj`, `gate_up_proj`) becomes one scale for the fused matrix; per-channel scales are
-  FP32.
-- NVFP4 block scales are tiled to 128 rows and 4 groups, and releases that kept both layouts hold them twice.
-- MLA: `kv_b_proj` is expanded to 16 bit for the absorbed form, beside the quantized original.
-- bitsandbytes: vLLM expands double-quantized scales to FP32 when it loads, so 4.127 bits become 4.5.
-- gpt-oss: MXFP4 experts are padded to multiples of the kernel's tile.
+  matrix does not fit them. `g_idx` and the zero points of symmetric GPTQ are dropped.
+- FP8 of fused projections (`qkv_proj`, `gate_up_proj`) gets one scale for the fused matrix; per-channel scales of
+  W8A8 are widened to FP32.
+- NVFP4 block scales are tiled to 128 rows and 4 groups. compressed-tensors' NVFP4 experts hold their gate and up
+  weights twice in 0.11, where a kernel wants them in another order and the packed original is not let go.
+- MLA: `kv_b_proj` is expanded to 16 bit beside the quantized original. 0.7 also multiplies it into the query and the
+  output projection and keeps both products (in FP8 for an FP8 model) beside the originals.
+- bitsandbytes: from 0.9.2 on, quantized scales are expanded to FP32 when loading, so 4.127 bits become 4.5.
+- gpt-oss: the widths of MXFP4 experts are rounded up to 64, 128 or 256 by kernel, after the cut over ranks.
 - Embeddings and heads that MLX or GGUF quantize are 16 bit in engines that do not read those formats.
 """
 
@@ -20,13 +22,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from memplan.domain.dtypes import DType
 from memplan.domain.model import ModelSpec
 from memplan.domain.quantization import QuantScheme
 from memplan.domain.tensors import Role, Storage, Tensor
 from memplan.errors import UnsupportedModel, UsageError, did_you_mean
 from memplan.introspect.config import Config
 from memplan.introspect.quantization import READERS, read_plan
-from memplan.introspect.quantization.plan import apply_plan, each_layer_once, is_matrix, stored
+from memplan.introspect.quantization.plan import TOWER_ROLES, apply_plan, each_layer_once, is_matrix, stored
 from memplan.introspect.quantization.rules import Module
 
 # Where a wrapper's config keeps the language model's part, which may carry the quantization of that part alone.
@@ -70,12 +73,21 @@ def apply_quantization(
     plan = read_plan(_method(raw), raw, model)
     if config is not None and quantization_config and _is_language_part(config, quantization_config):
         plan = replace(plan, towers=False)
+    if config is not None and spec.dtype is DType.F32 and not _names_dtype(config):
+        spec = replace(
+            spec, dtype=DType.BF16
+        )  # gpt-oss: transformers' default for a silent config is not what is stored
     return apply_plan(spec, plan)
 
 
 def _is_language_part(config: Mapping[str, object], quantization: Mapping[str, object]) -> bool:
     parts = (config.get(part) for part in _PARTS)
     return any(isinstance(part, Mapping) and part.get("quantization_config") is quantization for part in parts)
+
+
+def _names_dtype(config: Mapping[str, object]) -> bool:
+    parts = (config, *(part for key in _PARTS if isinstance(part := config.get(key), Mapping)))
+    return any(part.get(key) for part in parts for key in ("torch_dtype", "dtype"))
 
 
 def _method(config: Config) -> str:
@@ -101,8 +113,12 @@ def _method_by_keys(config: Config) -> str:
     return "mlx" if config.has("bits") and config.has("group_size") else ""
 
 
-def quantize_spec(spec: ModelSpec, scheme: QuantScheme) -> ModelSpec:
+def quantize_spec(spec: ModelSpec, scheme: QuantScheme, *, towers: bool | None = None) -> ModelSpec:
     """Return `spec` as `--quant` would have it: whatever it was stored in, now plain or in `scheme`.
+
+    `towers` says whether Linear layers of towers are quantized too; None leaves that to the scheme. Engines that
+    quantize while loading do so for towers that they hand their quantization config (vLLM's online FP8: most
+    vision-language models; not Llama 4, not audio towers that transformers builds).
 
     Matrices that do not divide into the scheme's groups and words stay plain, because the tools refuse them (AutoAWQ,
     GPTQModel and llm-compressor raise; people then list them as ignored); a note names them.
@@ -117,6 +133,9 @@ def quantize_spec(spec: ModelSpec, scheme: QuantScheme) -> ModelSpec:
 
     def apply(tensor: Tensor) -> Tensor:
         return stored(tensor, _chosen(tensor, scheme, misfits))
+
+    if towers is not None:
+        scheme = replace(scheme, towers=towers)
 
     done = replace(
         spec,
@@ -139,7 +158,8 @@ def quantize_spec(spec: ModelSpec, scheme: QuantScheme) -> ModelSpec:
 
 def _chosen(tensor: Tensor, scheme: QuantScheme, misfits: Counter[str]) -> Storage | None:
     """The storage of one tensor under a scheme; None keeps it plain."""
-    if not is_matrix(tensor, tables=scheme.tables) or tensor.role not in scheme.roles or scheme.linear is None:
+    chosen_role = tensor.role in scheme.roles or (scheme.towers and tensor.role in TOWER_ROLES)
+    if not chosen_role or scheme.linear is None or not is_matrix(tensor, tables=scheme.tables):
         return None
     name = Module(tensor.name.removesuffix(".weight"))
     if name.leaf in ("weights_proj", "eh_proj"):

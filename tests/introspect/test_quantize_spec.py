@@ -55,6 +55,8 @@ def test_towers_are_quantized_by_bitsandbytes_only() -> None:
     assert quantize_spec(wrapped(), parse_scheme("bnb-nf4")).towers[0].tensors[0].storage is not None
     for name in ("awq", "gptq", "fp8", "nvfp4"):
         assert quantize_spec(wrapped(), parse_scheme(name)).towers[0].tensors[0].storage is None
+        assert quantize_spec(wrapped(), parse_scheme(name), towers=True).towers[0].tensors[0].storage is not None
+    assert quantize_spec(wrapped(), parse_scheme("bnb-nf4"), towers=False).towers[0].tensors[0].storage is None
 
 
 def test_a_matrix_that_does_not_divide_stays_plain_and_is_named() -> None:

@@ -401,6 +401,12 @@ def test_prediction_layers_are_quantized_with_the_model_and_not_by_tools_that_sk
     assert not any(tensor.storage for tensor in tool.mtp)
 
 
+def test_a_quantized_checkpoint_whose_config_names_no_type_is_not_taken_for_32_bit() -> None:
+    spec = replace(dense(), dtype=DType.F32)
+    assert apply_quantization(spec, BLOCKS, config={"model_type": "toy"}).dtype is DType.BF16
+    assert apply_quantization(spec, BLOCKS, config={"torch_dtype": "float32"}).dtype is DType.F32
+
+
 def test_equal_layers_stay_one_object() -> None:
     spec = apply_quantization(mixture(60), BLOCKS)
     assert len({id(layer) for layer in spec.layers}) == 2
