@@ -12,7 +12,7 @@ from dataclasses import replace
 from memplan.domain.model import ModelSpec
 from memplan.errors import UnsupportedModel, did_you_mean
 from memplan.introspect.config import Config
-from memplan.introspect.families.composites import COMPOSITES
+from memplan.introspect.families.composites import COMPOSITES, WRAPPERS_BY_CLASS
 from memplan.introspect.families.decoders import DECODERS
 from memplan.introspect.rotary import rotary_tables
 
@@ -38,8 +38,16 @@ def build_spec(config: Config, name: str) -> ModelSpec:
         raise UnsupportedModel(
             f"unknown model family: `{model_type}`", hint=known or "try --introspect torch, which asks transformers"
         )
+    if model_type in DECODERS and config.has("text_config"):
+        model_type = _wrapper_family(config, model_type)
     spec = load_family(model_type)(config, name)
     return replace(spec, rotary=rotary_tables(config))
+
+
+def _wrapper_family(config: Config, model_type: str) -> str:
+    """The wrapper that the architecture class names, for a config that goes by its language model's `model_type`."""
+    classes = config.strs("architectures", default=())
+    return WRAPPERS_BY_CLASS.get(classes[0], model_type) if classes else model_type
 
 
 def load_family(model_type: str) -> Build:

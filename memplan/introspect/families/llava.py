@@ -14,6 +14,7 @@ from memplan.domain.tensors import Role, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
+from memplan.introspect.families import load_family
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.families.vision import Vision, read_vision
 
@@ -51,7 +52,12 @@ _ONEVISION_PINPOINTS = tuple((384 * high, 384 * wide) for high in range(1, 7) fo
 
 
 def llava(config: Config, name: str) -> ModelSpec:
-    """LLaVA 1.5 and Pixtral 12B: one image, one grid of patches, each one token of the language model."""
+    """LLaVA 1.5 and Pixtral 12B: one image, one grid of patches, each one token of the language model.
+
+    LLaVA's own code has the same `model_type`, and names its tower where transformers describes it.
+    """
+    if config.has("mm_vision_tower"):
+        return load_family("llava_llama")(config, name)
     vision, text = _vision(config, _CLIP_L_336), _language(config, name)
     return wrap(
         config,

@@ -27,7 +27,7 @@ _VIDEO_FRAMES = 14
 AUDIO_TOKENS = 750  # 30 s of sound: 3,000 mel frames, halved by a convolution and again by pooling
 AUDIO_FRAMES = 1500
 
-_QWEN2_5 = replace(TIMM, mlp=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), norm_bias=False)
+QWEN2_5 = replace(TIMM, mlp=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), norm_bias=False)
 _QWEN3 = replace(TIMM, mlp=("mlp.linear_fc1", "mlp.linear_fc2"))
 
 
@@ -115,7 +115,7 @@ def read_patches(vision: Config) -> Patches:
     )
 
 
-def qwen2_5_vision(vision: Config, style: Style = _QWEN2_5) -> tuple[Shape, tuple[Tensor, ...]]:
+def qwen2_5_vision(vision: Config, style: Style = QWEN2_5) -> tuple[Shape, tuple[Tensor, ...]]:
     """The widths and tensors of Qwen2.5-VL's tower."""
     shape = towers.read_shape(vision, hidden=3584, intermediate=3420, num_layers=32, num_heads=16)
     return shape, _qwen2_tensors(read_patches(vision), shape, style, vision.int("out_hidden_size", default=3584))
