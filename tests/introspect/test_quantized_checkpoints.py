@@ -84,6 +84,13 @@ def test_fbgemm_has_a_wide_scale_for_every_channel() -> None:
     assert (storage.scheme, storage.scale_bits) == ("fp8-channel", 32)
 
 
+def test_fbgemm_that_lists_one_layers_attention_keeps_it_in_all() -> None:
+    listed = ["model.layers.0.mlp.up_proj", "model.layers.0.self_attn.q_proj"]
+    spec = apply_quantization(dense(), {"quant_method": "fbgemm_fp8", "modules_to_not_convert": listed})
+    assert quantized_names(spec, 0) == {"mlp.gate_proj", "mlp.down_proj"}
+    assert quantized_names(spec, 3) == DENSE - ATTENTION
+
+
 def test_mxfp4_of_gpt_oss_takes_experts_only() -> None:
     keep = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
     spec = apply_quantization(mixture(), {"quant_method": "mxfp4", "modules_to_not_convert": keep})
@@ -182,6 +189,13 @@ def test_ignored_names_of_a_wrapper_meet_whatever_prefix_they_carry() -> None:
         spec = apply_quantization(wrapped(), compressed([f"{prefix}layers.2.mlp.up_proj", "re:.*visual.*"]))
         assert quantized_names(spec, 2) == DENSE - {"mlp.up_proj"}
         assert quantized_names(spec, 1) == DENSE
+
+
+def test_llama_4_without_its_ignore_list_has_quantized_experts_only() -> None:
+    config = compressed([], num_bits=8, type="float", strategy="channel", group_size=None)
+    del config["ignore"]
+    assert quantized_names(apply_quantization(mixture(), config, config={"model_type": "llama4"}), 1) == EXPERTS
+    assert quantized_names(apply_quantization(mixture(), config), 1) == ATTENTION | EXPERTS | SHARED
 
 
 def test_groups_of_compressed_tensors_each_have_their_targets() -> None:

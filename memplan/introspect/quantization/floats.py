@@ -63,11 +63,18 @@ def _converted(config: Config, linear: Storage) -> tuple[tuple[Rules, Storage | 
 def read_fbgemm(config: Config) -> QuantPlan:
     """FP8 of FBGEMM: a 32-bit scale for every output channel and a bound for the input's scale.
 
-    Source: vLLM fbgemm_fp8.py (0.10); transformers FbgemmFp8Linear.
+    Llama 3.1's release leaves self-attention alone in every layer, and the first and last layer whole. Copies of its
+    config are in use that list the attention of one layer only; any such entry is taken to mean all of them.
+
+    Source: the Llama 3 paper (arXiv 2407.21783), section 6.2; vLLM fbgemm_fp8.py (0.10); transformers
+    FbgemmFp8Linear.
     """
+    listed = config.list(*_SKIP_KEYS, default=())
+    keeps_attention = any(isinstance(name, str) and ".self_attn." in name for name in listed)
     return QuantPlan(
         linear=weight_formats.fp8_channel(scale_bits=32, rest=4),
-        keep=Rules(listed=config.list(*_SKIP_KEYS, default=()), what=_SKIP_KEYS[0]),
+        roles=DECODER_ROLES - {Role.ATTENTION} if keeps_attention else DECODER_ROLES,
+        keep=Rules(listed=listed, what=_SKIP_KEYS[0]),
         mtp=False,
     )
 

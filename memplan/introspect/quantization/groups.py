@@ -16,11 +16,12 @@ _LINEAR_CLASSES = frozenset({"Linear", "RoutedExperts", "FusedMoE", "MoE"})
 _ALL_LINEAR = DECODER_ROLES | TOWER_ROLES | {Role.LM_HEAD}
 
 
-def read_compressed_tensors(config: Config) -> QuantPlan:
+def read_compressed_tensors(config: Config, model: Config | None = None) -> QuantPlan:
     """compressed-tensors, as llm-compressor writes it.
 
     A group's `targets` are module classes, module names, or regular expressions behind `re:`; `ignore` has names and
-    regular expressions and wins over every group. Routers are plain unless a group names them.
+    regular expressions and wins over every group. Routers are plain unless a group names them. Llama 4's own FP8
+    release quantizes routed experts only; copies of its config are in use that have lost the `ignore` list.
 
     Source: compressed-tensors 0.19 QuantizationConfig; vLLM compressed_tensors.py and utils.py (0.33).
     """
@@ -46,6 +47,8 @@ def read_compressed_tensors(config: Config) -> QuantPlan:
     if default is None:
         raise UnsupportedModel("config key `quantization_config.config_groups` has no group that quantizes weights")
     roles = _ALL_LINEAR | ({Role.EMBEDDING} if tables else frozenset())
+    if not config.has("ignore") and model is not None and model.str("model_type", default="").startswith("llama4"):
+        roles = frozenset({Role.EXPERT})
     return QuantPlan(
         linear=default,
         roles=roles if linear else frozenset(),
