@@ -29,7 +29,14 @@ from memplan.domain.tensors import Role, Storage, Tensor
 from memplan.errors import UnsupportedModel, UsageError, did_you_mean
 from memplan.introspect.config import Config
 from memplan.introspect.quantization import READERS, read_plan
-from memplan.introspect.quantization.plan import TOWER_ROLES, apply_plan, each_layer_once, is_matrix, stored
+from memplan.introspect.quantization.plan import (
+    PLAIN_LEAVES,
+    TOWER_ROLES,
+    apply_plan,
+    each_layer_once,
+    is_matrix,
+    stored,
+)
 from memplan.introspect.quantization.rules import Module
 
 # Where a wrapper's config keeps the language model's part, which may carry the quantization of that part alone.
@@ -162,7 +169,7 @@ def _chosen(tensor: Tensor, scheme: QuantScheme, misfits: Counter[str]) -> Stora
     if not chosen_role or scheme.linear is None or not is_matrix(tensor, tables=scheme.tables):
         return None
     name = Module(tensor.name.removesuffix(".weight"))
-    if name.leaf in ("weights_proj", "eh_proj"):
+    if name.leaf in PLAIN_LEAVES:
         return None
     if not scheme.divides(tensor.shape):
         misfits[f"{name.leaf} ({tensor.shape[-2]} x {tensor.shape[-1]})"] += 1

@@ -19,8 +19,8 @@ DECODER_ROLES = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Ro
 TOWER_ROLES = frozenset({Role.VISION, Role.AUDIO, Role.PROJECTOR, Role.ENCODER})
 
 # Linear layers of these names stay plain in every published checkpoint and are built without a quantization config by
-# vLLM: the indexer's head weights, the multi-token-prediction module's input projection.
-_PLAIN_LEAVES = frozenset({"weights_proj", "eh_proj"})
+# vLLM: the indexer's head weights, the input projection of multi-token prediction, what Kimi K3 has around its experts.
+PLAIN_LEAVES = frozenset({"weights_proj", "eh_proj", "routed_expert_down_proj", "routed_expert_up_proj"})
 _ROUTER_LEAVES = frozenset({"gate", "router", "shared_expert_gate"})
 
 
@@ -68,7 +68,7 @@ class QuantPlan:
             if rules.matches(module):
                 return storage
         role = role_of(tensor, module)
-        if role not in self.roles or module.leaf in _PLAIN_LEAVES or tensor.shape[-1] % self.in_multiple:
+        if role not in self.roles or module.leaf in PLAIN_LEAVES or tensor.shape[-1] % self.in_multiple:
             return None
         if self.only is not None and not self.only.matches(module):
             return None
