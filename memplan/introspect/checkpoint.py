@@ -1,24 +1,23 @@
-"""Checkpoint files as they lie in a directory: one `.safetensors`, or shards that an index names.
+"""Checkpoint files as they lie in a folder: one `.safetensors`, or shards that an index names.
 
-An index is an untrusted list of file names. A shard is a plain name inside the index's directory; a link out of it is
-followed only in the Hugging Face cache, whose snapshots are links into `blobs`.
+An index is an untrusted list of file names: a shard is a plain name beside the index, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from memplan.errors import CorruptFile, SourceNotFound
 from memplan.introspect.bytesource import show
+from memplan.introspect.folder import Folder
 from memplan.introspect.inventory import Inventory, StoredTensor
-from memplan.introspect.jsonfile import MAX_JSON_BYTES, parse_json_object, read_json_text
-from memplan.introspect.safetensors import read_safetensors
+from memplan.introspect.jsonfile import MAX_JSON_BYTES, parse_json_object
+from memplan.introspect.safetensors import parse_safetensors
 
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
-SINGLE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "adapter_model.safetensors")
+SINGLE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 _MAX_SHARDS = 10_000
 _MAX_NAMED = 5
 
@@ -56,8 +55,8 @@ def parse_index(text: bytes, name: str) -> ShardIndex:
     return ShardIndex(name=name, weight_map=weight_map, claimed_bytes=_claimed_bytes(raw.get("metadata")))
 
 
-def read_shards(index: ShardIndex, read_one: Callable[[str], Inventory]) -> Inventory:
-    """Return the union of an index's shards, each read by `read_one`.
+def join_shards(index: ShardIndex, shards: Mapping[str, Inventory]) -> Inventory:
+    """Return the union of an index's shards.
 
     Raises: CorruptFile when a tensor is not in the shard that the index names, or is in two.
     """
@@ -65,7 +64,7 @@ def read_shards(index: ShardIndex, read_one: Callable[[str], Inventory]) -> Inve
     files: list[str] = []
     metadata: dict[str, str] = {}
     for shard in index.shards:
-        inventory = read_one(shard)
+        inventory = shards[shard]
         for name, tensor in inventory.tensors.items():
             if index.weight_map.get(name, shard) == shard:
                 tensors[name] = tensor
@@ -83,25 +82,33 @@ def read_shards(index: ShardIndex, read_one: Callable[[str], Inventory]) -> Inve
     return _with_notes(inventory, index)
 
 
-def read_local_index(path: Path) -> Inventory:
-    """Return the headers of every shard that a local index names.
+def read_index(folder: Folder, name: str) -> Inventory:
+    """Return the headers of every shard that an index of a folder names.
 
-    Raises: SourceNotFound when the index or shards are not there; CorruptFile when one is damaged or a path trick.
+    Raises: SourceNotFound when shards are not there; CorruptFile when one is damaged or a path trick.
     """
-    index = parse_index(read_json_text(path, limit_bytes=MAX_JSON_BYTES), str(path))
-    missing = missing_shards(path, index)
+    index = parse_index(folder.read(name, limit_bytes=MAX_JSON_BYTES), f"{folder.label}/{name}")
+    missing = missing_shards(folder, index)
     if missing:
         named = ", ".join(missing[:_MAX_NAMED]) + (", ..." if len(missing) > _MAX_NAMED else "")
         raise SourceNotFound(
-            f"missing shards of `{path}`: {len(missing)} of {len(index.shards)}: {named}",
+            f"missing shards of `{index.name}`: {len(missing)} of {len(index.shards)}: {named}",
             hint="finish the download, or name the config.json to plan without the weights",
         )
-    return read_shards(index, lambda shard: read_safetensors(_inside(path.parent, shard)))
+    folder.check_shards(index.shards)
+    inventories = folder.each(lambda shard: read_weights(folder, shard), index.shards)
+    return join_shards(index, dict(zip(index.shards, inventories, strict=True)))
 
 
-def missing_shards(path: Path, index: ShardIndex) -> list[str]:
-    """The shards of a local index that are not beside it."""
-    return [shard for shard in index.shards if not (path.parent / shard).exists()]
+def read_weights(folder: Folder, name: str) -> Inventory:
+    """Return the header of one weights file of a folder."""
+    with folder.open(name) as source:
+        return parse_safetensors(source)
+
+
+def missing_shards(folder: Folder, index: ShardIndex) -> list[str]:
+    """The shards of an index that are not beside it."""
+    return [shard for shard in index.shards if shard not in folder.names]
 
 
 def _check_shard_name(shard: str, name: str) -> None:
@@ -114,22 +121,6 @@ def _check_shard_name(shard: str, name: str) -> None:
         )
     if not shard.endswith((".safetensors", ".bin", ".pt", ".pth")):
         raise CorruptFile(f"damaged index: `{name}`: shard `{show(shard)}` is no weights file")
-
-
-def _inside(directory: Path, shard: str) -> Path:
-    """Return a shard's path. Raises: CorruptFile when it is a link that leads out of the directory."""
-    path = directory / shard
-    try:
-        real, home = path.resolve(), directory.resolve()
-    except (OSError, RuntimeError):
-        raise CorruptFile(f"broken link: `{path}`", hint="download it again") from None
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if real.is_relative_to(home) or real.is_relative_to(blobs):
-        return path
-    raise CorruptFile(
-        f"a shard leads out of its directory: `{path}` is a link to `{real}`",
-        hint="name the directory where the files really are",
-    )
 
 
 def _claimed_bytes(metadata: object) -> int | None:

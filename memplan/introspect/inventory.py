@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any, cast
 
 from memplan.domain.dtypes import DType
 
@@ -102,3 +103,35 @@ _DTYPES: Mapping[str, DType] = {
 def stored_dtype(tensor: StoredTensor) -> DType:
     """The domain's type of the same width; unsigned and complex types become the signed or real type as wide."""
     return _DTYPES[tensor.dtype]
+
+
+def to_json(inventory: Inventory) -> object:
+    """Return an inventory as JSON values."""
+    tensors = [[name, each.dtype, each.shape, each.size_bytes] for name, each in inventory.tensors.items()]
+    return {
+        "files": inventory.files,
+        "metadata": dict(inventory.metadata),
+        "notes": inventory.notes,
+        "tensors": tensors,
+    }
+
+
+def from_json(value: object) -> Inventory | None:
+    """Return the inventory that `to_json` wrote; None for anything else."""
+    try:
+        raw = cast("dict[str, Any]", value)
+        tensors = {
+            str(name): StoredTensor(_known(dtype), tuple(map(int, shape)), int(size_bytes))
+            for name, dtype, shape, size_bytes in raw["tensors"]
+        }
+        return Inventory(
+            tensors=tensors, files=tuple(raw["files"]), metadata=dict(raw["metadata"]), notes=tuple(raw["notes"])
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _known(dtype: str) -> str:
+    if dtype not in SAFETENSORS_BITS:
+        raise ValueError(dtype)
+    return dtype

@@ -25,7 +25,7 @@ _MAX_RANK = 32
 # A header this long is checked for plausible JSON before it is parsed: parsed lists and numbers take up to 20 times
 # their text, and a hostile header of 100 MB would take gigabytes.
 _SUSPECT_BYTES = 16 << 20
-_FIRST_READ_BYTES = 256 << 10
+_FIRST_READ_BYTES = 100_000
 
 
 class _ContradictionError(ValueError):

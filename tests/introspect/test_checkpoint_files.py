@@ -5,7 +5,9 @@ import pytest
 from checkpoint_files import write_safetensors
 
 from memplan.errors import CorruptFile, SourceNotFound
-from memplan.introspect.checkpoint import parse_index, read_local_index
+from memplan.introspect.checkpoint import parse_index, read_index
+from memplan.introspect.folder import LocalFolder
+from memplan.introspect.inventory import Inventory
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -14,6 +16,10 @@ def write_index(directory: Path, weight_map: object, **metadata: object) -> Path
     path = directory / "model.safetensors.index.json"
     path.write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
     return path
+
+
+def read_local_index(path: Path) -> Inventory:
+    return read_index(LocalFolder(path.parent), path.name)
 
 
 def write_two_shards(directory: Path) -> Path:
