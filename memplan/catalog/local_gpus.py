@@ -36,7 +36,7 @@ class LocalGpu:
     reserved_bytes: int | None = None
 
     @property
-    def memory_bytes(self) -> int:
+    def total_bytes(self) -> int:
         """What a program sees as the total: exact where the driver tells its reserve, else by the catalogue's rule."""
         if self.reserved_bytes is not None:
             return self.driver_memory_bytes - self.reserved_bytes

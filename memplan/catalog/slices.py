@@ -18,8 +18,8 @@ from typing import cast
 from memplan.errors import UsageError
 
 _KEY = re.compile(rb"^([^\s#:][^\n]*?):(?=\s)", re.MULTILINE)
-_LISTS = (b"aliases", b"bare")
-_FOLD = bytes.maketrans(bytes(range(65, 91)) + b"[] _", bytes(range(97, 123)) + b",,,-")
+_NAMES = re.compile(r"^(?:([^\s#:][^\n]*?):(?=\s)|  (aliases|bare): \[([^\]]*)\])", re.MULTILINE)
+_FOLD = bytes.maketrans(bytes(range(65, 91)) + b"[]{} _", bytes(range(97, 123)) + b",,,,,-")
 
 
 class Slices:
@@ -57,7 +57,7 @@ class Slices:
 
     def find_name(self, name: str) -> tuple[str, str] | None:
         """Return the key of the entry that has `name`, and how: as its `key`, its `tail` after the slash, or in its
-        `aliases` or `bare` list.
+        `aliases`, `bare` or `quantized` line.
         """
         folded = self.fold(name)
         if not folded:
@@ -65,16 +65,25 @@ class Slices:
         at = self._folded.find(b"\n" + folded + b":")
         if at >= 0:
             return self._key_at(at + 1), "key"
-        at = self._folded.find(b"," + folded + b",")
-        while at >= 0:
-            line_start = self._folded.rfind(b"\n", 0, at) + 1
-            label = self._folded[line_start:at].lstrip(b",").split(b":", 1)[0]
-            if label in _LISTS:
-                return self._key_at(line_start), label.decode()
-            at = self._folded.find(b"," + folded + b",", at + 1)
+        if listed := self._find_listed(b"," + folded + b",", (b"aliases", b"bare")):
+            return listed
         at = self._folded.find(b"/" + folded + b":\n")
         if at >= 0 and b"," not in self._folded[self._folded.rfind(b"\n", 0, at) : at]:
             return self._key_at(at), "tail"
+        return self._find_listed(b"," + folded + b",", (b"quantized",)) or self._find_listed(
+            b"/" + folded + b",", (b"quantized",)
+        )
+
+    def _find_listed(self, folded: bytes, labels: tuple[bytes, ...]) -> tuple[str, str] | None:
+        at = self._folded.find(folded)
+        while at >= 0:
+            line_start = self._folded.rfind(b"\n", 0, at) + 1
+            while self._folded.startswith(b",,,,", line_start):  # the list went on to another line
+                line_start = self._folded.rfind(b"\n", 0, line_start - 1) + 1
+            label = self._folded[line_start : line_start + 16].lstrip(b",").split(b":", 1)[0]
+            if label in labels:
+                return self._key_at(line_start), label.decode()
+            at = self._folded.find(folded, at + 1)
         return None
 
     def fold(self, name: str) -> bytes:
@@ -84,12 +93,12 @@ class Slices:
     def names(self) -> Iterator[tuple[str, str, str]]:
         """Every name as (key, `key` or `aliases` or `bare`, name). Slower: for listings, hints and tests."""
         key = ""
-        for line in self._data.decode().splitlines():
-            if match := re.match(r"([^\s#:].*?):(?=\s|$)", line):
+        for match in _NAMES.finditer(self._data.decode()):
+            if match[1]:
                 key = match[1]
                 yield key, "key", key
-            elif match := re.match(r"  (aliases|bare): \[(.*)\]$", line):
-                yield from ((key, match[1], name.strip()) for name in match[2].split(","))
+            else:
+                yield from ((key, match[2], name.strip()) for name in match[3].split(","))
 
     def _key_at(self, folded_at: int) -> str:
         """The key of the entry that holds the line at this place of the folded copy."""

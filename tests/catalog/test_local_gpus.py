@@ -40,7 +40,7 @@ def test_nvidia_smi_gives_name_total_free_and_what_the_driver_keeps(path_of_scri
     )
     first, second = read_local_gpus()
     assert first.name == "NVIDIA H100 80GB HBM3"
-    assert first.memory_bytes == 81081 * MIB
+    assert first.total_bytes == 81081 * MIB
     assert first.free_bytes == 80991 * MIB
     assert second.driver_memory_bytes == 23034 * MIB
 
@@ -53,7 +53,7 @@ def test_a_driver_that_does_not_know_the_reserve_is_asked_again_without_it(path_
     )
     (gpu,) = read_local_gpus()
     assert gpu.reserved_bytes is None
-    assert gpu.memory_bytes == pytest.approx(14.56 * GIB, rel=0.01)
+    assert gpu.total_bytes == pytest.approx(14.56 * GIB, rel=0.01)
 
 
 def test_a_device_that_does_not_tell_its_memory_is_left_out(path_of_scripts: Path) -> None:
@@ -75,7 +75,7 @@ def test_amd_smi_gives_the_market_name_and_mebibytes(path_of_scripts: Path) -> N
     )
     (gpu,) = read_local_gpus()
     assert gpu.name == "AMD Instinct MI300X"
-    assert gpu.memory_bytes == 196592 * MIB
+    assert gpu.total_bytes == 196592 * MIB
     assert gpu.free_bytes == 196300 * MIB
 
 
@@ -90,7 +90,7 @@ def test_rocm_smi_gives_bytes(path_of_scripts: Path) -> None:
     )
     (gpu,) = read_local_gpus()
     assert gpu.name == "AMD Radeon RX 7900 XTX"
-    assert gpu.memory_bytes == 25753026560
+    assert gpu.total_bytes == 25753026560
     assert gpu.free_bytes == 24753026560
 
 
