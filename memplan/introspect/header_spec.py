@@ -60,7 +60,8 @@ def merge_headers(spec: ModelSpec, inventory: Inventory, *, dtype_is_known: bool
     layers = _layers(spec, stored.layers, findings)
     done = _outside_layers(replace(spec, layers=layers), stored.rest, findings)
     absent = sum(tensor.num_elements for tensor in findings.not_stored)
-    if 2 * absent > sum(tensor.num_elements for layer in spec.layers for tensor in layer.tensors) + 1:
+    distinct = {id(layer): layer.tensors for layer in spec.layers}.values()
+    if 2 * absent > sum(tensor.num_elements for tensors in distinct for tensor in tensors) + 1:
         note = "the names in the headers are not those of this family: its tensors are the config's"
         return replace(spec, stored_bytes=inventory.total_bytes, notes=(*spec.notes, *inventory.notes, note))
     return replace(

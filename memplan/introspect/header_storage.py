@@ -131,12 +131,13 @@ def _grouping(scales: StoredTensor, out_width: int, in_width: int) -> tuple[int,
         return 0, 0
     if len(shape) == 1 or 1 in shape:
         return (0, 1) if out_width in shape else None
-    for rows, columns in (shape, shape[::-1]):
-        group_in = _step(in_width, columns)
-        group_out = 1 if rows == out_width else _step(out_width, rows)
-        if group_in and group_out:
-            return group_in, group_out
-    return None
+    # GPTQ and AWQ list groups first, others outputs first; where both fit, groups within one output are likelier.
+    fits = [
+        (group_in, group_out)
+        for rows, columns in (shape, shape[::-1])
+        if (group_in := _step(in_width, columns)) and (group_out := _step(out_width, rows))
+    ]
+    return min(fits, key=lambda groups: (groups[1] != 1, groups[0] == 1), default=None)
 
 
 def _step(width: int, groups: int) -> int:

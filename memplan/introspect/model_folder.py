@@ -78,6 +78,9 @@ def spec_from_config(
     """
     from memplan.introspect.quantized import apply_quantization, find_quantization
 
+    for key in ("quantization_config", "compression_config"):
+        if raw.get(key) is not None and not isinstance(raw[key], Mapping):
+            raise UnsupportedModel(f"config key `{key}` must be a mapping, not {show(repr(raw[key]))}")
     spec = build_spec(Config(raw), name)
     return apply_quantization(spec, find_quantization(raw), hf_quant_config=hf_quant_config, config=raw)
 
@@ -204,6 +207,8 @@ def choose_gguf(folder: Folder, wanted: str | None) -> tuple[str, list[str]]:
 
     Raises: SourceNotFound when there is none, or none of that type.
     """
+    if wanted is not None and wanted in folder.names:
+        return wanted, []
     files = sorted(
         name
         for name in folder.names
@@ -214,8 +219,6 @@ def choose_gguf(folder: Folder, wanted: str | None) -> tuple[str, list[str]]:
         raise SourceNotFound(f"no GGUF model in `{folder.label}`")
     if wanted is None:
         chosen = next((name for kind in _USUAL_GGUF for name in firsts if _is_of_type(name, kind)), firsts[0])
-    elif wanted in files:
-        chosen = wanted
     else:
         found = [name for name in firsts if _is_of_type(name, wanted)]
         if not found:
