@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from memplan.catalog.models import unfold
 from memplan.domain.model import ModelSpec
+from memplan.errors import UnsupportedModel
 from memplan.introspect.model_folder import spec_from_config
 from memplan.introspect.quantized import find_quantization
 
@@ -33,6 +35,21 @@ ALWAYS = {
 }
 WHOLE = {"rope_scaling", "rope_parameters"}
 DROPPED = {"transformers_version", "auto_map", "_name_or_path", "name_or_path"}
+# Settings of generation, training and old transformers, which some configs carry in full.
+IDLE = {
+    *("add_cross_attention", "attention_dropout", "attn_implementation", "aux_loss_alpha", "bad_words_ids"),
+    *("begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward", "cross_attention_hidden_size"),
+    *("decoder_start_token_id", "diversity_penalty", "do_sample", "dropout", "dropout_rate", "early_stopping"),
+    *("embd_pdrop", "encoder_no_repeat_ngram_size", "eos_token_id", "ep_size", "exponential_decay_length_penalty"),
+    *("finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "initializer_factor"),
+    *("initializer_range", "is_decoder", "is_encoder_decoder", "label2id", "layer_norm_eps", "length_penalty"),
+    *("max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences"),
+    *("output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "pretraining_tp"),
+    *("problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "resid_pdrop", "return_dict"),
+    *("return_dict_in_generate", "rms_norm_eps", "seq_aux", "sep_token_id", "suppress_tokens"),
+    *("task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k"),
+    *("top_p", "torchscript", "typical_p", "use_bfloat16", "use_cache", "_attn_implementation"),
+}
 FIRST = (
     *("architectures", "model_type", "torch_dtype", "dtype", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings"),
@@ -67,6 +84,10 @@ class Recorded(dict[str, object]):
         self.whole = True
         return super().__iter__()
 
+    def keys(self):
+        self.whole = True
+        return super().keys()
+
     def items(self):
         self.whole = True
         return super().items()
@@ -84,7 +105,7 @@ class Recorded(dict[str, object]):
                 continue
             if value is None and not (nulls and key in self.asked):
                 continue
-            kept[key] = _plain(value) if key in WHOLE else _trimmed(value, nulls=nulls)
+            kept[key] = _plain(value, nulls=nulls) if key in WHOLE else _trimmed(value, nulls=nulls)
         return kept
 
 
@@ -97,14 +118,15 @@ def _recorded(value: object) -> object:
 def _trimmed(value: object, *, nulls: bool) -> object:
     if isinstance(value, Recorded):
         return value.trimmed(nulls=nulls)
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+    return [_plain(item, nulls=nulls) for item in value] if isinstance(value, list) else value
 
 
-def _plain(value: object) -> object:
-    """An element of a list is kept whole: lists are read through."""
+def _plain(value: object, *, nulls: bool) -> object:
+    """An element of a list is kept whole but for nulls: lists are read through."""
     if isinstance(value, dict):
-        return {key: _plain(dict.__getitem__(value, key)) for key in dict.keys(value)}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
+        items = {key: dict.__getitem__(value, key) for key in dict.keys(value)}
+        return {key: _plain(item, nulls=nulls) for key, item in items.items() if nulls or item is not None}
+    return [_plain(item, nulls=nulls) for item in value] if isinstance(value, list) else value
 
 
 def read_raw(path: Path) -> dict[str, object]:
@@ -124,6 +146,8 @@ def trim(raw: Mapping[str, object], name: str) -> dict[str, object]:
     if not same_model(spec_from_config(kept, name), whole):  # a null may say more than a missing key
         kept = recorded.trimmed(nulls=True)
     kept = _with_short_names(kept, whole, name)
+    for path in list(_walked_through(recorded, ())):
+        kept = _without_idle_keys(kept, path, whole, name)
     if not same_model(spec_from_config(kept, name), whole):
         raise ValueError(f"the trimmed config of {name} is another model")
     folded = {key: fold(value) for key, value in kept.items()}
@@ -137,6 +161,41 @@ def same_model(one: ModelSpec, other: ModelSpec) -> bool:
     return replace(one, name="", source="", notes=()) == replace(other, name="", source="", notes=())
 
 
+def _walked_through(mapping: Recorded, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of mappings that were read as a whole, so that it is not known which keys mattered."""
+    if path and mapping.whole and not set(path) & {"quantization_config", *WHOLE}:
+        yield path
+    for key in dict.keys(mapping):
+        value = dict.__getitem__(mapping, key)
+        if isinstance(value, Recorded):
+            yield from _walked_through(value, (*path, key))
+
+
+def _without_idle_keys(
+    kept: dict[str, object], path: tuple[str, ...], whole: ModelSpec, name: str
+) -> dict[str, object]:
+    """Return the config without those keys of one mapping that say nothing of weights and change none."""
+    for key in list(_at(kept, path).keys() & IDLE):
+        rest = {other: item for other, item in _at(kept, path).items() if other != key}
+        shorter = _replaced(kept, path, rest)
+        if _is_same(shorter, whole, name):
+            kept = shorter
+    return kept
+
+
+def _at(value: object, path: tuple[str, ...]) -> dict[str, object]:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _is_same(kept: dict[str, object], whole: ModelSpec, name: str) -> bool:
+    try:
+        return same_model(spec_from_config(kept, name), whole)
+    except UnsupportedModel:
+        return False
+
+
 def _with_short_names(kept: dict[str, object], whole: ModelSpec, name: str) -> dict[str, object]:
     """Return the config with long lists of module names written as patterns, where these choose the same modules."""
     for path, names in list(_name_lists(kept, ())):
@@ -144,7 +203,7 @@ def _with_short_names(kept: dict[str, object], whole: ModelSpec, name: str) -> d
             if len(patterns) >= len(names):
                 continue
             shorter = _replaced(kept, path, patterns)
-            if same_model(spec_from_config(shorter, name), whole):
+            if _is_same(shorter, whole, name):
                 kept = shorter
                 break
     return kept
@@ -171,8 +230,10 @@ def _replaced(value: dict[str, object], path: tuple[str, ...], item: object) -> 
 
 def _patterns(names: list[str]) -> Iterator[list[str]]:
     """Yield shorter lists that may mean the same: by suffix, by wildcard, by regular expression."""
+    common = Counter(re.sub(r"\.\d+(?=\.)", ".*", name) for name in names)
     yield sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
     yield sorted({re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names})
+    yield sorted({many if common[many := re.sub(r"\.\d+(?=\.)", ".*", name)] > LONG_LIST else name for name in names})
     yield sorted({"re:.*" + re.escape(re.sub(r"^.*\.\d+\.", "", name)) + "$" for name in names})
     yield sorted({"re:" + re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(name)) for name in names})
 
