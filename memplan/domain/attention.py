@@ -106,7 +106,7 @@ class LinearState:
     one the model computes in.
     """
 
-    kind: Literal["mamba1", "mamba2", "gated_delta_net", "short_conv", "linear_attention", "rwkv"]
+    kind: Literal["mamba1", "mamba2", "gated_delta_net", "short_conv", "linear_attention", "rg_lru", "rwkv"]
     conv_elements: int
     state_elements: int
     shard_units: int

@@ -92,6 +92,11 @@ def replicated(name: str, out_width: int, in_width: int, role: Role, *, bias: bo
     return _linear(name, out_width, in_width, REPLICATED, role, bias, cut_bias=False)
 
 
+def plain(name: str, out_width: int, in_width: int, role: Role) -> tuple[Tensor, ...]:
+    """A linear map that every rank holds whole and that published quantized checkpoints leave as it is."""
+    return (Tensor(name=f"{name}.weight", shape=(out_width, in_width), role=role),)
+
+
 def vector(
     name: str,
     width: int,

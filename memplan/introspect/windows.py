@@ -81,6 +81,14 @@ def layer_types(config: Config, num_layers: int, pattern: Pattern | None = None)
     return kinds[:num_layers]
 
 
+def flags(config: Config, name: str, num_layers: int) -> tuple[int, ...]:
+    """A number for every layer. Raises: UnsupportedModel when the list is shorter than the model."""
+    numbers = config.ints(name)
+    if len(numbers) < num_layers:
+        raise UnsupportedModel(f"config key `{name}` names {len(numbers)} layers of {num_layers}")
+    return numbers[:num_layers]
+
+
 def last_full(period: int, *keys: str) -> Pattern:
     """Windows, and a full layer at the end of every `period` layers; `keys` may give another period."""
 

@@ -53,7 +53,7 @@ class Frame:
 
     `width` is the embedding's, where it is not the hidden size. `extra` are tensors beside the embedding (learned
     positions, a norm of the embedding), `mtp` the layers that predict further tokens. `tied` is the family's default
-    for `tie_word_embeddings`.
+    for the first of `tied_keys` that is there.
     """
 
     layers: str = "model.layers."
@@ -65,6 +65,7 @@ class Frame:
     vocab: Width = field(default=key("vocab_size"))
     width: Width = field(default=key(*blocks.HIDDEN))
     tied: bool = False
+    tied_keys: tuple[str, ...] = ("tie_word_embeddings",)
     extra: Tensors = nothing
     mtp: Tensors = nothing
 
@@ -247,7 +248,7 @@ def build_decoder(config: Config, name: str, *, layers: tuple[Layer, ...], frame
     hidden = config.int(*blocks.HIDDEN)
     vocab, width = frame.vocab(config), frame.width(config)
     class_name = architecture(config)
-    tied = config.bool("tie_word_embeddings", default=frame.tied)
+    tied = config.bool(*frame.tied_keys, default=frame.tied)
     head = _task_head(config, class_name, width)
     if head is None:
         head = () if tied else blocks.lm_head(frame.lm_head, vocab, width)

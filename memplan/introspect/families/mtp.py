@@ -16,6 +16,7 @@ from memplan.domain.tensors import Role, Tensor
 from memplan.introspect import blocks
 from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder
+from memplan.introspect.stack import Tensors
 
 MAX_MTP_LAYERS = 64
 
@@ -59,36 +60,41 @@ def last_layer(style: Decoder, config: Config) -> tuple[Tensor, ...]:
     return (*mixer.tensors, *feed.tensors, *style.make_norms(config))
 
 
-def appended(style: Callable[[], Decoder], mtp: Mtp = DEEPSEEK) -> Callable[[Config], tuple[Tensor, ...]]:
-    """Predictors that are numbered on from the last layer, each holding a layer like it (DeepSeek V3)."""
+def appended(style: Callable[[], Decoder], mtp: Mtp = DEEPSEEK, *, layer: Tensors | None = None) -> Tensors:
+    """Predictors that are numbered on from the last layer, each holding a layer like it (DeepSeek V3), or `layer`."""
 
     def tensors(config: Config) -> tuple[Tensor, ...]:
         number = num_mtp_layers(config)
         if not number:
             return ()
-        layer, first = last_layer(style(), config), config.num_layers()
-        prefix = style().frame.layers
+        own = layer(config) if layer else last_layer(style(), config)
+        first, prefix = config.num_layers(), style().frame.layers
         return tuple(
             tensor
             for index in range(first, first + number)
-            for tensor in mtp.tensors(config, layer, prefix=f"{prefix}{index}.")
+            for tensor in mtp.tensors(config, own, prefix=f"{prefix}{index}.")
         )
 
     return tensors
 
 
 def numbered(
-    style: Callable[[], Decoder], mtp: Mtp, *, prefix: str, keys: tuple[str, ...] = ()
-) -> Callable[[Config], tuple[Tensor, ...]]:
-    """Predictors that are numbered from 0 under a prefix of their own, each holding a layer like the last one."""
+    style: Callable[[], Decoder],
+    mtp: Mtp,
+    *,
+    prefix: str,
+    keys: tuple[str, ...] = (),
+    layer: Tensors | None = None,
+) -> Tensors:
+    """Predictors that are numbered from 0 under a prefix of their own, each holding `layer`, or one like the last."""
 
     def tensors(config: Config) -> tuple[Tensor, ...]:
         number = num_mtp_layers(config, *keys)
         if not number:
             return ()
-        layer = last_layer(style(), config)
+        own = layer(config) if layer else last_layer(style(), config)
         return tuple(
-            tensor for index in range(number) for tensor in mtp.tensors(config, layer, prefix=f"{prefix}{index}.")
+            tensor for index in range(number) for tensor in mtp.tensors(config, own, prefix=f"{prefix}{index}.")
         )
 
     return tensors
