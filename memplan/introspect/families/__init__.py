@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from memplan.domain.model import ModelSpec
 from memplan.errors import UnsupportedModel, did_you_mean
+from memplan.introspect.bytesource import show
 from memplan.introspect.config import Config
 from memplan.introspect.families.composites import COMPOSITES, WRAPPERS_BY_CLASS
 from memplan.introspect.families.decoders import DECODERS
@@ -36,7 +37,7 @@ def build_spec(config: Config, name: str) -> ModelSpec:
     if model_type not in FAMILIES:
         known = did_you_mean(model_type, sorted(FAMILIES))
         raise UnsupportedModel(
-            f"unknown model family: `{model_type}`", hint=known or "try --introspect torch, which asks transformers"
+            f"unknown model family: `{show(model_type)}`", hint=known or "try --introspect torch, which asks transformers"
         )
     if model_type in DECODERS and config.has("text_config"):
         model_type = _wrapper_family(config, model_type)
