@@ -66,8 +66,9 @@ def find_model(name: str) -> CatalogModel | None:
         found = _lookup(mirrored["model"])
         if found is not None and found.scheme is None:
             note = f"{asked}: taken as a copy of {found.name}"
-            scheme = "bnb-nf4" if mirrored["bnb"] else None
-            found = replace(found, published_id=asked, scheme=scheme, resolved_note=note)
+            found = replace(found, published_id=asked, resolved_note=note)
+            if mirrored["bnb"]:
+                found = replace(found, scheme="bnb-nf4", config=_unquantized(found.config))
     return found
 
 
@@ -144,12 +145,13 @@ def _paths() -> tuple[Path, ...]:
 def _read(slices: Slices, key: str, *, how: str = "key", asked: str = "") -> CatalogModel:
     entry = _entry(slices, key)
     facts = _facts(slices, entry)
+    config = cast("dict[str, object]", unfold(facts["config"]))
     quantized = _quantized(entry)
     scheme = _scheme_of(quantized, asked) if how == "quantized" else None
     return CatalogModel(
         name=key,
         parameters=cast("int", facts["parameters"]),
-        config=cast("dict[str, object]", unfold(facts["config"])),
+        config=_unquantized(config) if scheme else config,
         source=str(entry["source"]),
         aliases=tuple(cast("list[str]", entry.get("aliases", []))),
         bare=tuple(cast("list[str]", entry.get("bare", []))),
@@ -185,6 +187,12 @@ def _facts(slices: Slices, entry: Mapping[str, object]) -> Mapping[str, object]:
             config = {**cast("dict[str, object]", base["config"]), **differs}
             return {"parameters": entry.get("parameters", base["parameters"]), "config": config}
     raise UsageError(f"{slices.origin} refers to `{like}`, which no file has")
+
+
+def _unquantized(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a config without the quantization of its own checkpoint, for one that was made in another scheme."""
+    kept = {key: value for key, value in config.items() if key not in ("quantization_config", "quantization")}
+    return {key: _unquantized(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _quantized(entry: Mapping[str, object]) -> dict[str, tuple[str, ...]]:

@@ -155,6 +155,15 @@ def test_a_published_checkpoint_is_its_base_model_in_its_scheme() -> None:
     assert model.published_id == "neuralmagic/Meta-Llama-3.1-70B-Instruct-quantized.w8a8"
 
 
+def test_a_published_checkpoint_in_another_scheme_does_not_keep_the_base_models_own_quantization() -> None:
+    native, awq = find_model("deepseek-ai/DeepSeek-V3"), find_model("cognitivecomputations/DeepSeek-V3-AWQ")
+    assert native is not None
+    assert awq is not None
+    assert "quantization_config" in native.config
+    assert awq.scheme == "awq-int4-g128"
+    assert "quantization_config" not in awq.config
+
+
 def test_a_copy_under_another_organisation_is_taken_as_the_original() -> None:
     copy = find_model("unsloth/Llama-3.1-70B-Instruct")
     assert copy is not None
