@@ -315,6 +315,10 @@ def test_a_config_without_exclusions_says_so() -> None:
     assert quantized_names(spec, 1) == ATTENTION | EXPERTS | SHARED
     assert not any(tensor.storage for tensor in spec.shared)
     assert any("no excluded modules" in note for note in spec.notes)
+    nemotron = apply_quantization(
+        mixture(), None, hf_quant_config={"quant_algo": "FP8"}, config={"model_type": "nemotron_h"}
+    )
+    assert quantized_names(nemotron, 1) == EXPERTS | SHARED
 
 
 # --- libraries that replace Linear layers ----------------------------------------------------------------------------

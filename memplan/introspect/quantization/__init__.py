@@ -52,7 +52,7 @@ READERS: Mapping[str, str] = {
     "vptq": "weight_only:refuse",
 }
 # Readers that also look at the model's own config.
-_WITH_MODEL = frozenset({"compressed-tensors", "fp8", "mlx"})
+_WITH_MODEL = frozenset({"compressed-tensors", "fp8", "mlx", "modelopt", "modelopt_fp4"})
 
 
 def read_plan(method: str, config: Config, model: Config | None) -> QuantPlan:
