@@ -7,12 +7,13 @@ default is given by the family that reads the key, and only where transformers' 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeGuard, TypeVar, cast
 
 from memplan.errors import UnsupportedModel
 
 _LARGEST = 1 << 40
 _MAX_LAYERS = 4096
+_LONGEST_TEXT = 1000
 _T = TypeVar("_T")
 # The class below has methods of these names, which would hide the types in its annotations.
 _Str: TypeAlias = str
@@ -83,8 +84,8 @@ class Config:
 
     def str(self, *keys: _Str, default: _Str | _Required = REQUIRED) -> _Str:
         value = self._read(keys, default)
-        if not isinstance(value, str) or len(value) > 10_000:
-            raise self._wrong(keys, value, "a text")
+        if not _is_text(value):
+            raise self._wrong(keys, value, "a short text")
         return value
 
     def list(self, *keys: _Str, default: Sequence[object] | _Required = REQUIRED) -> Sequence[object]:
@@ -103,8 +104,8 @@ class Config:
     def strs(self, *keys: _Str, default: Sequence[_Str] | _Required = REQUIRED) -> tuple[_Str, ...]:
         """Return a list of texts."""
         value = self.list(*keys, default=default)
-        if not all(isinstance(item, str) for item in value):
-            raise self._wrong(keys, value, "a list of texts")
+        if not all(_is_text(item) for item in value):
+            raise self._wrong(keys, value, "a list of short texts")
         return tuple(cast("Sequence[str]", value))
 
     def num_layers(self, *keys: _Str, default: _Int | _Required = REQUIRED) -> _Int:
@@ -148,6 +149,11 @@ class Config:
 
     def _dotted(self, key: _Str) -> _Str:
         return f"{self.path}.{key}" if self.path else key
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a text that may stand in a message: one line, no control characters."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()
 
 
 def _kind(value: object) -> str:
