@@ -1,7 +1,8 @@
 """The `memplan` command: a table of commands that are imported when they are called, and one place where errors end.
 
-Only the command that was asked for is imported, so that `memplan estimate` stays a blink. What a command answers goes to
-the real stdout through `memplan.cli.output`; everything else that is printed, by whatever library, lands on stderr.
+Only the command that was asked for is imported, so that `memplan estimate` stays a blink. What a command answers goes
+to the real stdout through `memplan.cli.output`; everything else that is printed, by whatever library, lands on
+stderr.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typer.core import TyperGroup
 from memplan.errors import MemplanError
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "estimate": ("memplan.cli.estimate:estimate_command", "What a model uses on a GPU, what fits, what would make it fit."),
+    "estimate": (
+        "memplan.cli.estimate:estimate_command",
+        "What a model uses on a GPU, what fits, what would make it fit.",
+    ),
     "models": ("memplan.cli.models:models_command", "List, search and show the models that memplan knows by name."),
     "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
 }

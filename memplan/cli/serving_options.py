@@ -1,4 +1,6 @@
-"""The options that `estimate`, `plan` and `emit-config` share, and what they become: models, GPUs and ServingSettings."""
+"""The options that `estimate`, `plan` and `emit-config` share, and what they become: models, GPUs and
+ServingSettings.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from dataclasses import dataclass, replace
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.serving import LoraSettings, ParallelLayout, ServingSettings, Workload
 from memplan.errors import UsageError
-from memplan.units import GIB, parse_count, parse_size_bytes
+from memplan.units import GIB, format_gib, parse_count, parse_size_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,17 @@ def parse_devices(names: str | None, *, memory: str | None, free: str | None) ->
 
 
 def unnamed_gpu(memory_bytes: int) -> GpuSpec:
-    """A GPU of which only the memory is known: taken as a current NVIDIA card."""
+    """A GPU of which only the memory is known: the card that has this total, else a current NVIDIA card of that
+    size.
+    """
+    from memplan.catalog.memory_classes import likely_card
+
+    name = likely_card(memory_bytes)
+    if name is not None:
+        from memplan.catalog.gpus import find_gpu
+
+        size = format_gib(memory_bytes)
+        return replace(_sized(find_gpu(name), memory_bytes), resolved_note=f"{size} taken as the memory of a {name}")
     return GpuSpec(
         name=f"gpu-{memory_bytes / GIB:.0f}g",
         vendor="nvidia",
@@ -71,9 +83,17 @@ def _devices(name: str) -> tuple[Device, ...]:
 
 
 def split_count(name: str) -> tuple[str, int | None]:
-    """Split `h100x8` into the name and the count. A name that the catalogue has as it stands keeps its x and digits."""
+    """Split `h100x8` into the name and the count. A name that the catalogue has as it stands keeps its x and
+    digits.
+    """
     head, letter, digits = name.rpartition("x")
-    if not letter or not digits.isdigit() or not head or head.endswith(("-", "rt", "g")) or head.lower() in ("rt", "gt"):
+    if (
+        not letter
+        or not digits.isdigit()
+        or not head
+        or head.endswith(("-", "rt", "g"))
+        or head.lower() in ("rt", "gt")
+    ):
         return name, None
     count = int(digits)
     if not 1 <= count <= 4096:

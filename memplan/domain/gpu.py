@@ -50,3 +50,11 @@ class GpuSpec:
     source: str = ""
     note: str = ""
     resolved_note: str = ""
+
+    @property
+    def cuda_capability(self) -> float | None:
+        """The CUDA compute capability as a number, such as 8.9; None for a card that has none."""
+        try:
+            return float(self.compute_capability or "")
+        except ValueError:
+            return None

@@ -14,7 +14,7 @@ from memplan.budget.weights import RankWeights, WeightRules, check_divides, rank
 from memplan.catalog.rules import Rules, load_rules
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
-from memplan.domain.model import ModelSpec
+from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import Fitted, load_fitted
@@ -108,8 +108,7 @@ def plan_rank(
     charged = weight_bytes + activation.size_bytes + outside.charged_bytes
     if rules["graphs_in_budget"]:
         charged += graphs
-    if settings.generation == "v0" and rules["accounting"] in ("reserved", "device"):
-        charged += round(activation.size_bytes * fitted.reserved_share)
+    charged += _cached_bytes(spec, layers, settings, rules, activation.size_bytes)
     requested = ceil(gpu.memory_bytes * settings.utilization)
     kv_bytes = requested - charged if settings.kv_cache_memory_bytes is None else settings.kv_cache_memory_bytes
     return RankPlan(
@@ -134,3 +133,15 @@ def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules) -> tuple
         table.positions * table.width * element_bytes * (rules["multimodal_positions"] if table.is_multimodal else 1)
         for table in spec.rotary
     )
+
+
+def _cached_bytes(
+    spec: ModelSpec, layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules, activation_bytes: int
+) -> int:
+    """Cached blocks that a release counts as used on top of the activation peak."""
+    if settings.generation != "v0" or rules["accounting"] not in ("reserved", "device") or not layers:
+        return 0
+    from memplan.engines.vllm.replay import reserved_by_profiling
+
+    splits = rules["awq_partial_sums"]
+    return max(0, reserved_by_profiling(spec, layers[-1], settings, splits_awq=splits) - activation_bytes)

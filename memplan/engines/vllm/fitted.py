@@ -32,7 +32,10 @@ class Fitted:
 
     context_mib: float
     context_old_mib: float
-    own_mib: float
+    own_v0_mib: float
+    own_v1_mib: float
+    own_hopper_mib: float
+    own_amd_mib: float
     nccl_mib: float
     nccl_nvls_mib_per_peer: float
     nccl_growth_mib: float
@@ -40,7 +43,6 @@ class Fitted:
     graph_piece_mib: float
     graph_size_mib: float
     graph_comm_mib: float
-    reserved_share: float
     intervals: Intervals
 
 

@@ -40,7 +40,7 @@ def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fi
     accounting = rules["accounting_v1"] if settings.generation == "v1" else rules["accounting"]
     context = context_bytes(gpu, fitted)
     nccl, growth = nccl_bytes(gpu, settings, fitted)
-    own = round(fitted.own_mib * MIB)
+    own = _own_bytes(gpu, settings, fitted)
     charged, uncharged = own, 0
     if accounting in ("device", "allocated"):
         charged += context + nccl
@@ -53,9 +53,18 @@ def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fi
     return Outside(charged_bytes=charged, uncharged_bytes=uncharged, context_bytes=context)
 
 
+def _own_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> int:
+    """Libraries and kernels that a process loads after the snapshot."""
+    if gpu.vendor == "amd":
+        return round(fitted.own_amd_mib * MIB)
+    own = fitted.own_v0_mib if settings.generation == "v0" else fitted.own_v1_mib
+    is_hopper = gpu.cuda_capability in (9.0, 10.0, 10.3)
+    return round((own + (fitted.own_hopper_mib if is_hopper else 0.0)) * MIB)
+
+
 def context_bytes(gpu: GpuSpec, fitted: Fitted) -> int:
     """The CUDA context of a process: larger where the driver loads more for the card."""
-    capability = float(gpu.compute_capability) if gpu.compute_capability else 9.0
+    capability = gpu.cuda_capability or 9.0
     is_old = gpu.vendor == "nvidia" and (capability < 8.0 or capability == 8.6)
     return round((fitted.context_old_mib if is_old else fitted.context_mib) * MIB)
 
@@ -73,9 +82,8 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> tuple[in
 
 def has_multicast(gpu: GpuSpec) -> bool:
     """Whether NCCL makes NVLink multicast buffers: Hopper and later data-centre cards behind an NVSwitch."""
-    capability = float(gpu.compute_capability) if gpu.compute_capability else 0.0
     link = (gpu.interconnect or "").lower()
-    return gpu.vendor == "nvidia" and capability in (9.0, 10.0, 10.3) and "nvl" in link
+    return gpu.vendor == "nvidia" and gpu.cuda_capability in (9.0, 10.0, 10.3) and "nvl" in link
 
 
 def capture_sizes(settings: VllmSettings, rules: Rules) -> int:

@@ -123,7 +123,7 @@ def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Ru
     if rules["generation"] in ("v0", "v1"):
         return "v0" if rules["generation"] == "v0" else "v1"
     release = rules.release
-    capability = float(gpu.compute_capability) if gpu.compute_capability else 9.0
+    capability = gpu.cuda_capability or 9.0
     caches = [cache for layer in spec.layers for cache in layer.caches]
     recurrent = any(isinstance(cache, LinearState) for cache in caches)
     falls_back = (
