@@ -44,7 +44,7 @@ def _is_rotary(config: Config) -> bool:
         "rope_ratio",
         "rotary_emb_base",
     )
-    return any(config.has(key) for key in keys) or config.get("model_type") in _ROTARY_BY_DEFAULT
+    return any(config.has(key) for key in keys) or str(config.get("model_type")) in _ROTARY_BY_DEFAULT
 
 
 _ROTARY_BY_DEFAULT = frozenset(

@@ -79,6 +79,9 @@ COMPOSITES: Mapping[str, str] = {
     "llava_llama": "vila:llava_llama",
     "qwen2_5_omni": "qwen_omni:qwen2_5_omni",
     "qwen2_5_omni_thinker": "qwen_omni:thinker",
+    "gemma3n": "gemma3n_media:gemma3n",
+    "phi4mm": "phi4_media:phi4mm",
+    "phi4_multimodal": "phi4_media:phi4_multimodal",
 }
 
 # Wrappers whose configs have been saved under the `model_type` of their language model.

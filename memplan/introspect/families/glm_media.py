@@ -14,7 +14,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
 from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
-from memplan.introspect.families.nested import merged, read_language, wrap
+from memplan.introspect.families.nested import defaults_of, merged, read_language, wrap
 from memplan.introspect.families.qwen_media import Patches, read_patches
 from memplan.introspect.families.vision import grid_side
 from memplan.introspect.towers import TIMM, Shape
@@ -25,8 +25,8 @@ _VIDEO_TOKENS = 30_000
 
 def glm4v(config: Config, name: str) -> ModelSpec:
     """GLM-4.1V, and GLM-4.5V with routed experts in its language model."""
-    moe = "moe" in config.str("model_type")
-    text = read_language(config, name, default_type="glm4v_moe_text" if moe else "glm4v_text")
+    default_type = "glm4v_moe_text" if "moe" in config.str("model_type") else "glm4v_text"
+    text = read_language(config, name, default_type=default_type, extra=_head_width(config, default_type))
     vision = merged(config, "vision_config", {})
     shape = towers.read_shape(vision, hidden=1536, intermediate=13696, num_layers=24, num_heads=12)
     patches = read_patches(vision)
@@ -40,6 +40,16 @@ def glm4v(config: Config, name: str) -> ModelSpec:
     )
     tower = towers.tower(Role.VISION, "model.visual.", _tensors(vision, shape, patches), media=media)
     return wrap(config, text, (tower,), model="model.language_model")
+
+
+def _head_width(config: Config, model_type: str) -> dict[str, object]:
+    """The width of a head, which these classes take from the hidden size where the plain GLM has a default."""
+    keys = merged(config, "text_config", {}) if config.has("text_config") else config
+    part = Config({**defaults_of(model_type), **keys.raw()}, path=keys.path)
+    if part.has("head_dim"):
+        return {}
+    hidden, num_heads = part.int("hidden_size"), part.int("num_attention_heads")
+    return {"head_dim": blocks.exact_div(hidden, num_heads, "hidden size", "heads")}
 
 
 def _tensors(vision: Config, shape: Shape, patches: Patches) -> tuple[Tensor, ...]:

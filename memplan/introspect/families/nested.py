@@ -87,6 +87,44 @@ DEFAULTS: Mapping[str, Mapping[str, object]] = {
     },
     "gemma2": {**_GEMMA3, "vocab_size": 256000, "max_position_embeddings": 8192},
     "gemma3_text": _GEMMA3,
+    "llama4_text": {
+        "hidden_size": 5120,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_experts_per_tok": 1,
+        "num_local_experts": 16,
+        "vocab_size": 202048,
+        "max_position_embeddings": 131072,
+    },
+    "glm4v_text": {
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+        "vocab_size": 151552,
+        "max_position_embeddings": 32768,
+    },
+    "glm4v_moe_text": {
+        "hidden_size": 4096,
+        "intermediate_size": 10944,
+        "num_hidden_layers": 46,
+        "num_attention_heads": 96,
+        "num_key_value_heads": 8,
+        "attention_bias": True,
+        "moe_intermediate_size": 1408,
+        "num_experts_per_tok": 8,
+        "n_shared_experts": 1,
+        "n_routed_experts": 128,
+        "first_k_dense_replace": 1,
+        "vocab_size": 151424,
+        "max_position_embeddings": 65536,
+    },
     "cohere2": {
         "hidden_size": 8192,
         "intermediate_size": 22528,
@@ -137,7 +175,7 @@ def read_language(
     family = SAME_AS.get(model_type, model_type)
     if family not in FAMILIES:
         raise UnsupportedModel(f"unknown family of language model: `{model_type}`", hint="try --introspect torch")
-    raw: dict[str, object] = {**DEFAULTS.get(family, {}), **own.raw(), **(extra or {})}
+    raw: dict[str, object] = {**defaults_of(model_type), **own.raw(), **(extra or {})}
     raw |= {"model_type": family, "architectures": ["ForCausalLM"]}
     if (dtype := config.get("torch_dtype", "dtype")) is not None:
         raw["torch_dtype"] = dtype
@@ -146,6 +184,11 @@ def read_language(
     if tied is not None:
         raw["tie_word_embeddings"] = tied
     return load_family(family)(Config(raw, path=own.path), name)
+
+
+def defaults_of(model_type: str) -> Mapping[str, object]:
+    """The class's defaults of a language model, under its name inside a wrapper or under its family's."""
+    return DEFAULTS.get(model_type) or DEFAULTS.get(SAME_AS.get(model_type, model_type), {})
 
 
 def wrap(
