@@ -89,6 +89,30 @@ class LocalFolder:
             )
 
 
+class PartFolder:
+    """One part of a pipeline: the files under `part/` of another folder."""
+
+    def __init__(self, whole: Folder, part: str) -> None:
+        self._whole, self._prefix = whole, f"{part}/"
+        self.label = f"{whole.label}/{part}"
+        self.names = frozenset(name[len(self._prefix) :] for name in whole.names if name.startswith(self._prefix))
+
+    def read(self, name: str, *, limit_bytes: int) -> bytes:
+        return self._whole.read(self._prefix + name, limit_bytes=limit_bytes)
+
+    def open(self, name: str) -> AbstractContextManager[ByteSource]:
+        return self._whole.open(self._prefix + name)
+
+    def each(self, read_one: Callable[[str], Result], names: Sequence[str]) -> list[Result]:
+        return self._whole.each(read_one, names)
+
+    def check_shards(self, names: Sequence[str]) -> None:
+        self._whole.check_shards([self._prefix + name for name in names])
+
+    def remembered(self, name: str, make: Callable[[], object]) -> object:
+        return self._whole.remembered(self._prefix + name, make)
+
+
 def _names(path: Path) -> list[str]:
     """The files of a directory; those that cannot be listed are left out."""
     names = [entry.name for entry in _entries(path) if not entry.is_dir()]

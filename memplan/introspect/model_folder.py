@@ -17,7 +17,7 @@ from memplan.introspect import checkpoint, inventory
 from memplan.introspect.bytesource import show
 from memplan.introspect.config import Config
 from memplan.introspect.families import build_spec
-from memplan.introspect.folder import PIPELINE_FILE, Folder
+from memplan.introspect.folder import PIPELINE_FILE, Folder, PartFolder
 from memplan.introspect.inventory import Inventory
 from memplan.introspect.jsonfile import MAX_CONFIG_BYTES, MAX_JSON_BYTES, parse_json_object
 
@@ -239,19 +239,31 @@ def _type_in(name: str) -> str:
 
 
 def _from_pipeline(folder: Folder, wish: Wish) -> ModelSpec:
-    """A diffusion pipeline: its parts' configs, and their headers where they are there."""
-    try:
-        from memplan.introspect.families.diffusion import build_pipeline
-    except ImportError:
-        raise UnsupportedModel(f"diffusion pipelines are not understood yet: `{folder.label}`") from None
+    """A diffusion pipeline: its parts' configs, and their headers where all of them are there."""
+    from memplan.introspect.families.diffusion import build_pipeline
+    from memplan.introspect.header_spec import merge_headers
+
     index = read_object(folder, PIPELINE_FILE)
     configs = {
         name.partition("/")[0]: read_object(folder, name)
         for name in sorted(folder.names)
         if _PIPELINE_CONFIG.fullmatch(name)
     }
-    spec: ModelSpec = build_pipeline(index, configs, wish.name)
-    return replace(spec, source=folder.label)
+    spec = replace(build_pipeline(index, configs, wish.name), source=folder.label)
+    parts = sorted({tensor.name.partition("/")[0] for tower in spec.towers for tensor in tower.tensors})
+    headers = {part: find_headers(PartFolder(folder, part)) for part in parts}
+    absent = [part for part, found in headers.items() if found is None]
+    if absent:
+        note = () if len(absent) == len(parts) else (f"no weights of {_some(absent)}: sizes are from the configs",)
+        return replace(spec, notes=(*spec.notes, *note))
+    found = {part: each for part, each in headers.items() if each is not None}
+    joined = Inventory(
+        tensors={f"{part}/{name}": tensor for part, each in found.items() for name, tensor in each.tensors.items()},
+        files=tuple(file for each in found.values() for file in each.files),
+        metadata={},
+    )
+    names_dtype = any(config.get("torch_dtype") or config.get("dtype") for config in configs.values())
+    return merge_headers(spec, joined, dtype_is_known=names_dtype)
 
 
 def _adapter(folder: Folder) -> UnsupportedModel:

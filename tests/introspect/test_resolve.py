@@ -339,3 +339,27 @@ def test_resolving_a_path_imports_no_network_and_no_heavy_package(tmp_path: Path
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_weights_of_a_pipelines_parts_are_exact(tmp_path: Path) -> None:
+    index = {"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "DDIMScheduler"]}))
+    (tmp_path / "text_encoder").mkdir()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+    config = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], "vocab_size": 100, **sizes}
+    (tmp_path / "text_encoder" / "config.json").write_text(json.dumps(config))
+    by_config = resolve_model(str(tmp_path))
+    assert by_config.weights_source == "config"
+    stored = {}
+    for tensor in (tensor for tower in by_config.towers for tensor in tower.tensors):
+        name = tensor.name.removeprefix("text_encoder/")
+        for number in range(tensor.count):
+            shape = tensor.shape
+            size = 4 * tensor.num_elements // tensor.count
+            stored[name.replace("*", str(number))] = ("F32", shape, size)
+    write_safetensors(tmp_path / "text_encoder" / "model.safetensors", stored)
+    by_headers = resolve_model(str(tmp_path / "model_index.json"))
+    assert by_headers.weights_source == "headers"
+    assert by_headers.stored_bytes == sum(size for _, _, size in stored.values())
+    assert by_headers.parameters == by_config.parameters
+    assert by_headers.towers == by_config.towers
