@@ -16,9 +16,12 @@ from typing import Literal
 from memplan.domain.attention import (
     Cache,
     ChunkedLocal,
+    CompressedAttention,
+    CompressorState,
     FullAttention,
     IndexerKeys,
     LatentAttention,
+    LatentWindow,
     LinearState,
     NoCache,
     SharedKV,
@@ -75,6 +78,7 @@ _RECURRENT_WITHOUT_HEADS = frozenset(
 )
 _NEMOTRON_H = frozenset({"nemotron_h", "nemotron_h_moe"})
 _FULL_INTERVAL: Mapping[str, int] = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
+_OVERLAPPED_RATIO = 4
 _KV_FROM_START: Mapping[str, int] = {"gemma3n": 20}
 ENCODERS = frozenset(
     {
@@ -91,6 +95,9 @@ def layer_caches(keys: Keys, num_layers: int) -> tuple[tuple[Cache, ...], ...]:
     """
     if keys.architecture in ENCODERS:
         return ((NoCache(),),) * num_layers
+    if keys.architecture == "deepseek4":
+        ratios = keys.per_layer("attention.compress_ratios", num_layers)
+        return tuple(_compressed(keys, ratio, num_layers) for ratio in ratios)
     recurrent = _recurrent_layers(keys, num_layers)
     windowed = _windowed_layers(keys, num_layers, recurrent)
     kv_heads = _kv_heads(keys, num_layers)
@@ -148,6 +155,25 @@ def _attention(keys: Keys, index: int, num_layers: int, kv_heads: int, windowed:
     cache = LatentAttention(latent, rope, heads, expanded, keys.whole("attention.value_length_mla", expanded))
     indexer = keys.whole("attention.indexer.key_length", 0)
     return (cache, IndexerKeys(indexer)) if indexer else (cache,)
+
+
+def _compressed(keys: Keys, ratio: int, num_layers: int) -> tuple[Cache, ...]:
+    """DeepSeek V4: a window of latents, and one for every `ratio` tokens; groups of 4 overlap and are indexed."""
+    width, _ = head_widths(keys, False, num_layers)
+    rope = keys.whole("rope.dimension_count")
+    if rope >= width:
+        raise UnsupportedModel(f"GGUF keys disagree: a key of {width} holds no rotary part of {rope}")
+    window = LatentWindow(width - rope, rope, keys.whole("attention.sliding_window", minimum=1))
+    if ratio < 2:
+        return (window,)
+    overlap = 2 if ratio == _OVERLAPPED_RATIO else 1
+    state = CompressorState(2 * overlap * width, overlap * ratio)
+    compressed = CompressedAttention(width - rope, rope, ratio, state)
+    if overlap == 1:
+        return (window, compressed)
+    index_width = keys.whole("attention.indexer.key_length", minimum=1)
+    index_state = CompressorState(2 * overlap * index_width, overlap * ratio)
+    return (window, compressed, IndexerKeys(index_width, ratio, index_state))
 
 
 def _is_chunked(keys: Keys) -> bool:
@@ -262,6 +288,7 @@ KNOWN: frozenset[str] = frozenset(
             "chatglm",
         ),
         *("codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "deepseek2", "deepseek2-ocr", "deepseek32"),
+        "deepseek4",
         *("dots1", "dream", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "falcon-h1", "gemma", "glm-dsa", "glm4"),
         *("glm4moe", "gpt2", "gptj", "gptneox", "granite", "granitemoe", "grok", "grovemoe", "hunyuan-dense"),
         *(

@@ -11,6 +11,7 @@ from memplan.introspect.gguf import GgufTensor
 
 _EXPERT_NUMBER = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)\.")
 _STACKED = re.compile(r"_(?:ch)?exps\.")
+_BUFFERS = ("rope_freqs.", "rope_factors_", "exp_probs_b.")  # stored and loaded, and no parameters
 _SCALE_SUFFIXES = (".scale", ".input_scale")
 
 
@@ -82,6 +83,7 @@ def _tensor(name: str, tensor: GgufTensor, count: int, cuts: Cuts) -> Tensor:
         dtype=tensor.type.dtype,
         linear=len(tensor.shape) == 2 and role not in (Role.EMBEDDING, Role.POSITION, Role.NORM),
         storage=tensor.type.storage(),
+        is_buffer=name.startswith(_BUFFERS),
     )
 
 

@@ -7,9 +7,12 @@ from memplan.budget.storage import checkpoint_bytes
 from memplan.domain.attention import (
     Cache,
     ChunkedLocal,
+    CompressedAttention,
+    CompressorState,
     FullAttention,
     IndexerKeys,
     LatentAttention,
+    LatentWindow,
     LinearState,
     NoCache,
     SharedKV,
@@ -227,6 +230,28 @@ def test_latent_attention_without_its_later_keys_is_cached_expanded(architecture
     spec = spec_of(architecture, [{**MLA, **MLP}], keys)
     assert caches_of(spec) == [(FullAttention(8, 48, 32),)]
     assert any("expanded" in note for note in spec.notes)
+
+
+def test_deepseek_v4_keeps_a_window_and_compressed_latents() -> None:
+    keys = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": 64,
+        "attention.value_length": 64,
+        "rope.dimension_count": 16,
+        "attention.sliding_window": 128,
+        "attention.compress_ratios": [0, 4, 128],
+        "attention.indexer.key_length": 32,
+    }
+    window = LatentWindow(48, 16, 128)
+    assert caches_of(spec_of("deepseek4", [{**MLA, **MLP}] * 3, keys)) == [
+        (window,),
+        (
+            window,
+            CompressedAttention(48, 16, 4, CompressorState(256, 8)),
+            IndexerKeys(32, 4, CompressorState(128, 8)),
+        ),
+        (window, CompressedAttention(48, 16, 128, CompressorState(128, 128))),
+    ]
 
 
 def recurrent(kind: str, conv: int, state: int, units: int, kernel: int = 4) -> LinearState:
