@@ -46,8 +46,12 @@ class Folder(Protocol):
         """Raise CorruptFile for a shard that is a link out of the place."""
         ...
 
-    def remembered(self, name: str, make: Callable[[], object]) -> object:
-        """Return the JSON value that `make` makes, or the one that it made of the same files before."""
+    def recall(self, name: str) -> object | None:
+        """Return the JSON value that was kept under a name for these very files; None for none."""
+        ...
+
+    def keep(self, name: str, value: Callable[[], object]) -> None:
+        """Keep a JSON value for the next time, where fetching costs more than keeping."""
         ...
 
 
@@ -72,8 +76,11 @@ class LocalFolder:
         for name in names:
             self._check_link(self.path / name)
 
-    def remembered(self, name: str, make: Callable[[], object]) -> object:
-        return make()
+    def recall(self, name: str) -> object | None:
+        return None
+
+    def keep(self, name: str, value: Callable[[], object]) -> None:
+        """Nothing to keep: the files are here."""
 
     def _check_link(self, path: Path) -> None:
         """Links lead out of a directory only in the Hugging Face cache, whose snapshots are links into `blobs`."""
@@ -109,8 +116,11 @@ class PartFolder:
     def check_shards(self, names: Sequence[str]) -> None:
         self._whole.check_shards([self._prefix + name for name in names])
 
-    def remembered(self, name: str, make: Callable[[], object]) -> object:
-        return self._whole.remembered(self._prefix + name, make)
+    def recall(self, name: str) -> object | None:
+        return self._whole.recall(self._prefix + name)
+
+    def keep(self, name: str, value: Callable[[], object]) -> None:
+        self._whole.keep(self._prefix + name, value)
 
 
 def _names(path: Path) -> list[str]:

@@ -67,9 +67,17 @@ def sort_tensors(tensors: Mapping[str, StoredTensor], layer_prefix: str, num_lay
 
 def collapse(tensors: Mapping[str, StoredTensor]) -> dict[str, Group]:
     """Count tensors that differ in their expert's number alone as one."""
-    return _collapse(
-        (_EXPERT.sub("*", name) if "experts." in name else name, tensor) for name, tensor in tensors.items()
-    )
+    first: dict[str, StoredTensor] = {}
+    counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for stored_name, tensor in tensors.items():
+        name = _EXPERT.sub("*", stored_name) if "experts." in stored_name else stored_name
+        if name in first:
+            counts[name] += 1
+            sizes[name] += tensor.size_bytes
+        else:
+            first[name], counts[name], sizes[name] = tensor, 1, tensor.size_bytes
+    return {name: Group(tensor, counts[name], sizes[name]) for name, tensor in first.items()}
 
 
 def collapse_numbers(groups: Mapping[str, Group], wanted: Iterable[str]) -> dict[str, Group]:
@@ -91,27 +99,16 @@ def collapse_numbers(groups: Mapping[str, Group], wanted: Iterable[str]) -> dict
     return merged
 
 
-def _collapse(named: Iterable[tuple[str, StoredTensor]]) -> dict[str, Group]:
-    first: dict[str, StoredTensor] = {}
-    counts: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for name, tensor in named:
-        if name in first:
-            counts[name] += 1
-            sizes[name] += tensor.size_bytes
-        else:
-            first[name], counts[name], sizes[name] = tensor, 1, tensor.size_bytes
-    return {name: Group(tensor, counts[name], sizes[name]) for name, tensor in first.items()}
-
-
-def _find_prefix(names: Iterable[str], bare: str, full: str, num_layers: int) -> str:
+def _find_prefix(names: Mapping[str, object], bare: str, full: str, num_layers: int) -> str:
     """The prefix of the decoder's layers in these names: the known one, or one that ends alike."""
+    if any(name.startswith(bare) and name[len(bare) : len(bare) + 1].isdecimal() for name in names):
+        return bare
     found: dict[str, set[str]] = {}
     for name in names:
         match = _NUMBER.search(name)
         if match:
             found.setdefault(name[: match.start()], set()).add(match[0])
-    if bare in found or not found:
+    if not found:
         return bare
     if full in found:
         return full

@@ -184,14 +184,14 @@ class HubFolder:
         self.label = f"{repo}@{commit[:7]}"
 
     def read(self, name: str, *, limit_bytes: int) -> bytes:
-        def fetch() -> str:
-            url = self._hub.file_url(self.repo, self.commit, name)
-            answer = self._hub.web.get(url, limit_bytes=limit_bytes + 1)
-            self._hub.checked(answer, self.repo, self.commit, name)
-            return answer.body.decode("utf-8", "surrogateescape")
-
-        text = self.remembered(f"file:{name}", fetch)
-        return (text if isinstance(text, str) else fetch()).encode("utf-8", "surrogateescape")
+        kept = self.recall(f"file:{name}")
+        if isinstance(kept, str):
+            return kept.encode("utf-8", "surrogateescape")
+        url = self._hub.file_url(self.repo, self.commit, name)
+        answer = self._hub.web.get(url, limit_bytes=limit_bytes + 1)
+        self._hub.checked(answer, self.repo, self.commit, name)
+        self.keep(f"file:{name}", lambda: answer.body.decode("utf-8", "surrogateescape"))
+        return answer.body
 
     @contextmanager
     def open(self, name: str) -> Iterator[RemoteFile]:
@@ -209,12 +209,11 @@ class HubFolder:
     def check_shards(self, names: Sequence[str]) -> None:
         """Nothing to check: a repository has no links."""
 
-    def remembered(self, name: str, make: Callable[[], object]) -> object:
-        value = self._hub.cache.load(self.repo, self.commit, name)
-        if value is None:
-            value = make()
-            self._hub.cache.save(self.repo, self.commit, name, value)
-        return value
+    def recall(self, name: str) -> object | None:
+        return self._hub.cache.load(self.repo, self.commit, name)
+
+    def keep(self, name: str, value: Callable[[], object]) -> None:
+        self._hub.cache.save(self.repo, self.commit, name, value())
 
 
 class RemoteFile:

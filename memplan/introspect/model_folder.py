@@ -105,14 +105,13 @@ def find_headers(folder: Folder) -> Inventory | None:
 
 
 def _remembered(folder: Folder, name: str, read: Callable[[], Inventory]) -> Inventory:
-    made: list[Inventory] = []
-
-    def make() -> object:
-        made.append(read())
-        return inventory.to_json(made[0])
-
-    value = folder.remembered(f"headers:{name}", make)
-    return made[0] if made else (inventory.from_json(value) or read())
+    """The headers that were kept of these files, or read now and kept."""
+    kept = inventory.from_json(folder.recall(f"headers:{name}"))
+    if kept is not None:
+        return kept
+    headers = read()
+    folder.keep(f"headers:{name}", lambda: inventory.to_json(headers))
+    return headers
 
 
 def _weights_files(folder: Folder) -> list[str]:
@@ -195,8 +194,10 @@ def _from_gguf(folder: Folder, wish: Wish) -> ModelSpec:
         with folder.open(part) as source:
             return parse_gguf(source)
 
-    made = folder.remembered(f"gguf:{name}", lambda: gguf_json.to_json(read_splits(name, read_one)))
-    gguf = gguf_json.from_json(made) or read_splits(name, read_one)
+    gguf = gguf_json.from_json(folder.recall(f"gguf:{name}"))
+    if gguf is None:
+        gguf = read = read_splits(name, read_one)
+        folder.keep(f"gguf:{name}", lambda: gguf_json.to_json(read))
     spec = gguf_to_spec(gguf, wish.name)
     note = (f"took {name}; the folder also has {_some(others)}",) if others and wish.gguf is None else ()
     return replace(spec, source=f"{folder.label}/{name}", notes=(*spec.notes, *note))

@@ -161,10 +161,10 @@ def _is_path_like(name: str) -> bool:
 
 
 def _no_such_path(name: str) -> SourceNotFound:
-    parent = Path(name).expanduser().parent
     try:
+        parent = Path(name).expanduser().parent
         beside = sorted(entry.name for entry in parent.iterdir())[:1000] if parent.is_dir() else []
-    except OSError:
+    except (OSError, RuntimeError, ValueError):
         beside = []
     from memplan.errors import did_you_mean
 
