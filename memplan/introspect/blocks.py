@@ -50,14 +50,16 @@ class Heads:
 def read_heads(config: Config, *, default_kv: int | None = None, head_dim: int | None = None) -> Heads:
     """Return the attention shape under the names that most configs use.
 
-    `default_kv` and `head_dim` are a family's defaults for absent keys; without one, key-value heads equal the query
-    heads, and the width of a head is the hidden size over the heads.
+    `default_kv` and `head_dim` are a family's defaults for absent keys. Without one, and for null, key-value heads
+    equal the query heads, and the width of a head is the hidden size over the heads.
     """
     hidden = config.int(*HIDDEN)
     num_heads = config.int(*HEADS)
-    num_kv_heads = config.int("num_key_value_heads", "multi_query_group_num", default=default_kv or num_heads)
-    width = config.optional_int("head_dim", "kv_channels", minimum=1) or head_dim
-    width = width or exact_div(hidden, num_heads, "hidden size", "heads")
+    num_kv_heads = config.nullable_int("num_key_value_heads", default=default_kv, minimum=1) or num_heads
+    width = config.optional_int("kv_channels", minimum=1) or head_dim
+    width = config.nullable_int("head_dim", default=width, minimum=1) or exact_div(
+        hidden, num_heads, "hidden size", "heads"
+    )
     return Heads(hidden=hidden, num_heads=num_heads, num_kv_heads=num_kv_heads, key_width=width, value_width=width)
 
 

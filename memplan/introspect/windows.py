@@ -89,6 +89,11 @@ def flags(config: Config, name: str, num_layers: int) -> tuple[int, ...]:
     return numbers[:num_layers]
 
 
+def all_windowed(config: Config, num_layers: int) -> Sequence[str]:
+    """Windows in every layer."""
+    return (SLIDING,) * num_layers
+
+
 def last_full(period: int, *keys: str) -> Pattern:
     """Windows, and a full layer at the end of every `period` layers; `keys` may give another period."""
 

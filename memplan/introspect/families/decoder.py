@@ -81,7 +81,7 @@ class Routed:
 
     num_experts: tuple[str, ...] = ("num_experts", "num_local_experts", "n_routed_experts")
     experts_per_token: tuple[str, ...] = ("num_experts_per_tok",)
-    intermediate: Width = field(default=key("moe_intermediate_size", "intermediate_size"))
+    intermediate: Width = field(default=key("moe_intermediate_size"))
     prefix: str = "mlp.experts.*"
     names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     suffix: str = ".weight"
@@ -96,6 +96,7 @@ class Routed:
     shared: Width = none
     shared_prefix: str = "mlp.shared_experts"
     shared_names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    shared_bias: Flag = False
     shared_gate: str = ""
 
     def feed(self, config: Config) -> Feed:
@@ -125,7 +126,13 @@ class Routed:
             role = Role.SHARED_EXPERT
             fused = self.gated and len(self.shared_names) == 2
             tensors += blocks.mlp(
-                hidden, shared, prefix=self.shared_prefix, names=self.shared_names, role=role, fused=fused
+                hidden,
+                shared,
+                prefix=self.shared_prefix,
+                names=self.shared_names,
+                bias=is_set(config, self.shared_bias),
+                role=role,
+                fused=fused,
             )
             if self.shared_gate:
                 tensors += blocks.replicated(self.shared_gate, 1, hidden, role)

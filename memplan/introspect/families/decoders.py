@@ -12,7 +12,7 @@ DECODERS: Mapping[str, str] = {
     "llama": "dense:LLAMA",
     "code_llama": "dense:LLAMA",
     "aquila": "dense:LLAMA",
-    "iquestcoder": "dense:LLAMA",
+    "iquestcoder": "dense:IQUEST",
     "solar": "dense:LLAMA",
     "telechat3": "dense:LLAMA",
     "Yi": "dense:YI",

@@ -157,7 +157,7 @@ def _experts(config: Config, *, is_hashed: bool) -> Feed:
     number = config.int("n_routed_experts", "num_local_experts", default=256)
     per_token = config.int("num_experts_per_tok", default=6)
     shared = inner * config.int("n_shared_experts", default=1)
-    w132 = ("w1", "w3", "w2")
+    w132, bias = ("w1", "w3", "w2"), config.bool("mlp_bias", default=False)
     choice = correction_bias("ffn.gate.bias", number)
     if is_hashed:
         table = (config.int("vocab_size"), per_token)
@@ -166,7 +166,7 @@ def _experts(config: Config, *, is_hashed: bool) -> Feed:
         *blocks.replicated("ffn.gate", number, hidden, Role.ROUTER),
         choice,
         *blocks.experts(hidden, inner, number, prefix="ffn.experts.*", names=w132),
-        *blocks.mlp(hidden, shared, prefix="ffn.shared_experts", names=w132, role=Role.SHARED_EXPERT),
+        *blocks.mlp(hidden, shared, prefix="ffn.shared_experts", names=w132, bias=bias, role=Role.SHARED_EXPERT),
     )
     return Feed(
         tensors=tensors,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from memplan.domain.attention import Cache
 from memplan.domain.tensors import Role, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks, windows
@@ -45,11 +46,12 @@ INTERNLM2 = Decoder(
     norms=("attention_norm", "ffn_norm"),
     frame=Frame(embedding="model.tok_embeddings", lm_head="output"),
 )
+IQUEST = replace(LLAMA, heads=shape(kv=8))
 ORION = Decoder(frame=_LAYER_NORM)
 XVERSE = Decoder()
 MINICPM = Decoder(frame=_TIED)
 MISTRAL = Decoder(heads=shape(kv=8), window=windows.always(4096))
-MINISTRAL = Decoder(heads=shape(kv=8), window=typed(window=4096))
+MINISTRAL = Decoder(heads=shape(kv=8), window=typed(windows.all_windowed, window=4096))
 MINISTRAL3 = Decoder(heads=shape(kv=8, dim=128), window=windows.always())
 ARCEE = replace(LLAMA, mlp_names=("up_proj", "down_proj"), gated=False)
 GRANITE = LLAMA
@@ -86,9 +88,17 @@ MIMO: Decoder = Decoder(
 
 GEMMA = Decoder(heads=shape(kv=16, dim=256), qkv_bias="attention_bias", out_bias="attention_bias", frame=_TIED)
 GEMMA2 = replace(GEMMA, heads=shape(kv=4, dim=256), norms=_SANDWICH, window=typed(last_full(2), window=4096))
-GEMMA3 = replace(
-    GEMMA2, qk_norm=True, window=typed(last_full(6, "sliding_window_pattern", "_sliding_window_pattern"), window=4096)
-)
+_GEMMA3_WINDOW = typed(last_full(6, "sliding_window_pattern", "_sliding_window_pattern"), window=4096)
+
+
+def _gemma3_window(config: Config, heads: Heads, num_layers: int) -> Sequence[Cache]:
+    """An embedding model sees as many tokens ahead as behind, so half a window each way."""
+    if config.bool("use_bidirectional_attention", default=False):
+        config = config.having(sliding_window=config.int("sliding_window", default=4096) // 2 + 1)
+    return _GEMMA3_WINDOW(config, heads, num_layers)
+
+
+GEMMA3 = replace(GEMMA2, qk_norm=True, window=_gemma3_window)
 VAULTGEMMA = replace(GEMMA2, norms=("input_layernorm", "pre_feedforward_layernorm"))
 
 GLM = Decoder(heads=shape(kv=2, dim=128), qkv_bias=_BIAS, mlp_names=("gate_up_proj", "down_proj"))

@@ -101,7 +101,7 @@ def _gemma4_mixers(config: Config) -> Sequence[Mixer]:
         key_width=head_width,
         value_width=head_width,
     )
-    window = config.int("sliding_window", default=512)
+    window = config.int("sliding_window", default=1024 if _is_unified(config) else 512)
     if config.get("use_bidirectional_attention") == "all":
         window = window // 2 + 1
     return _mixers(config, _gemma4_layout(config), wide, narrow, window)
@@ -149,8 +149,11 @@ def _gemma4_feeds(config: Config) -> Sequence[Feed]:
 
 def _input_width(config: Config) -> int:
     """How wide a token's own input to every layer is; the unified models have none."""
-    default = 0 if config.str("model_type").startswith("gemma4_unified") else 256
-    return config.int("hidden_size_per_layer_input", default=default, minimum=0)
+    return config.int("hidden_size_per_layer_input", default=0 if _is_unified(config) else 256, minimum=0)
+
+
+def _is_unified(config: Config) -> bool:
+    return config.str("model_type").startswith("gemma4_unified")
 
 
 def _per_layer_input(config: Config, hidden: int) -> tuple[Tensor, ...]:
@@ -194,9 +197,10 @@ def _gemma3n_mixers(config: Config) -> Sequence[Mixer]:
 def _gemma3n_feeds(config: Config) -> Sequence[Feed]:
     """An MLP whose width may differ from layer to layer, and the four streams that AltUp predicts and corrects."""
     hidden, num_layers = config.int(*blocks.HIDDEN), config.num_layers()
-    widths: tuple[int, ...] = (config.int("intermediate_size", default=16384),) * num_layers
     if isinstance(config.get("intermediate_size"), (list, tuple)):
         widths = config.ints("intermediate_size")
+    else:
+        widths = (config.int("intermediate_size", default=16384),) * num_layers
     if len(widths) != num_layers or min(widths) < 1:
         raise UnsupportedModel(f"config key `intermediate_size` must have a width for each of {num_layers} layers")
     streams, rank = config.int("altup_num_inputs", default=4), config.int("laurel_rank", default=64)

@@ -7,13 +7,10 @@ Checked by: the published parameter counts of those five.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from memplan.domain.attention import Cache
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
-from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks
 from memplan.introspect.blocks import Heads, exact_div
 from memplan.introspect.config import Config
@@ -29,9 +26,9 @@ def inner(*names: str) -> Width:
 
 
 def multi_query(config: Config) -> Heads:
-    """One key-value head for all queries when `multi_query` is on."""
-    kv = 1 if config.bool("multi_query", default=True) else None
-    return blocks.read_heads(config, default_kv=kv)
+    """One key-value head for all queries when `multi_query` is on, else one for each."""
+    heads = blocks.read_heads(config)
+    return replace(heads, num_kv_heads=1 if config.bool("multi_query", default=True) else heads.num_heads)
 
 
 GPT2 = Decoder(
@@ -275,27 +272,11 @@ def _opt_extra(config: Config) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def _neo_windows(config: Config, heads: Heads, num_layers: int) -> Sequence[Cache]:
-    """GPT-Neo lists its layers as pairs of a pattern of `global` and `local`, and how often it repeats."""
-    kinds: list[object] = []
-    for pair in config.list("attention_types", default=[[["global", "local"], 12]]):
-        if not (isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (list, tuple))):
-            raise UnsupportedModel("config key `attention_types` must be a list of pairs")
-        pattern, times = pair
-        if not isinstance(times, int) or not 0 <= times <= num_layers:
-            raise UnsupportedModel(f"config key `attention_types` repeats a pattern {str(times)[:20]} times")
-        kinds.extend(list(pattern) * times)
-    if len(kinds) != num_layers:
-        raise UnsupportedModel(f"config key `attention_types` names {len(kinds)} layers of {num_layers}")
-    local = heads.window(config.int("window_size", default=256))
-    return tuple(local if kind == "local" else heads.full() for kind in kinds)
-
-
+# Its local layers mask what is far away, and cache it all the same.
 GPT_NEO = Decoder(
     attention_prefix="attn.attention",
     attention_names=("q_proj", "k_proj", "v_proj", "out_proj"),
     out_bias=True,
-    window=_neo_windows,
     mlp_names=("c_fc", "c_proj"),
     mlp_bias=True,
     gated=False,

@@ -17,7 +17,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families import moe
 from memplan.introspect.families.decoder import Decoder, Frame, Routed, shape
 from memplan.introspect.recurrent import Mamba1, Mamba2, mamba1, mamba2
-from memplan.introspect.stack import NO_FEED, Feed, Mixer, per_layer
+from memplan.introspect.stack import NO_FEED, Feed, Mixer, key, per_layer
 from memplan.units import ceil_div
 
 _BACKBONE = Frame(layers="backbone.layers.", embedding="backbone.embeddings", final_norm="backbone.norm_f", tied=True)
@@ -117,7 +117,12 @@ JAMBA = replace(
     _FEED_FORWARD,
     mixers=_jamba_mixers,
     mlp_bias=False,
-    routed=Routed(prefix="feed_forward.experts.*", router="feed_forward.router", is_routed=_jamba_routed),
+    routed=Routed(
+        intermediate=key("intermediate_size"),
+        prefix="feed_forward.experts.*",
+        router="feed_forward.router",
+        is_routed=_jamba_routed,
+    ),
 )
 
 
@@ -244,7 +249,6 @@ def _zamba_mixers(config: Config) -> Sequence[Mixer]:
         kernel=config.int("mamba_d_conv", default=4),
         in_bias=bias,
         out_bias=bias,
-        conv_bias=config.bool("use_conv_bias", default=True),
     )
     plain = mamba2(state_space, prefix="mamba")
     plain = replace(plain, tensors=(*plain.tensors, *blocks.norm("input_layernorm", hidden)))

@@ -68,7 +68,8 @@ _ROUTED = Routed(
 
 DEEPSEEK_V2 = Decoder(
     mixers=everywhere(),
-    routed=Routed(is_routed=after_dense, shared=shared_of("n_shared_experts", default=2)),
+    mlp_bias="mlp_bias",
+    routed=Routed(is_routed=after_dense, shared=shared_of("n_shared_experts", default=2), shared_bias="mlp_bias"),
 )
 DEEPSEEK_V3: Decoder = Decoder(
     mixers=everywhere(),

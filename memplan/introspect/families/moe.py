@@ -20,12 +20,15 @@ from memplan.introspect.stack import count, key
 
 _W123 = ("w1", "w3", "w2")
 _QKV_OUT = "attention_bias"
+_INNER = key("intermediate_size")
 
 
 MIXTRAL = Decoder(
     heads=shape(kv=8),
     window=windows.always(),
-    routed=Routed(prefix="block_sparse_moe.experts.*", names=_W123, router="block_sparse_moe.gate"),
+    routed=Routed(
+        intermediate=_INNER, prefix="block_sparse_moe.experts.*", names=_W123, router="block_sparse_moe.gate"
+    ),
 )
 PHIMOE = replace(
     MIXTRAL,
@@ -36,10 +39,12 @@ PHIMOE = replace(
 )
 MINIMAX_M2 = replace(
     MIXTRAL,
+    heads=shape(kv=8, dim=128),
     qk_norm=("use_qk_norm", True),
     qk_norm_full=True,
     window=windows.full,
     routed=Routed(
+        intermediate=_INNER,
         prefix="block_sparse_moe.experts.*",
         names=_W123,
         router="block_sparse_moe.gate",
@@ -97,7 +102,6 @@ GLM4_MOE: Decoder = Decoder(
 SOLAR_OPEN = Decoder(
     heads=shape(kv=8, dim=128),
     qkv_bias=_QKV_OUT,
-    out_bias=_QKV_OUT,
     routed=Routed(shared=shared_of("n_shared_experts", default=1), correction="mlp.gate.e_score_correction_bias"),
 )
 HY_V3 = Decoder(
@@ -111,10 +115,11 @@ HY_V3 = Decoder(
         router="mlp.router.gate",
         shared=shared_of("num_shared_experts", default=1),
         shared_prefix="mlp.shared_mlp",
+        shared_bias="mlp_bias",
         correction="mlp.expert_bias",
     ),
 )
-ERNIE4_5_MOE = Decoder(
+ERNIE4_5_MOE: Decoder = Decoder(
     heads=shape(kv=4),
     qkv_bias="use_bias",
     out_bias="use_bias",
@@ -124,14 +129,20 @@ ERNIE4_5_MOE = Decoder(
         experts_per_token=("moe_k", "num_experts_per_tok"),
         is_routed=lambda config, index: _ernie_routed(config, index),
         shared=shared_of("moe_num_shared_experts", default=2),
+        shared_bias="use_bias",
         correction="mlp.moe_statics.e_score_correction_bias",
         correction_counts=True,
     ),
-    frame=Frame(tied=True),
+    frame=Frame(tied=True, head_bias="use_bias", mtp=mtp.ernie(lambda: ERNIE4_5_MOE)),
 )
 
 OLMOE = Decoder(
-    heads=shape(kv=16), qkv_bias=_QKV_OUT, out_bias=_QKV_OUT, qk_norm=True, qk_norm_full=True, routed=Routed()
+    heads=shape(kv=16),
+    qkv_bias=_QKV_OUT,
+    out_bias=_QKV_OUT,
+    qk_norm=True,
+    qk_norm_full=True,
+    routed=Routed(intermediate=_INNER),
 )
 FLEX_OLMO = replace(OLMOE, heads=shape(kv=32), norms=("post_attention_layernorm", "post_feedforward_layernorm"))
 
@@ -139,6 +150,7 @@ GRANITEMOE = Decoder(
     qkv_bias=_QKV_OUT,
     out_bias=_QKV_OUT,
     routed=Routed(
+        intermediate=_INNER,
         prefix="block_sparse_moe",
         names=("input_linear", "output_linear"),
         router="block_sparse_moe.router.layer",
@@ -157,12 +169,18 @@ ARIA = replace(
         names=("fc1", "fc2"),
         router="mlp.router",
         shared=shared_of("moe_num_shared_experts", default=2, width=key("intermediate_size")),
+        shared_bias="mlp_bias",
     ),
 )
 MINICPM_MOE = replace(dense.MINICPM, routed=Routed(names=_W123, intermediate=key("intermediate_size")))
 GROK = Decoder(
     attention_prefix="attn",
-    routed=Routed(prefix="moe_block.experts.*", names=("linear", "linear_v", "linear_1"), router="moe_block.gate"),
+    routed=Routed(
+        intermediate=_INNER,
+        prefix="moe_block.experts.*",
+        names=("linear", "linear_v", "linear_1"),
+        router="moe_block.gate",
+    ),
     norms=("pre_attn_norm", "post_attn_norm", "pre_moe_norm", "post_moe_norm"),
     frame=Frame(tied=True),
 )

@@ -43,6 +43,7 @@ class Mtp:
 
 
 DEEPSEEK = Mtp(tables=("embed_tokens", "shared_head.head"))
+ERNIE = Mtp(join="mtp_linear_proj.0", norms=("mtp_emb_norm.0", "mtp_hidden_norm.0"))
 BAILING = Mtp(norms=("enorm", "hnorm", "final_layernorm"))
 MIMO = Mtp(join="input_proj", norms=("token_layernorm", "hidden_layernorm", "final_layernorm"))
 QWEN_OUTER = Mtp(join="fc", norms=("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"))
@@ -96,5 +97,19 @@ def numbered(
         return tuple(
             tensor for index in range(number) for tensor in mtp.tensors(config, own, prefix=f"{prefix}{index}.")
         )
+
+    return tensors
+
+
+def ernie(style: Callable[[], Decoder]) -> Tensors:
+    """ERNIE 4.5: one predictor, whose decoder layer is dense and stands beside its norms, not inside."""
+
+    def tensors(config: Config) -> tuple[Tensor, ...]:
+        if not num_mtp_layers(config):
+            return ()
+        own = style()
+        layer = (*own.make_mixers(config)[-1].tensors, *own.dense_feed(config).tensors, *own.make_norms(config))
+        block = (replace(tensor, name=f"mtp_block.0.{tensor.name}") for tensor in layer)
+        return ERNIE.tensors(config, block, prefix="model.")
 
     return tensors

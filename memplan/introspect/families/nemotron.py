@@ -72,7 +72,7 @@ def _half(config: Config, kind: str) -> tuple[Mixer, Feed]:
 
 def _mamba(config: Config) -> Mamba2:
     heads = config.int("mamba_num_heads", default=128)
-    bias = config.bool("mamba_proj_bias", "use_bias", default=False)
+    bias = config.bool("use_bias", default=False)
     dtype = config.str("mamba_ssm_cache_dtype", default="float32")
     return Mamba2(
         hidden=config.int(*blocks.HIDDEN),

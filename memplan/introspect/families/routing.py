@@ -46,5 +46,5 @@ def every_step(config: Config, index: int) -> bool:
 
 def shared_of(number: str, *, default: int = 0, width: Width | None = None) -> Width:
     """Shared experts: `number` of them, each as wide as a routed one, stored as one MLP."""
-    read = width or key("moe_intermediate_size", "intermediate_size")
+    read = width or key("moe_intermediate_size")
     return lambda config: config.int(number, default=default, minimum=0) * read(config)

@@ -26,6 +26,7 @@ _CORRECTION = "mlp.gate.e_score_correction_bias"
 DOTS1 = Decoder(
     heads=shape(kv=32),
     qkv_bias=_BIAS,
+    out_bias=_BIAS,
     qk_norm=True,
     window=typed(lambda config, num_layers: _dots_types(config, num_layers), window=4096),
     routed=Routed(
