@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import select
+import socket
+import ssl
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -71,6 +75,14 @@ class HubServer:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+    def encrypt(self, certificate: Path, key: Path) -> None:
+        """Speak TLS from now on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        for server in self._servers:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        self.url, self.content_url = (url.replace("http:", "https:") for url in (self.url, self.content_url))
 
     def paths(self) -> list[str]:
         return [seen.path for seen in self.seen]
@@ -184,3 +196,41 @@ class _Handler(BaseHTTPRequestHandler):
         if cut:
             self.wfile.flush()
             self.close_connection = True
+
+
+class TunnelProxy:
+    """A proxy that opens tunnels, and remembers where to and with which login."""
+
+    def __init__(self) -> None:
+        self.tunnels: list[tuple[str, str | None]] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args: Any) -> None:
+                pass
+
+            def do_CONNECT(self) -> None:
+                proxy.tunnels.append((self.path, self.headers.get("Proxy-Authorization")))
+                host, _, port = self.path.partition(":")
+                with socket.create_connection((host, int(port))) as there:
+                    self.send_response(200)
+                    self.end_headers()
+                    _pump(self.connection, there)
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _pump(here: socket.socket, there: socket.socket) -> None:
+    """Carry bytes both ways until one side ends."""
+    while True:
+        for ready in select.select([here, there], [], [], 5)[0]:
+            data = ready.recv(65_536)
+            if not data:
+                return
+            (there if ready is here else here).sendall(data)

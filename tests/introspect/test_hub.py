@@ -1,11 +1,14 @@
+import base64
 import json
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from checkpoint_files import GgufBytes, entry, safetensors_bytes
-from hub_server import COMMIT, HubServer, Repository
+from hub_server import COMMIT, HubServer, Repository, TunnelProxy
 
 from memplan.errors import GatedModel, MemplanError, Offline, SourceError, SourceNotFound, UsageError
 from memplan.introspect import hub as hub_module
@@ -508,3 +511,45 @@ def test_a_remote_file_reads_like_any_other(server: HubServer) -> None:
 def test_the_default_hub_is_huggingface(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert Hub(web=hub_module.NO_WEB).endpoint == "https://huggingface.co"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that nobody trusts, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2", "-nodes"]
+    made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, "req", "-x509", *made, *names], check=True, capture_output=True)
+    return certificate, key
+
+
+def test_an_untrusted_certificate_is_named_and_a_bundle_of_ones_own_is_taken(
+    monkeypatch: pytest.MonkeyPatch, server: HubServer, certificate: tuple[Path, Path]
+) -> None:
+    server.encrypt(*certificate)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with pytest.raises(Offline, match=r"the certificate of 127\.0\.0\.1 is not trusted") as caught:
+        resolve_model("org/llama")
+    assert "SSL_CERT_FILE" in str(caught.value.hint)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    assert resolve_model("org/llama").weights_source == "headers"
+
+
+def test_https_goes_through_the_proxys_tunnel_with_its_login(
+    monkeypatch: pytest.MonkeyPatch, server: HubServer, certificate: tuple[Path, Path]
+) -> None:
+    server.encrypt(*certificate)
+    proxy = TunnelProxy()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate[0]))
+    monkeypatch.setenv("https_proxy", f"http://user:p%40ss@127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert resolve_model("org/llama").weights_source == "headers"
+    proxy.close()
+    login = "Basic " + base64.b64encode(b"user:p@ss").decode()
+    assert set(proxy.tunnels) == {(server.url.removeprefix("https://"), login)}
+    assert all(seen.authorization == "Bearer hf_secret" for seen in server.seen)
