@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ _MODEL = typer.Argument(help="Alias, hub id, directory, config.json, .safetensor
 
 
 def estimate_command(
-    model: Annotated[Optional[str], _MODEL] = None,  # noqa: UP045 - typer on 3.10 reads the annotation at run time
+    model: Annotated[str | None, _MODEL] = None,
     gpu: Annotated[str | None, typer.Option(help="GPU, NAMExN, several with commas, or auto.")] = None,
     gpu_memory: Annotated[str | None, typer.Option(help="What CUDA sees in all, such as 79.2GiB.")] = None,
     gpu_free: Annotated[str | None, typer.Option(help="What is free on a shared card.")] = None,

@@ -1,4 +1,6 @@
-"""A memory budget that shows its working: lines that sum to a total, each with its formula, provenance and interval."""
+"""A memory budget that shows its working: lines that sum to a total, each with its formula, provenance and
+interval.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ Group = Literal["weights", "activation_peak", "cuda_graph", "non_torch", "kv_cac
 class Line:
     """One thing that takes memory on the fullest rank.
 
-    `low_bytes` and `high_bytes` bound a 90 % interval that comes from recorded errors. `provenance` is `exact` (read from
-    headers), `derived` (a formula over the architecture), `measured` (on a recorded run), `modelled` (a fitted constant)
-    or `assumed`.
+    `low_bytes` and `high_bytes` bound a 90 % interval that comes from recorded errors. `provenance` is `exact` (read
+    from headers), `derived` (a formula over the architecture), `measured` (on a recorded run), `modelled` (a fitted
+    constant) or `assumed`.
     """
 
     name: str
@@ -52,7 +54,9 @@ class KvCapacity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remedy:
-    """One change that frees memory, as the flag to type, and what it returns when the budget is computed again with it."""
+    """One change that frees memory, as the flag to type, and what it returns when the budget is computed again with
+    it.
+    """
 
     change: str
     saves_bytes: int

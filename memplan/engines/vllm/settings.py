@@ -153,6 +153,14 @@ def _chunked_prefill(
     return bool(threshold and context_tokens > threshold and not blocked)
 
 
+def _starts_chunked(spec: ModelSpec, rules: Rules, context_tokens: int) -> bool:
+    """Before 0.8 a long context of a latent model chose the small step of chunked prefill, which was turned off
+    later.
+    """
+    threshold = rules["chunks_above_tokens"]
+    return bool(_has_latent(spec) and threshold and context_tokens > threshold and rules.release < (0, 8, 0))
+
+
 def _has_latent(spec: ModelSpec) -> bool:
     return any(isinstance(cache, LatentAttention) for layer in spec.layers for cache in layer.caches)
 
@@ -168,7 +176,8 @@ def _batch(
 ) -> tuple[int, int]:
     """Tokens and sequences of one step."""
     if generation == "v0":
-        default_tokens = _tokens_v0(spec, rules, context_tokens, chunked)
+        small_steps = chunked or _starts_chunked(spec, rules, context_tokens)
+        default_tokens = _tokens_v0(spec, rules, context_tokens, small_steps)
         default_seqs = _SEQS_V0
     else:
         default_tokens, default_seqs = _tier(gpu, asked, rules)
