@@ -11,8 +11,8 @@ from memplan.units import GIB
 def test_a_class_holds_totals_that_were_seen_of_its_card(low: float, high: float, name: str) -> None:
     gpu = find_gpu(name)
     # Some cards share their usual total with a commoner one: the class is then the part that is theirs alone.
-    assert low * GIB <= (gpu.visible_high_bytes or gpu.memory_bytes)
-    assert high * GIB >= (gpu.visible_low_bytes or gpu.memory_bytes)
+    assert low * GIB <= gpu.visible_high_bytes
+    assert high * GIB >= gpu.visible_low_bytes
 
 
 def test_a_total_that_no_card_has_means_none() -> None:
