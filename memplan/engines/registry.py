@@ -14,6 +14,7 @@ from memplan.errors import UsageError, did_you_mean
 
 ENGINES: Mapping[str, str] = {
     "vllm": "memplan.engines.vllm.engine:VLLM",
+    "sglang": "memplan.engines.sglang.engine:SGLANG",
 }
 DEFAULT_ENGINE = "vllm"
 
