@@ -2,10 +2,12 @@
 
 Source: transformers 5.23, `models/{gemma3,gemma4}/modeling_*.py` for the tensors; vLLM 0.33.0,
 `model_executor/models/{gemma3_mm,gemma4_mm}.py` for what the largest image, video or clip becomes. Gemma 4's clipping
-bounds and standardisation statistics are buffers of a few bytes, and are left out.
+bounds are buffers of one number each, and are left out.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from memplan.domain.model import ModelSpec, Tower
 from memplan.domain.tensors import Role, Tensor
@@ -90,7 +92,9 @@ def _gemma4_vision(config: Config) -> tuple[Tower, int]:
     )
     positions = config.int("position_embedding_size", default=10240)
     pixels = 3 * config.int("patch_size", default=16) ** 2
+    standardized = ("std_bias", "std_scale") if config.bool("standardize", default=False) else ()
     tensors = (
+        *(replace(towers.parameter(name, shape.hidden), is_buffer=True) for name in standardized),
         towers.parameter("patch_embedder.position_embedding_table", 2, positions, shape.hidden),
         *towers.dense("patch_embedder.input_proj", shape.hidden, pixels, bias=False),
         *towers.stack("encoder.layers", towers.layer(_GEMMA4_VISION, shape), shape.num_layers),

@@ -171,7 +171,7 @@ def _qwen3_model(config: Config, text: ModelSpec, *, deepstack: tuple[int, ...])
     video = patches.tokens(_QWEN3_VIDEO_PIXELS // patches.frames)
     media = (
         towers.image(shape, tokens=image, patches=image * patches.merge**2),
-        towers.video(shape, step_tokens=video, step_patches=video * patches.merge**2, max_steps=1),
+        towers.video(shape, step_tokens=video, step_patches=video * patches.merge**2, max_steps=1, bounded=False),
     )
     tower = towers.tower(Role.VISION, "model.visual.", tensors, media=media)
     return wrap(config, text, (tower,), model="model.language_model")
