@@ -63,6 +63,10 @@ LLAMA: dict[str, object] = {
     "max_position_embeddings": 512,
     "torch_dtype": "bfloat16",
 }
+GGUF_ARCHITECTURES = (
+    *("llama", "llama4", "gemma3", "gemma4", "deepseek2", "deepseek4", "mamba", "jamba", "nemotron_h", "qwen3next"),
+    *("gpt-oss", "kimi-linear", "rwkv7", "lfm2", "t5", "bert", "brand-new"),
+)
 ODD_VALUES: tuple[object, ...] = (
     *(None, True, False, "", "x", "128", -1, 0, 1, 2, 3, 7, 0.5, 1e300, -1e300, float("nan"), float("inf"), 1 << 31),
     *(1 << 63, 10**30, [], {}, [None], [0], [1, 2], ["full_attention"], [[1]], {"a": 1}, "a" * 5000, list(range(300))),

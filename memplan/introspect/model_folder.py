@@ -51,7 +51,7 @@ def spec_from_folder(folder: Folder, wish: Wish) -> ModelSpec:
         return _from_gguf(folder, wish)
     if PIPELINE_FILE in folder.names:
         return _from_pipeline(folder, wish)
-    if CONFIG_FILE in folder.names:
+    if CONFIG_FILE in folder.names and not _is_gguf_only(folder):
         raw = read_object(folder, CONFIG_FILE)
         if raw.get("model_type") is not None or raw.get("architectures") is not None:
             return _from_config(folder, raw, wish)
@@ -67,6 +67,12 @@ def spec_from_folder(folder: Folder, wish: Wish) -> ModelSpec:
     if CONFIG_FILE in folder.names:
         return _from_config(folder, read_object(folder, CONFIG_FILE), wish)
     raise _no_model(folder)
+
+
+def _is_gguf_only(folder: Folder) -> bool:
+    """Whether the only weights are GGUF files; repositories of those often carry the original's config as well."""
+    suffixes = {name.rpartition(".")[2] for name in folder.names}
+    return "gguf" in suffixes and not suffixes & {"safetensors", "bin", "pt", "pth"}
 
 
 def spec_from_config(

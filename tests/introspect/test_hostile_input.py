@@ -1,10 +1,13 @@
 """Properties of the readers under input that nobody would write. The long runs are in benchmarks/fuzz."""
 
 import json
+import subprocess
+import sys
 from contextlib import suppress
 from math import prod
 from pathlib import Path
 
+import pytest
 from checkpoint_files import GgufBytes, entry, safetensors_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -179,6 +182,15 @@ def test_text_that_may_be_no_json_ends_in_our_errors_alone(data: bytes) -> None:
 def test_any_name_ends_in_our_errors_alone(name: str, tmp_path: Path) -> None:
     with suppress(MemplanError):
         resolve_model(name, offline=True)
+
+
+@pytest.mark.parametrize("target", ["safetensors", "index", "gguf", "config", "headers"])
+def test_the_fuzzer_itself_runs(target: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "fuzz" / "fuzz_readers.py"
+    asked = [sys.executable, str(script), target, "--plain", "--runs", "300"]
+    done = subprocess.run(asked, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-500:]
+    assert json.loads(done.stdout)["inputs"] == 300
 
 
 def test_a_skipped_value_survives_the_cache() -> None:

@@ -143,6 +143,14 @@ def test_gguf_files_are_read_by_name_directory_and_content(tmp_path: Path) -> No
     assert resolve_model(str(blob)).quantization == "gguf:q4_k_m"
 
 
+def test_gguf_files_beside_the_originals_config_are_what_is_meant(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    write_gguf(tmp_path / "tiny-q4_k_m.gguf")
+    assert resolve_model(str(tmp_path)).quantization == "gguf:q4_k_m"
+    write_safetensors(tmp_path / "model.safetensors", llama_tensors())
+    assert resolve_model(str(tmp_path)).quantization is None
+
+
 def test_weights_without_a_config_give_exact_bytes_and_a_cache_by_their_shapes(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "some.safetensors", llama_tensors())
     spec = resolve_model(str(tmp_path / "some.safetensors"))
