@@ -53,7 +53,7 @@ def kept_caches(torch: Any, model: Any, config: Any, layers: Sequence[Mapping[st
     kept: list[Kept] = []
     for index in range(len(layers)):
         own = _entry(entries[index], config, layers[index]) if index < len(entries) else ()
-        if not own and any("k_proj" in name for name in layers[index]):
+        if not own and any("q_proj" in name for name in layers[index]):  # it attends, and keeps nothing of its own
             own = (SharedKV(_owner(kept, index, config)),)
         kept.append(own or (NoCache(),))
     return KeptCaches(layers=tuple(kept), grows=True)
