@@ -27,11 +27,9 @@ _SLICE_PIXELS = 448
 def minicpmv(config: Config, name: str) -> ModelSpec:
     """MiniCPM-V in its own code: SigLIP, and a resampler whose queries attend to the patches once.
 
-    The config's `version` decides the family of the language model, whose keys stand in the wrapper.
+    The version decides the family of the language model, whose keys stand in the wrapper.
     """
-    version = str(config.float("version"))
-    if version not in _LANGUAGE_BY_VERSION:
-        raise UnsupportedModel(f"config key `version` is not one that is known: {version}")
+    version = _version(config)
     text = read_language(config, name, default_type=_LANGUAGE_BY_VERSION[version])
     vision = _vision(config)
     queries = config.int("query_num", default=64)
@@ -70,6 +68,19 @@ def minicpmv4_6(config: Config, name: str) -> ModelSpec:
         ),
         model="model.language_model",
     )
+
+
+def _version(config: Config) -> str:
+    """The config's `version`; configs older than that key are 2.5, or 2.0 by their sizes, as vLLM tells them apart."""
+    if not config.has("version"):
+        old = config.int("hidden_size") == 2304 and config.int("query_num", default=64) == 64
+        version = "2.0" if old else "2.5"
+    else:
+        value = config.get("version")
+        version = value if isinstance(value, str) else str(config.float("version"))
+    if version not in _LANGUAGE_BY_VERSION:
+        raise UnsupportedModel(f"config key `version` is not one that is known: `{version:.20}`")
+    return version
 
 
 def _vision(config: Config) -> Vision:
