@@ -211,13 +211,16 @@ def wrap(
             return f"{model}.{name.removeprefix('model.')}"
         return prefix + name
 
-    shared = tuple(replace(tensor, name=renamed(tensor.name)) for tensor in language.shared)
+    shared, mtp = (
+        tuple(replace(tensor, name=renamed(tensor.name)) for tensor in part) for part in (language.shared, language.mtp)
+    )
     return replace(
         language,
         model_type=config.str("model_type"),
         architecture=architecture(config),
         layer_prefix=renamed(language.layer_prefix),
         shared=(*shared, *extra),
+        mtp=mtp,
         towers=towers,
     )
 

@@ -154,6 +154,7 @@ class T5Like:
             encoder_tower=towers.tower(Role.ENCODER, f"{prefix}encoder.", stacked),
             vocab=vocab,
             max_context=limit,
+            notes=_untied_note(config, vocab * shape.hidden),
         )
 
     def _layer(self, config: Config, shape: Shape, limit: int, *, decoder: bool, first: bool) -> Layer:
@@ -271,6 +272,13 @@ def _decoder_layer(shape: Shape, tensors: tuple[Tensor, ...], source_tokens: int
     )
 
 
+def _untied_note(config: Config, elements: int) -> tuple[str, ...]:
+    """What a reader of the parameter count should know, when the config says that nothing is tied."""
+    if config.bool("tie_word_embeddings", default=True):
+        return ()
+    return (f"an output matrix of its own, if the checkpoint has one, is {elements:,} parameters more",)
+
+
 def _classification_head(hidden: int, labels: int) -> tuple[Tensor, ...]:
     return (
         *towers.dense("classification_head.dense", hidden, hidden),
@@ -289,6 +297,7 @@ def _spec(
     encoder_tower: Tower,
     vocab: int,
     max_context: int,
+    notes: tuple[str, ...] = (),
 ) -> ModelSpec:
     return ModelSpec(
         name=name,
@@ -304,6 +313,7 @@ def _spec(
         layer_prefix=layer_prefix,
         towers=(encoder_tower,),
         tied_embeddings=not any(tensor.role is Role.LM_HEAD for tensor in shared),
+        notes=notes,
     )
 
 
