@@ -77,6 +77,8 @@ class Config:
         return float(value)
 
     def bool(self, *keys: _Str, default: _Bool | _Required = REQUIRED) -> _Bool:
+        if self.get(*keys) is None and any(key in self._raw for key in keys):
+            return False  # transformers takes a null for no
         value = self._read(keys, default)
         if not isinstance(value, bool):
             raise self._wrong(keys, value, "true or false")

@@ -106,7 +106,7 @@ DECODERS: Mapping[str, str] = {
     "granitemoe_swa": "windowed_moe:GRANITEMOE_SWA",
     "grok-1": "moe:GROK",
     "grok": "moe:GROK",
-    "hunyuan_v1_moe": "moe:HUNYUAN_MOE",
+    "hunyuan_v1_moe": "moe:hunyuan_moe",
     "hy_v3": "moe:HY_V3",
     "kolibri1": "windowed_moe:KOLIBRI",
     "mellum": "windowed_moe:MELLUM",

@@ -186,8 +186,26 @@ def _longcat_feed(config: Config) -> Feed:
     )
 
 
+def _longcat_predictor(config: Config) -> tuple[Tensor, ...]:
+    """One predictor with one latent attention and a dense MLP; published configs do not say that it is there."""
+    if not mtp.num_mtp_layers(config, default=1):
+        return ()
+    hidden = config.int(*blocks.HIDDEN)
+    layer = (
+        *latent_tensors(read_latent(config), bias=is_set(config, _BIAS)),
+        *blocks.mlp(hidden, config.int("ffn_hidden_size"), prefix="transformer_layer.mlp"),
+        *blocks.norms(("input_layernorm", "post_attention_layernorm"), hidden),
+    )
+    around = (
+        *blocks.norm("model.mtp.norm", hidden),
+        blocks.embedding("model.mtp.embed_tokens", config.int("vocab_size"), hidden),
+    )
+    return (*mtp.LONGCAT.tensors(config, layer, prefix="model.mtp.layers.0."), *around)
+
+
 LONGCAT_FLASH = Decoder(
     mixers=lambda config: (_longcat_mixer(config),) * config.num_layers("num_layers", "num_hidden_layers"),
     feeds=lambda config: (_longcat_feed(config),) * config.num_layers("num_layers", "num_hidden_layers"),
     norms=("input_layernorm.0", "input_layernorm.1", "post_attention_layernorm.0", "post_attention_layernorm.1"),
+    frame=Frame(mtp=_longcat_predictor),
 )

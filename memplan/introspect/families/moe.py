@@ -21,6 +21,7 @@ from memplan.introspect.stack import count, key
 _W123 = ("w1", "w3", "w2")
 _QKV_OUT = "attention_bias"
 _INNER = key("intermediate_size")
+_PER_LAYER = ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
 
 
 MIXTRAL = Decoder(
@@ -198,7 +199,7 @@ BAILING: Decoder = Decoder(
     ),
     frame=Frame(embedding="model.word_embeddings", mtp=mtp.appended(lambda: BAILING, mtp.BAILING)),
 )
-HUNYUAN_MOE = Decoder(
+_HUNYUAN_MOE = Decoder(
     heads=lambda config: blocks.read_heads(config, head_dim=config.optional_int("attention_head_dim", minimum=1)),
     qkv_bias=_QKV_OUT,
     out_bias=_QKV_OUT,
@@ -207,7 +208,7 @@ HUNYUAN_MOE = Decoder(
     routed=Routed(
         num_experts=("num_experts",),
         experts_per_token=("moe_topk", "num_experts_per_tok"),
-        intermediate=lambda config: _uniform(config, "moe_intermediate_size", "intermediate_size"),
+        intermediate=key("moe_intermediate_size", "intermediate_size"),
         router="mlp.gate.wg",
         router_dtype=DType.F32,
         shared=lambda config: _hunyuan_shared(config),
@@ -220,6 +221,15 @@ def minicpm(config: Config, name: str) -> ModelSpec:
     """MiniCPM 1, 4 and MoE: one `model_type`, told apart by whether there are experts."""
     style = MINICPM_MOE if config.int("num_experts", default=0, minimum=0) else dense.MINICPM
     return style(config, name)
+
+
+def hunyuan_moe(config: Config, name: str) -> ModelSpec:
+    """Hunyuan with experts, whose config may give the numbers of its experts layer by layer.
+
+    Raises: UnsupportedModel when the layers differ.
+    """
+    listed = {name: _uniform(config, name) for name in _PER_LAYER if isinstance(config.get(name), (list, tuple))}
+    return _HUNYUAN_MOE(config.having(**listed), name)
 
 
 def _ernie_routed(config: Config, index: int) -> bool:
@@ -237,19 +247,12 @@ def _bailing_shared(config: Config) -> int:
 def _hunyuan_shared(config: Config) -> int:
     number = 1
     if config.has("num_shared_expert"):
-        number = _uniform(config, "num_shared_expert") if config.get("use_mixed_mlp_moe") else 0
+        number = config.int("num_shared_expert", minimum=0) if config.get("use_mixed_mlp_moe") else 0
     return number * config.int("intermediate_size")
 
 
-def _uniform(config: Config, *keys: str) -> int:
-    """A number that some configs give once for every layer: the same in all of them.
-
-    Raises: UnsupportedModel when the layers differ.
-    """
-    name = next((name for name in keys if config.has(name)), keys[0])
-    if not isinstance(config.get(name), (list, tuple)):
-        return config.int(*keys)
+def _uniform(config: Config, name: str) -> int:
     values = set(config.ints(name))
-    if len(values) != 1 or min(values) < 1:
+    if len(values) != 1:
         raise UnsupportedModel(f"config key `{name}` differs from layer to layer, which is not understood")
     return values.pop()

@@ -46,6 +46,7 @@ DEEPSEEK = Mtp(tables=("embed_tokens", "shared_head.head"))
 ERNIE = Mtp(join="mtp_linear_proj.0", norms=("mtp_emb_norm.0", "mtp_hidden_norm.0"))
 BAILING = Mtp(norms=("enorm", "hnorm", "final_layernorm"))
 MIMO = Mtp(join="input_proj", norms=("token_layernorm", "hidden_layernorm", "final_layernorm"))
+LONGCAT = Mtp(norms=("enorm.m", "hnorm.m"))
 QWEN_OUTER = Mtp(join="fc", norms=("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"))
 
 
