@@ -65,6 +65,33 @@ class Remedy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextMap:
+    """How many requests have room at each length: `max_concurrency[i]` requests of `context_tokens[i]` at once.
+
+    Every entry is a budget of its own: what the engine reserves may depend on the length.
+    """
+
+    context_tokens: tuple[int, ...]
+    max_concurrency: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvWaste:
+    """What a cache wastes on requests of `mean_tokens` when each may reach `context_tokens`.
+
+    A contiguous cache reserves the whole length for every request; a paged one wastes the end of the last page of each
+    group of layers. `requests` are how many fit at the mean length.
+    """
+
+    mean_tokens: int
+    context_tokens: int
+    contiguous_wasted_bytes: int
+    paged_wasted_bytes: int
+    contiguous_requests: int
+    paged_requests: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryBudget:
     """One model, on one GPU type, under one engine, with its answer."""
 
@@ -87,6 +114,8 @@ class MemoryBudget:
     reasons: tuple[str, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     warnings: tuple[str, ...] = ()
+    context_map: ContextMap | None = None
+    kv_waste: KvWaste | None = None
     extra: dict[str, object] = field(default_factory=dict)
 
     def group_bytes(self, group: Group) -> int:
