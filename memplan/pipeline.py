@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
@@ -14,6 +12,7 @@ from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.engines.registry import Engine, load_engine
 from memplan.engines.remedies import ranked_remedies
 from memplan.errors import UsageError
+from memplan.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

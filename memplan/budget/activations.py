@@ -13,8 +13,6 @@ Formula (docs/memory-model.md, "Activations"), in elements per token of the step
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.budget.kv_cache import kept_heads
 from memplan.domain.attention import (
     ChunkedLocal,
@@ -25,6 +23,7 @@ from memplan.domain.attention import (
     SlidingWindow,
 )
 from memplan.domain.model import Layer, Mlp, ModelSpec
+from memplan.records import dataclass
 from memplan.units import ceil_div
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from memplan.records import dataclass
 from memplan.units import MIB, round_up
 
 _ROUND = 512

@@ -8,8 +8,6 @@ layers x 8 heads x (128 + 128) x 2 bytes x 4,096 = 1.25 GiB.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.domain.attention import (
     Cache,
     ChunkedLocal,
@@ -27,6 +25,7 @@ from memplan.domain.attention import (
 from memplan.domain.dtypes import DType
 from memplan.domain.model import ModelSpec
 from memplan.errors import UsageError, did_you_mean
+from memplan.records import dataclass
 from memplan.units import ceil_div
 
 

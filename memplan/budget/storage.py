@@ -20,12 +20,12 @@ while repacking, scales widened to FP32) is the engine's; two paddings that seve
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from memplan.domain.dtypes import DType
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Storage, Tensor
+from memplan.records import dataclass
 from memplan.units import ceil_div, round_up
 
 # Every format's bits are a multiple of 1/160: GGUF has 32nds, HQQ's ten 3-bit weights in 32 bits come to 3.2.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
 
 from memplan.budget.storage import stored_parts
@@ -20,6 +19,7 @@ from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ParallelLayout
 from memplan.domain.tensors import Role, Shard, ShardKind, Tensor
 from memplan.errors import UsageError
+from memplan.records import dataclass
 from memplan.units import ceil_div, round_up
 
 

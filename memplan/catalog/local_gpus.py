@@ -11,11 +11,11 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import cast
 
 from memplan.errors import MissingExtra
+from memplan.records import dataclass
 from memplan.units import MIB
 
 _TIMEOUT_S = 20

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
 from memplan.catalog.slices import Slices, read_slices
 from memplan.errors import UsageError, did_you_mean
+from memplan.records import dataclass, field, replace
 
 # How a name can be meant, the surest first: a hub id, an alias, a bare family name, an id without its organisation,
 # the id of a published quantized checkpoint.

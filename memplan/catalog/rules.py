@@ -7,12 +7,12 @@ mapping from the first release at which a value holds. Rules are facts; what is 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from memplan.catalog.tables import load_table
 from memplan.errors import UsageError
+from memplan.records import dataclass, field
 
 Release = tuple[int, ...]
 _NUMBER = re.compile(r"v?(\d+(?:\.\d+)*)")

@@ -4,11 +4,10 @@ ServingSettings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.serving import LoraSettings, ParallelLayout, ServingSettings, Workload
 from memplan.errors import UsageError
+from memplan.records import dataclass, replace
 from memplan.units import GIB, format_gib, parse_count, parse_size_bytes
 
 

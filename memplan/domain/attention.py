@@ -7,10 +7,10 @@ that are stored, `key_width` and `value_width` the elements of one head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Union
 
 from memplan.domain.dtypes import DType
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

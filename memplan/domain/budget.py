@@ -4,8 +4,9 @@ interval.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+from memplan.records import dataclass, field
 
 Provenance = Literal["exact", "derived", "measured", "modelled", "assumed"]
 Verdict = Literal["fits", "tight", "does_not_fit"]

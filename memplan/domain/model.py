@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from memplan.domain.attention import Cache
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import Role, Tensor
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.domain.tensors import Role, Storage
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,8 @@ settings are what a budget shows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from memplan.domain.model import ModelSpec
+from memplan.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

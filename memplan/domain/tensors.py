@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from math import prod
 
 from memplan.domain.dtypes import DType
+from memplan.records import dataclass
 
 
 class Role(str, Enum):

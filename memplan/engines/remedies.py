@@ -6,7 +6,6 @@ What a change saves is how much the room left over grows: what the cache would h
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 from memplan.domain.budget import MemoryBudget, Remedy
 from memplan.domain.gpu import GpuSpec
@@ -14,6 +13,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.registry import Engine
 from memplan.errors import MemplanError
+from memplan.records import dataclass, replace
 from memplan.units import MIB
 
 _WORTH_BYTES = 16 * MIB

@@ -7,13 +7,12 @@ channel, their biases likewise (the bias of a projection cut by input is replica
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.domain.attention import Cache, FullAttention, SlidingWindow
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import REPLICATED, Role, Shard, ShardKind, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect.config import Config
+from memplan.records import dataclass
 
 HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")

@@ -6,7 +6,6 @@ An index is an untrusted list of file names: a shard is a plain name beside the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast
 
 from memplan.errors import CorruptFile, SourceNotFound
@@ -15,6 +14,7 @@ from memplan.introspect.folder import Folder
 from memplan.introspect.inventory import Inventory, StoredTensor
 from memplan.introspect.jsonfile import MAX_JSON_BYTES, parse_json_object
 from memplan.introspect.safetensors import parse_safetensors
+from memplan.records import dataclass
 
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 SINGLE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")

@@ -10,11 +10,11 @@ Source: ggml.h, ggml-common.h and llama.h of llama.cpp (as vendored by llama-cpp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import Storage
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Union
@@ -20,6 +19,7 @@ from memplan.errors import CorruptFile, SourceNotFound, UnsupportedModel
 from memplan.introspect.bytesource import ByteSource, damaged, open_source, show
 from memplan.introspect.ggml_types import GGML_TYPES, GgmlType
 from memplan.introspect.gguf_cursor import Cursor, Skipped
+from memplan.records import dataclass
 
 Value = Union[int, float, bool, str, tuple[Union[int, float, bool], ...], Skipped]  # noqa: UP007
 

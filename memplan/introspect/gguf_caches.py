@@ -10,7 +10,6 @@ Source: llama.cpp as vendored by llama-cpp-python 0.3.36, `src/models/*.cpp` (hy
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from memplan.domain.attention import (
@@ -30,6 +29,7 @@ from memplan.domain.attention import (
 from memplan.domain.dtypes import DType
 from memplan.errors import UnsupportedModel
 from memplan.introspect.gguf_keys import Keys
+from memplan.records import dataclass
 
 Kind = Literal["mamba1", "mamba2", "gated_delta_net", "short_conv", "linear_attention", "rwkv"]
 

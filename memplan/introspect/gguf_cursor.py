@@ -6,10 +6,10 @@ Bytes come from the source in windows, so a file over HTTP costs few requests an
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import NoReturn
 
 from memplan.introspect.bytesource import ByteSource, damaged
+from memplan.records import dataclass
 
 # The most that a header may take, and the longest things in it that are kept rather than stepped over.
 MAX_HEADER_BYTES = 1 << 28

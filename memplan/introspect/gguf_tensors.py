@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 
 from memplan.domain.tensors import REPLICATED, Role, Shard, ShardKind, Storage, Tensor
 from memplan.introspect.gguf import GgufTensor
+from memplan.records import dataclass, replace
 
 _EXPERT_NUMBER = re.compile(r"(ffn_(?:gate|up|down))\.(\d+)\.")
 _STACKED = re.compile(r"_(?:ch)?exps\.")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from memplan.introspect.inventory import StoredTensor
+from memplan.records import dataclass
 
 _WRAPPERS = re.compile(r"(?:(?:model|language_model|transformer|module|base_model|thinker|llm)\.)+")
 _EXPERT = re.compile(r"(?<=experts\.)\d{1,5}(?=\.)")

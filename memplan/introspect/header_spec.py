@@ -8,7 +8,6 @@ predicted and not stored, it is left out; stored and not predicted, it is kept a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 
 from memplan.domain.dtypes import DType
 from memplan.domain.model import Layer, ModelSpec
@@ -17,6 +16,7 @@ from memplan.introspect.bytesource import show
 from memplan.introspect.header_names import Group, bare_name, collapse_numbers, sort_tensors
 from memplan.introspect.header_storage import KNOWN_PARTS, find_parts, stored_as
 from memplan.introspect.inventory import Inventory, stored_dtype
+from memplan.records import dataclass, field, replace
 
 # Stored by older tools and loaded by no engine as weights: causal masks, rotary frequencies, scales of a KV cache.
 _IGNORED = (

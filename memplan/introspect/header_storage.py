@@ -8,12 +8,12 @@ whose bytes come out as stored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import Storage, Tensor
 from memplan.introspect.header_names import Group
 from memplan.introspect.inventory import StoredTensor, stored_dtype
+from memplan.records import dataclass, replace
 from memplan.units import ceil_div, round_up
 
 _WEIGHTS = ("weight", "qweight", "weight_packed", "blocks", "weight_q", "W_q")

@@ -6,11 +6,11 @@ This is the ground for exact weight bytes. It knows nothing of models: names are
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
 
 from memplan.domain.dtypes import DType
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

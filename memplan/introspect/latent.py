@@ -9,7 +9,6 @@ Source: DeepSeek-V2 (arXiv 2405.04434) and DeepSeek-V3.2 (sparse attention); tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from memplan.domain.attention import IndexerKeys, LatentAttention
 from memplan.domain.tensors import Role, Tensor
@@ -17,6 +16,7 @@ from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks
 from memplan.introspect.config import Config
 from memplan.introspect.stack import Mixer
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from memplan.domain.model import ModelSpec
@@ -20,6 +19,7 @@ from memplan.introspect.families import build_spec
 from memplan.introspect.folder import PIPELINE_FILE, Folder, PartFolder
 from memplan.introspect.inventory import Inventory
 from memplan.introspect.jsonfile import MAX_CONFIG_BYTES, MAX_JSON_BYTES, parse_json_object
+from memplan.records import dataclass, replace
 
 if TYPE_CHECKING:
     from memplan.introspect.gguf import Gguf

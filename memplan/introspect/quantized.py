@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memplan.domain.dtypes import DType
 from memplan.domain.model import ModelSpec
@@ -38,6 +37,7 @@ from memplan.introspect.quantization.plan import (
     stored,
 )
 from memplan.introspect.quantization.rules import Module
+from memplan.records import replace
 
 # Where a wrapper's config keeps the language model's part, which may carry the quantization of that part alone.
 _PARTS = ("text_config", "language_config", "llm_config", "thinker_config")

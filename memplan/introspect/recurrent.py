@@ -10,13 +10,12 @@ Attention (2401.04658); state shapes and types as in vLLM 0.33.0, `model_executo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.domain.attention import LinearState
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import Role, Shard, ShardKind, Tensor
 from memplan.introspect import blocks
 from memplan.introspect.stack import Mixer
+from memplan.records import dataclass, replace
 
 _ROLE = Role.STATE
 

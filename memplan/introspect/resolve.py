@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -26,6 +25,7 @@ from memplan.introspect.model_folder import (
     spec_from_config,
     spec_from_folder,
 )
+from memplan.records import dataclass, replace
 
 if TYPE_CHECKING:
     from memplan.catalog.models import CatalogModel

@@ -6,13 +6,13 @@ A family makes one Mixer and one Feed per layer, the same object wherever layers
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar, Union
 
 from memplan.domain.attention import Cache, NoCache
 from memplan.domain.model import Layer, Mlp
 from memplan.domain.tensors import Tensor
 from memplan.introspect.config import Config
+from memplan.records import dataclass
 
 # A fixed answer, the config key that gives it (with the answer when it is absent), or a rule.
 Flag = Union[bool, str, tuple[str, bool], Callable[[Config], bool]]  # noqa: UP007 - evaluated on Python 3.10

@@ -9,7 +9,6 @@ Source: transformers 5.23 `cache_utils.py` (DynamicLayer, DynamicSlidingWindowLa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from memplan.domain.attention import (
     SlidingWindow,
 )
 from memplan.domain.dtypes import DType
+from memplan.records import dataclass
 
 Kept = tuple[Cache, ...]
 _NUM_TOKENS = 5

@@ -7,7 +7,6 @@ is cut over tensor-parallel ranks is cut as engines cut a decoder: by attention 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Literal
 
 from memplan.domain.model import MediaInput, Tower
@@ -15,6 +14,7 @@ from memplan.domain.tensors import REPLICATED, Role, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks
 from memplan.introspect.config import Config
+from memplan.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,10 +19,10 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from memplan.errors import Offline, SourceError
+from memplan.records import dataclass
 
 _MAX_REDIRECTS = 8
 _RETRIED = (429, 500, 502, 503, 504)

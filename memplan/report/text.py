@@ -6,9 +6,9 @@ Plain strings with optional ANSI colours: a table library would take longer to i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from memplan.domain.budget import Line, MemoryBudget
+from memplan.records import dataclass
 from memplan.units import GIB, format_count, format_gib
 
 _VERDICTS = {"fits": ("FITS", "32"), "tight": ("TIGHT", "33"), "does_not_fit": ("DOES NOT FIT", "31")}

@@ -13,11 +13,11 @@ Checked by: fractions that recorded runs imply (B200 0.854, H100 0.83, RTX 4090 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
+from memplan.records import dataclass
 
 _PREFILL_STEPS = ((4, 32, 4), (48, 256, 16), (288, 512, 32), (576, 1024, 64), (1280, 4096, 256), (4608, 65536, 512))
 _LARGE_GPU_MIB = 60 * 1024

@@ -11,8 +11,6 @@ Source: sglang/srt/model_executor/model_runner.py (init_torch_distributed, init_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.budget.activations import ForwardRules, forward_peak_bytes
 from memplan.catalog.rules import Rules
 from memplan.domain.gpu import GpuSpec
@@ -21,6 +19,7 @@ from memplan.domain.serving import ServingSettings
 from memplan.engines.sglang.defaults import capture_sizes, prefill_capture_sizes
 from memplan.engines.sglang.fitted import Fitted
 from memplan.engines.sglang.settings import SglangSettings, is_blackwell
+from memplan.records import dataclass
 from memplan.units import MIB
 
 _TABLE_BYTES = 4

@@ -10,8 +10,6 @@ Source: sglang/srt/model_executor/model_runner.py, 0.3.0 to 0.5.23; docs/memory-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.budget.weights import check_divides
 from memplan.catalog.rules import Rules, load_rules
 from memplan.domain.budget import MemoryBudget
@@ -33,6 +31,7 @@ from memplan.engines.sglang.fitted import Fitted, load_fitted
 from memplan.engines.sglang.pools import Pools, plan_pools
 from memplan.engines.sglang.settings import KNOWN_OPTIONS, SglangSettings, resolve
 from memplan.engines.sglang.weights import DeviceWeights, device_weights, stage_layers
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from memplan.catalog.tables import load_table
+from memplan.records import dataclass
 
 _FILE = Path("engines") / "sglang_fitted.yaml"
 

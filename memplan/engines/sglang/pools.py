@@ -16,7 +16,6 @@ Checked by: recorded runs, see tests/engines/sglang/test_pools.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from memplan.budget.kv_cache import KvFormat, state_bytes, token_bytes
 from memplan.catalog.rules import Rules
@@ -38,6 +37,7 @@ from memplan.domain.dtypes import DType
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.engines.sglang.settings import SglangSettings, is_blackwell
+from memplan.records import dataclass
 from memplan.units import MIB, ceil_div
 
 _EXPANDED_HEAD = 256

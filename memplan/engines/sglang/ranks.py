@@ -5,14 +5,13 @@ Source: sglang/srt/layers/dp_attention.py, models/deepseek_v2.py, server_args.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.catalog.rules import Rules
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.options import EngineOptions
 from memplan.errors import UsageError
+from memplan.records import dataclass
 
 _ALL_TO_ALL = ("deepep", "mooncake", "megamoe", "ascend_fuseep")
 

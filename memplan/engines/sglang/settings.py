@@ -9,7 +9,6 @@ Source: sglang/srt/server_args.py of the releases that catalog/engines/sglang.ya
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from memplan.budget.kv_cache import KvFormat, kv_format
@@ -28,6 +27,7 @@ from memplan.engines.sglang.defaults import (
     prefill_capture_sizes,
 )
 from memplan.engines.sglang.ranks import Ranks, read_ranks
+from memplan.records import dataclass
 from memplan.units import MIB, ceil_div
 
 _SPECULATIVE = ("eagle", "eagle3", "nextn", "standalone", "ngram", "dflash", "dspark", "frozen_kv_mtp")

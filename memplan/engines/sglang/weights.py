@@ -16,7 +16,6 @@ Checked by: benchmarks/sglang/score.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 
 from memplan.budget.allocator import allocate
 from memplan.budget.weights import WeightRules, merged_name, tensor_parts
@@ -27,6 +26,7 @@ from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import LoraSettings, ParallelLayout
 from memplan.domain.tensors import Role, Tensor
 from memplan.engines.sglang.settings import SglangSettings
+from memplan.records import dataclass, replace
 from memplan.units import ceil_div
 
 _PER_GROUP = frozenset({Role.ATTENTION, Role.INDEXER, Role.STATE, Role.EMBEDDING, Role.POSITION})

@@ -7,7 +7,6 @@ over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 
 from memplan.budget.kv_cache import model_token_bytes
@@ -20,6 +19,7 @@ from memplan.engines.vllm.engine import RankPlan
 from memplan.engines.vllm.fitted import Fitted
 from memplan.engines.vllm.kv_groups import CacheGroups
 from memplan.engines.vllm.settings import VllmSettings
+from memplan.records import dataclass
 from memplan.units import GIB, MIB, format_gib
 
 _HOST_BASE_BYTES = 4 * GIB

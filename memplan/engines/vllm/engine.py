@@ -6,7 +6,6 @@ Source: vllm/worker/worker.py and vllm/v1/worker/gpu_worker.py, 0.2 to 0.33; doc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 
 from memplan.budget.allocator import allocated_bytes
@@ -23,6 +22,7 @@ from memplan.engines.vllm.loading import as_loaded, copied_bytes
 from memplan.engines.vllm.overheads import Outside, graph_memory_bytes, outside_torch
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings, resolve
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,6 @@ Source: vllm/attention/backends/mla (process_weights_after_loading), vllm/lora/l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.budget.weights import WeightRules, rank_weights, units_per_rank
 from memplan.catalog.rules import Rules
 from memplan.domain.attention import LatentAttention
@@ -14,6 +12,7 @@ from memplan.domain.model import Layer
 from memplan.domain.serving import ServingSettings
 from memplan.domain.tensors import Role, ShardKind, Tensor
 from memplan.engines.vllm.settings import VllmSettings
+from memplan.records import dataclass, replace
 from memplan.units import ceil_div
 
 

@@ -11,7 +11,6 @@ Source: vllm/v1/core/kv_cache_utils.py, vllm/v1/kv_cache_interface.py and models
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import lcm
 from typing import Literal
 
@@ -29,6 +28,7 @@ from memplan.domain.attention import (
 )
 from memplan.domain.model import Layer
 from memplan.engines.vllm.settings import VllmSettings
+from memplan.records import dataclass, replace
 from memplan.units import ceil_div, round_up
 
 _BLOCK = 16

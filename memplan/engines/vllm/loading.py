@@ -11,11 +11,11 @@ catalog/engines/vllm.yaml names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from memplan.catalog.rules import Rules
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.tensors import Role, Storage, Tensor
+from memplan.records import replace
 
 _BNB_GROUP = 64
 _BNB_NESTED_GROUP = 256

@@ -8,12 +8,11 @@ Source: worker.py and gpu_worker.py of the releases that catalog/engines/vllm.ya
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.catalog.rules import Rules
 from memplan.domain.gpu import GpuSpec
 from memplan.engines.vllm.fitted import Fitted
 from memplan.engines.vllm.settings import VllmSettings
+from memplan.records import dataclass
 from memplan.units import MIB
 
 _GRAPH_SIZES_V0 = (1, 2, 4, *range(8, 257, 8))

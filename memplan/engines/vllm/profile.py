@@ -14,13 +14,12 @@ aten/src/ATen/native/cuda/Sort.cu. Checked by: benchmarks/vllm/score.py on recor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.budget.activations import ForwardRules, forward_peak_bytes, media_tower_bytes, sampler_peak_bytes
 from memplan.catalog.rules import Rules
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.vllm.settings import VllmSettings
+from memplan.records import dataclass
 from memplan.units import MIB, round_up
 
 _SORT_BYTES_PER_LOGIT = 38

@@ -5,7 +5,6 @@ Source: vllm/engine/arg_utils.py and the config classes of the releases that cat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from memplan.budget.kv_cache import KvFormat, kv_format
@@ -16,6 +15,7 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.errors import UsageError
+from memplan.records import dataclass
 from memplan.units import GIB
 
 _TOKENS_V0 = 2048

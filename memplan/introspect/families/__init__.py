@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from memplan.domain.model import ModelSpec
 from memplan.errors import UnsupportedModel, did_you_mean
@@ -16,6 +15,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.composites import COMPOSITES, WRAPPERS_BY_CLASS
 from memplan.introspect.families.decoders import DECODERS
 from memplan.introspect.rotary import rotary_tables
+from memplan.records import replace
 
 Build = Callable[[Config, str], ModelSpec]
 

@@ -5,8 +5,6 @@ Source: transformers 5.23, `models/blip/modeling_blip.py` and `modeling_blip_tex
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.attention import CrossAttention, FullAttention
 from memplan.domain.model import Layer, Mlp, ModelSpec
 from memplan.domain.tensors import Role, Tensor
@@ -20,6 +18,7 @@ from memplan.introspect.families.nested import merged
 from memplan.introspect.families.text_encoders import BERT_BODIES
 from memplan.introspect.families.vision import grid_side
 from memplan.introspect.towers import BERT, CLIP, Shape
+from memplan.records import replace
 
 _VISION_LAYER = replace(CLIP, attention=("self_attn.qkv", "self_attn.projection"))
 _CROSS = (*(f"crossattention.self.{name}" for name in ("query", "key", "value")), "crossattention.output.dense")

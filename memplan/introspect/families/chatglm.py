@@ -6,8 +6,6 @@ Checked by: the published parameter counts and the names in an index of ChatGLM3
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Tensor
 from memplan.introspect import blocks
@@ -16,6 +14,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder, Frame
 from memplan.introspect.families.gpt import BLOOM, inner
 from memplan.introspect.stack import is_set, key
+from memplan.records import replace
 
 
 def _glm_heads(config: Config) -> Heads:

@@ -9,7 +9,6 @@ Checked by: the parameter counts of every catalogue model, and transformers' own
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 
 from memplan.domain.attention import Cache
 from memplan.domain.dtypes import DType, parse_compute_dtype
@@ -34,6 +33,7 @@ from memplan.introspect.stack import (
     per_layer,
     stack_layers,
 )
+from memplan.records import dataclass, field, replace
 
 _CONTEXT = (
     "max_position_embeddings",

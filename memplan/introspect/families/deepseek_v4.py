@@ -11,7 +11,6 @@ Checked by: the published element counts of V4-Pro by type, with its predictor.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from memplan.domain.attention import Cache, CompressedAttention, CompressorState, IndexerKeys, LatentWindow
 from memplan.domain.dtypes import DType
@@ -24,6 +23,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder, Frame, correction_bias
 from memplan.introspect.families.mtp import num_mtp_layers
 from memplan.introspect.stack import Feed, Mixer, per_layer
+from memplan.records import dataclass, replace
 
 _SPARSE, _HEAVY, _SLIDING = "compressed_sparse_attention", "heavily_compressed_attention", "sliding_attention"
 _OVERLAPPED_RATIO = 4  # groups of this ratio overlap, and only they have an indexer

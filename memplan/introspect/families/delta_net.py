@@ -8,7 +8,6 @@ Checked by: the published element counts of Kimi K3 by type, and Qwen3-Next's wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from memplan.domain.dtypes import parse_compute_dtype
 from memplan.domain.model import Mlp
@@ -22,6 +21,7 @@ from memplan.introspect.families.routing import every_step, listed_or
 from memplan.introspect.latent import latent_mixer, read_latent
 from memplan.introspect.recurrent import DeltaNet, KimiDelta, delta_net, kimi_delta
 from memplan.introspect.stack import Feed, Mixer, is_set, key, per_layer
+from memplan.records import replace
 from memplan.units import round_up
 
 _LINEAR = "linear_attention"

@@ -7,7 +7,6 @@ Source: the modelling code and configuration defaults of transformers 5.23; for 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from memplan.domain.attention import Cache
 from memplan.domain.tensors import Role, Tensor
@@ -19,6 +18,7 @@ from memplan.introspect.families import mtp
 from memplan.introspect.families.decoder import Decoder, Frame, shape
 from memplan.introspect.stack import is_set
 from memplan.introspect.windows import first_full, last_full, typed
+from memplan.records import replace
 
 _BIAS = ("attention_bias", True)
 _SANDWICH = (

@@ -5,12 +5,11 @@ Source: diffusers 0.42, `models/transformers/{transformer_sd3,transformer_flux}.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.tensors import Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
+from memplan.records import replace
 
 _TIME_WIDTH = 256
 _IMAGE = ("to_q", "to_k", "to_v")

@@ -6,14 +6,13 @@ Options that no Stable Diffusion release uses are refused by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memplan.domain.tensors import Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
 from memplan.introspect.families import convolutional
 from memplan.introspect.families.diffusion_vae import read_widths
+from memplan.records import dataclass
 
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}

@@ -5,7 +5,6 @@ names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from memplan.domain.attention import NoCache
 from memplan.domain.model import Layer, Mlp, ModelSpec, Tower
@@ -15,6 +14,7 @@ from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import architecture, checkpoint_dtype
 from memplan.introspect.towers import Shape
+from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,6 @@ bounds are buffers of one number each, and are left out.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.model import ModelSpec, Tower
 from memplan.domain.tensors import Role, Tensor
 from memplan.errors import UnsupportedModel
@@ -17,6 +15,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.families.vision import read_vision
 from memplan.introspect.towers import Shape, Style
+from memplan.records import replace
 
 _VIDEO_FRAMES = 32
 _VIDEO_FRAME_TOKENS = 70

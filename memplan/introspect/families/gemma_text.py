@@ -9,7 +9,6 @@ Source: transformers 5.23, `models/{gemma3n,gemma4}`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from memplan.domain.attention import Cache, SharedKV
 from memplan.domain.model import Mlp
@@ -20,6 +19,7 @@ from memplan.introspect.blocks import Heads
 from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder, Frame
 from memplan.introspect.stack import Feed, Mixer, is_set, per_layer
+from memplan.records import dataclass
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 

@@ -7,7 +7,6 @@ of 30,000 tokens. Up to 0.13 vLLM sized a single image as one of sixteen frames,
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import isqrt
 
 from memplan.domain.model import ModelSpec
@@ -18,6 +17,7 @@ from memplan.introspect.families.nested import defaults_of, merged, read_languag
 from memplan.introspect.families.qwen_media import Patches, read_patches
 from memplan.introspect.families.vision import grid_side
 from memplan.introspect.towers import TIMM, Shape
+from memplan.records import replace
 
 _IMAGE_PIXELS = 9_633_792
 _VIDEO_TOKENS = 30_000

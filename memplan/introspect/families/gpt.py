@@ -7,8 +7,6 @@ Checked by: the published parameter counts of those five.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
 from memplan.introspect import blocks
@@ -16,6 +14,7 @@ from memplan.introspect.blocks import Heads, exact_div
 from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder, Frame
 from memplan.introspect.stack import Width, key
+from memplan.records import replace
 
 _GPT_LAYERS = "transformer.h."
 

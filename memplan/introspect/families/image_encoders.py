@@ -7,7 +7,6 @@ checkpoints, which transformers 5 renames as it loads them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
@@ -19,6 +18,7 @@ from memplan.introspect.families.encoder import Body, Sizes
 from memplan.introspect.families.nested import merged
 from memplan.introspect.families.vision import Vision
 from memplan.introspect.towers import BERT, Shape
+from memplan.records import replace
 
 _VIT = replace(
     BERT,

@@ -8,7 +8,6 @@ than one a thumbnail is added; a video has one tile a frame, as many as the cont
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memplan.domain.model import MediaInput, ModelSpec
 from memplan.domain.tensors import Role, Tensor
@@ -18,6 +17,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.families.vision import Vision, grid_side, read_vision
 from memplan.introspect.towers import Style
+from memplan.records import replace
 
 _MANY_FRAMES = 1 << 20
 _WITH_VIDEO = frozenset({"qwen2", "qwen3", "qwen3_moe", "gpt_oss"})

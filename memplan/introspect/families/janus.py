@@ -5,7 +5,6 @@ Source: deepseek-ai's `modeling_vlm.py`, `siglip_vit.py`, `vq_model.py` and `pro
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 from memplan.domain.model import ModelSpec, Tower
@@ -17,6 +16,7 @@ from memplan.introspect.families import convolutional
 from memplan.introspect.families.deepseek_media import timm_siglip
 from memplan.introspect.families.nested import read_language, wrap
 from memplan.introspect.towers import Shape
+from memplan.records import replace
 
 _VISION = Shape(hidden=1024, intermediate=4096, num_layers=24, num_heads=16)
 _VISION_NAME, _PATCH = "siglip_large_patch16_384", 16

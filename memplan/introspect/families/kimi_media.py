@@ -7,14 +7,13 @@ limits of the releases' preprocessor configs: 4,096 patches (Kimi-VL), 16,384 (K
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
 from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.towers import Shape, Style
+from memplan.records import dataclass, replace
 
 _BLOCK = Style(attention=("wqkv", "wo"), mlp=("mlp.fc0", "mlp.fc1"), norms=("norm0", "norm1"))
 

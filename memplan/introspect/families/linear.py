@@ -7,7 +7,6 @@ names; the published RWKV-5 code for its layers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from memplan.domain.attention import LinearState
 from memplan.domain.dtypes import DType
@@ -20,6 +19,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder, Frame, Routed, shape
 from memplan.introspect.recurrent import lightning_state, short_conv
 from memplan.introspect.stack import Feed, Mixer, count, key, per_layer
+from memplan.records import replace
 from memplan.units import round_up
 
 _LINEAR = "linear_attention"

@@ -7,8 +7,6 @@ tiles are the limit of Llama 4's preprocessor config.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.attention import CrossAttention
 from memplan.domain.model import Layer, ModelSpec, Tower
 from memplan.domain.tensors import Role, Tensor
@@ -19,6 +17,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.families.vision import grid_side
 from memplan.introspect.towers import Style
+from memplan.records import replace
 
 _LLAMA4_TILES = 16
 _EXTRA_TOKENS = 8  # rows of Llama 3.2 Vision's token table beyond its vocabulary

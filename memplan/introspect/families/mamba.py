@@ -6,7 +6,6 @@ Source: the modelling code, configuration defaults and checkpoint names of trans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from memplan.domain.model import Mlp
 from memplan.domain.tensors import Role, Tensor
@@ -18,6 +17,7 @@ from memplan.introspect.families import moe
 from memplan.introspect.families.decoder import Decoder, Frame, Routed, shape
 from memplan.introspect.recurrent import Mamba1, Mamba2, mamba1, mamba2
 from memplan.introspect.stack import NO_FEED, Feed, Mixer, key, per_layer
+from memplan.records import replace
 from memplan.units import ceil_div
 
 _BACKBONE = Frame(layers="backbone.layers.", embedding="backbone.embeddings", final_norm="backbone.norm_f", tied=True)

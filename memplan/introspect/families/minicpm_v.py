@@ -8,7 +8,6 @@ is cut into at most nine slices of 448 x 448 pixels beside the whole, a video ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memplan.domain.model import MediaInput, ModelSpec
 from memplan.domain.tensors import Role, Tensor
@@ -17,6 +16,7 @@ from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.families.vision import Vision, siglip
+from memplan.records import replace
 
 _LANGUAGE_BY_VERSION: Mapping[str, str] = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
 _WITH_VIDEO = frozenset({"2.6", "4.0", "4.5"})

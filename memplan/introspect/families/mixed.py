@@ -9,7 +9,6 @@ names, 0.12 for Arctic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from memplan.domain.attention import Cache, FullAttention, IndexerKeys
 from memplan.domain.model import Mlp
@@ -21,6 +20,7 @@ from memplan.introspect.families.decoder import Decoder, Frame, Routed, shape
 from memplan.introspect.families.routing import after_dense, listed_or, shared_of
 from memplan.introspect.stack import Feed, Mixer, key, per_layer
 from memplan.introspect.windows import FULL, SLIDING, typed
+from memplan.records import replace
 
 _CORRECTION = "mlp.gate.e_score_correction_bias"
 

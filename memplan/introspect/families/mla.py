@@ -7,7 +7,6 @@ Sarvam and LongCat's checkpoint names.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from memplan.domain.attention import Cache
 from memplan.domain.model import Mlp, ModelSpec
@@ -26,6 +25,7 @@ from memplan.introspect.latent import (
     read_latent,
 )
 from memplan.introspect.stack import Feed, Mixer, is_set, key, per_layer
+from memplan.records import replace
 
 _CORRECTION = "mlp.gate.e_score_correction_bias"
 _BIAS = "attention_bias"

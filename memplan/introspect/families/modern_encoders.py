@@ -7,7 +7,6 @@ Alibaba-NLP's checkpoints come with (`nomic_bert`, `new`), whose tensor names ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Tensor
@@ -17,6 +16,7 @@ from memplan.introspect.families import encoder
 from memplan.introspect.families.encoder import Body, Sizes
 from memplan.introspect.families.text_encoders import BERT_BODIES
 from memplan.introspect.towers import BERT, Shape, Style
+from memplan.records import replace
 
 _DEBERTA = replace(
     BERT,

@@ -6,8 +6,6 @@ DeepSeekMoE, Arctic, Grok-1, Bailing/Ling, Hunyuan and MiniCPM-MoE the published
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.dtypes import DType
 from memplan.domain.model import ModelSpec
 from memplan.errors import UnsupportedModel
@@ -17,6 +15,7 @@ from memplan.introspect.families import dense, mtp
 from memplan.introspect.families.decoder import Decoder, Frame, Routed, shape
 from memplan.introspect.families.routing import after_dense, every_step, listed_or, shared_of
 from memplan.introspect.stack import count, key
+from memplan.records import replace
 
 _W123 = ("w1", "w3", "w2")
 _QKV_OUT = "attention_bias"

@@ -10,13 +10,13 @@ Source: vLLM 0.33.0, `model_executor/models/*_mtp.py`, for the names in publishe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 
 from memplan.domain.tensors import Role, Tensor
 from memplan.introspect import blocks
 from memplan.introspect.config import Config
 from memplan.introspect.families.decoder import Decoder
 from memplan.introspect.stack import Tensors
+from memplan.records import dataclass, replace
 
 MAX_MTP_LAYERS = 64
 

@@ -8,7 +8,6 @@ nemotron_nas}.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from memplan.domain.dtypes import DType, parse_compute_dtype
 from memplan.domain.model import Mlp
@@ -21,6 +20,7 @@ from memplan.introspect.families.decoder import Decoder, Frame, correction_bias
 from memplan.introspect.families.mtp import num_mtp_layers
 from memplan.introspect.recurrent import Mamba2, mamba2
 from memplan.introspect.stack import NO_FEED, NO_MIXER, Feed, Mixer, is_set, per_layer
+from memplan.records import dataclass, replace
 from memplan.units import round_up
 
 _LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}

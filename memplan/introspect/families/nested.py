@@ -8,7 +8,6 @@ and the prefix of every tensor's name.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import cast
 
 from memplan.domain.model import ModelSpec, Tower
@@ -17,6 +16,7 @@ from memplan.errors import UnsupportedModel
 from memplan.introspect.config import Config
 from memplan.introspect.families import FAMILIES, load_family
 from memplan.introspect.families.decoder import architecture
+from memplan.records import replace
 
 _QWEN2 = {
     "hidden_size": 4096,

@@ -8,8 +8,6 @@ speech, which vLLM does not load with it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.domain.model import Layer, ModelSpec, Tower
 from memplan.domain.tensors import Role, Tensor
 from memplan.errors import UnsupportedModel
@@ -18,6 +16,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.families.vision import Vision, siglip
 from memplan.introspect.towers import Shape
+from memplan.records import dataclass, replace
 
 _SIGLIP = {
     "hidden_size": 1152,

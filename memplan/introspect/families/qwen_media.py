@@ -9,7 +9,6 @@ videos had up to 16 frames, not 14.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import isqrt
 
 from memplan.domain.model import MediaInput, ModelSpec
@@ -19,6 +18,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families.audio import encoder_shape, whisper_encoder
 from memplan.introspect.families.nested import merged, read_language, wrap
 from memplan.introspect.towers import TIMM, Shape, Style
+from memplan.records import dataclass, replace
 
 IMAGE_PIXELS = 12_845_056
 _QWEN3_IMAGE_PIXELS = 16_777_216

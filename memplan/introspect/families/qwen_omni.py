@@ -6,8 +6,6 @@ Source: transformers 5.23, `models/qwen2_5_omni/modeling_qwen2_5_omni.py`; vLLM 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from memplan.domain.model import ModelSpec, Tower
 from memplan.domain.tensors import Role
 from memplan.introspect import towers
@@ -23,6 +21,7 @@ from memplan.introspect.families.qwen_media import (
     read_patches,
 )
 from memplan.introspect.families.qwen_vocoder import token2wav
+from memplan.records import replace
 
 _VISION = replace(QWEN2_5, attention=("attn.q", "attn.k", "attn.v", "attn.proj"))
 _TALKER = {

@@ -7,8 +7,6 @@ matrix of its own holds that much more.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from memplan.domain.attention import CrossAttention, FullAttention
 from memplan.domain.model import Layer, Mlp, ModelSpec, Tower
 from memplan.domain.tensors import Role, Tensor
@@ -19,6 +17,7 @@ from memplan.introspect.families import encoder
 from memplan.introspect.families.audio import encoder_shape, whisper_encoder
 from memplan.introspect.families.decoder import architecture, checkpoint_dtype
 from memplan.introspect.towers import Shape, Style
+from memplan.records import dataclass, replace
 
 _BART = replace(towers.WHISPER, key_bias=True)
 _CROSS = tuple(f"encoder_attn.{name}_proj" for name in ("q", "k", "v", "out"))

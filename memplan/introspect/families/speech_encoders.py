@@ -7,7 +7,6 @@ weight normalisation, as a length for every tap and a direction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Tensor
@@ -17,6 +16,7 @@ from memplan.introspect.config import Config
 from memplan.introspect.families import encoder
 from memplan.introspect.families.encoder import Body, Sizes
 from memplan.introspect.towers import Shape, Style
+from memplan.records import replace
 
 _STYLE = Style(
     attention=tuple(f"attention.{name}_proj" for name in ("q", "k", "v", "out")),

@@ -6,7 +6,6 @@ Source: transformers 5.23, `models/step3p7` and its checkpoint names; vLLM 0.33.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from memplan.domain.attention import FullAttention
 from memplan.domain.tensors import Role
@@ -17,6 +16,7 @@ from memplan.introspect.families.decoder import Decoder, Routed
 from memplan.introspect.families.routing import listed_or
 from memplan.introspect.stack import Mixer, key, per_layer
 from memplan.introspect.windows import FULL, SLIDING
+from memplan.records import replace
 
 
 # Step 3.5 and 3.7: more query heads in windowed layers, and a gate for every head.

@@ -8,7 +8,6 @@ Nomic's and GTE's published checkpoints come with their own code (`nomic_bert`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Tensor
@@ -18,6 +17,7 @@ from memplan.introspect.families import encoder
 from memplan.introspect.families.encoder import Body, Sizes
 from memplan.introspect.towers import BERT as BERT_LAYER
 from memplan.introspect.towers import Shape, Style
+from memplan.records import dataclass, field, replace
 
 _BERT_LM = encoder.transform(
     "cls.predictions.transform.dense",

@@ -8,13 +8,13 @@ Source: transformers 5.23, `models/{clip,siglip,siglip2,pixtral}/modeling_*.py`,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 from memplan.domain.tensors import Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks, towers
 from memplan.introspect.config import Config
 from memplan.introspect.towers import Shape, Style
+from memplan.records import dataclass, replace
 
 INTERN_VIT = Style(attention=("attn.qkv", "attn.proj"), mlp=("mlp.fc1", "mlp.fc2"), norms=("norm1", "norm2"))
 PIXTRAL = Style(

@@ -6,7 +6,6 @@ Source: the modelling code, configuration defaults and checkpoint names of trans
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from memplan.domain.tensors import Role, Tensor
 from memplan.errors import UnsupportedModel
@@ -19,6 +18,7 @@ from memplan.introspect.families.dense import lettered, sinks
 from memplan.introspect.families.routing import after_dense, listed_or, shared_of
 from memplan.introspect.stack import Mixer, key, per_layer
 from memplan.introspect.windows import FULL, SLIDING, first_full, last_full, typed
+from memplan.records import dataclass, replace
 
 _BIAS = "attention_bias"
 _CORRECTION = "mlp.gate.e_score_correction_bias"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.tensors import Role, Storage, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect.quantization.rules import NOTHING, Module, Rules, ancestors, spellings
+from memplan.records import dataclass, field, replace
 
 DECODER_ROLES = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Role.SHARED_EXPERT, Role.INDEXER})
 TOWER_ROLES = frozenset({Role.VISION, Role.AUDIO, Role.PROJECTOR, Role.ENCODER})
