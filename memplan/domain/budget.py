@@ -4,9 +4,12 @@ interval.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from memplan.records import dataclass, field
+
+if TYPE_CHECKING:
+    from memplan.domain.gpu import Price
 
 Provenance = Literal["exact", "derived", "measured", "modelled", "assumed"]
 Verdict = Literal["fits", "tight", "does_not_fit"]
@@ -94,7 +97,10 @@ class KvWaste:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryBudget:
-    """One model, on one GPU type, under one engine, with its answer."""
+    """One model, on one GPU type, under one engine, with its answer.
+
+    `weights_scheme` names how the weights are stored where that is known beyond `settings`, `price` is for one GPU.
+    """
 
     model_name: str
     architecture: str
@@ -117,6 +123,8 @@ class MemoryBudget:
     warnings: tuple[str, ...] = ()
     context_map: ContextMap | None = None
     kv_waste: KvWaste | None = None
+    weights_scheme: str = ""
+    price: Price | None = None
     extra: dict[str, object] = field(default_factory=dict)
 
     def group_bytes(self, group: Group) -> int:
