@@ -12,7 +12,7 @@ from memplan.domain.attention import Cache, NoCache
 from memplan.domain.model import Layer, Mlp
 from memplan.domain.tensors import Tensor
 from memplan.introspect.config import Config
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 
 # A fixed answer, the config key that gives it (with the answer when it is absent), or a rule.
 Flag = Union[bool, str, tuple[str, bool], Callable[[Config], bool]]  # noqa: UP007 - evaluated on Python 3.10
@@ -63,7 +63,7 @@ def stack_layers(mixers: Sequence[Mixer], feeds: Sequence[Feed], norms: tuple[Te
                 caches=mixer.caches,
                 query_width=mixer.query_width,
                 num_heads=mixer.num_heads,
-                mlp=feed.mlp,
+                mlp=_mlp(feed),
                 tensors=(*mixer.tensors, *feed.tensors, *norms),
             )
         layers.append(made[key])
@@ -112,3 +112,11 @@ def none(config: Config) -> int:
 
 def _kind(feed: Feed) -> str:
     return "moe" if feed.mlp is not None and feed.mlp.num_experts else "dense"
+
+
+def _mlp(feed: Feed) -> Mlp | None:
+    """The shape of what works on each token, which goes to no more experts than there are."""
+    mlp = feed.mlp
+    if mlp is None or mlp.experts_per_token <= mlp.num_experts:
+        return mlp
+    return replace(mlp, experts_per_token=mlp.num_experts)
