@@ -3,9 +3,9 @@
     python benchmarks/parameters.py RECORDS.jsonl CONFIGS_FOLDER [--json]
 
 A record gives `config` (a folder of CONFIGS_FOLDER), and where they are known `params_exact`,
-`kv_bytes_per_token_fp16` and `kv_growing_bytes_per_token_fp16`. A folder holds a config.json, or the parts of a
-diffusion pipeline: a model_index.json beside `unet__config.json` and its like, which is how the records' configs are
-kept; memplan itself reads the real layout with a directory for each part.
+`kv_bytes_per_token_fp16`, `kv_growing_bytes_per_token_fp16` and `recurrent_state_elems_per_sequence`. A folder holds a
+config.json, or the parts of a diffusion pipeline: a model_index.json beside `unet__config.json` and its like, which is
+how the records' configs are kept; memplan itself reads the real layout with a directory for each part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
+from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, LinearState, SlidingWindow
 from memplan.domain.model import ModelSpec
 from memplan.errors import MemplanError, SourceNotFound
 from memplan.introspect.config import Config
@@ -27,6 +27,7 @@ CHECKED = {
     "parameters": "params_exact",
     "kv_bytes_per_token": "kv_bytes_per_token_fp16",
     "kv_growing_bytes_per_token": "kv_growing_bytes_per_token_fp16",
+    "state_elements": "recurrent_state_elems_per_sequence",
 }
 
 
@@ -51,6 +52,14 @@ def cache_bytes(cache: Cache) -> tuple[int, int]:
     return 0, 0
 
 
+def state_elements(cache: Cache) -> int:
+    """What a recurrent layer keeps for a sequence in transformers, whose convolutions keep one input more."""
+    if not isinstance(cache, LinearState):
+        return 0
+    kernel = cache.conv_kernel
+    return cache.state_elements + (cache.conv_elements * kernel // (kernel - 1) if kernel > 1 else cache.conv_elements)
+
+
 def measure(folder: Path) -> dict[str, object]:
     """What a folder's configs imply, and how long that took; the error when they are refused."""
     started = time.perf_counter()
@@ -59,11 +68,13 @@ def measure(folder: Path) -> dict[str, object]:
     except MemplanError as error:
         return {"error": error.message}
     took_ms = 1e3 * (time.perf_counter() - started)
-    kept = [cache_bytes(cache) for layer in spec.layers for cache in layer.caches]
+    caches = [cache for layer in spec.layers for cache in layer.caches]
+    kept = [cache_bytes(cache) for cache in caches]
     return {
         "parameters": spec.parameters,
         "kv_bytes_per_token": sum(all_bytes for all_bytes, _ in kept),
         "kv_growing_bytes_per_token": sum(growing for _, growing in kept),
+        "state_elements": sum(state_elements(cache) for cache in caches),
         "took_ms": took_ms,
     }
 
