@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError, field, replace
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["dataclass", "field", "replace"]
+__all__ = ["Same", "dataclass", "field", "replace"]
 
 _MISSING = dataclasses.MISSING
 
@@ -117,3 +117,21 @@ def _state(self: Any) -> tuple[Any, ...]:
 def _restore(self: Any, state: tuple[Any, ...]) -> None:
     for name, value in zip(self.__dataclass_fields__, state, strict=True):
         object.__setattr__(self, name, value)
+
+
+class Same:
+    """A record as a key by identity: for caches of what was computed from it, where comparing it would take longer.
+
+    The key keeps the record alive, so that its identity stays its own.
+    """
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: object) -> None:
+        self.record = record
+
+    def __hash__(self) -> int:
+        return id(self.record)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other.record is self.record

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
+from functools import lru_cache
 
 from memplan.records import dataclass
 from memplan.units import MIB, round_up
@@ -43,10 +44,11 @@ class Allocation:
 
 def allocated_bytes(requests: Iterable[int], *, max_split_bytes: int | None = None) -> int:
     """Return what the allocator reports as allocated after `requests`, in order, none of them freed."""
-    return allocate(requests, max_split_bytes=max_split_bytes).allocated_bytes
+    return allocate(tuple(requests), max_split_bytes=max_split_bytes).allocated_bytes
 
 
-def allocate(requests: Iterable[int], *, max_split_bytes: int | None = None) -> Allocation:
+@lru_cache(maxsize=64)
+def allocate(requests: tuple[int, ...], *, max_split_bytes: int | None = None) -> Allocation:
     """Return what the allocator holds after `requests`, in order, none of them freed."""
     small: list[int] = []
     large: list[int] = []

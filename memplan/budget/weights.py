@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from math import prod
 
 from memplan.budget.storage import stored_parts
 from memplan.domain.dtypes import DType
-from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.model import Layer, ModelSpec, count_layers
 from memplan.domain.serving import ParallelLayout
 from memplan.domain.tensors import Role, Shard, ShardKind, Tensor
 from memplan.errors import UsageError
-from memplan.records import dataclass
+from memplan.records import Same, dataclass
 from memplan.units import ceil_div, round_up
 
 
@@ -148,6 +149,13 @@ def rank_weights(spec: ModelSpec, layout: ParallelLayout, rules: WeightRules, st
     The first stage holds the embedding and the towers, the last one the final norm and the head; a tied head makes the
     last stage hold the embedding table as well.
     """
+    return _rank_weights(Same(spec), layout, rules, stage)
+
+
+@lru_cache(maxsize=64)
+def _rank_weights(same: Same, layout: ParallelLayout, rules: WeightRules, stage: int) -> RankWeights:
+    spec = same.record
+    assert isinstance(spec, ModelSpec)
     is_first, is_last = stage == 0, stage == layout.pipeline - 1
     before: list[Tensor] = [tensor for tower in spec.towers for tensor in tower.tensors] if is_first else []
     after: list[Tensor] = []
@@ -159,13 +167,13 @@ def rank_weights(spec: ModelSpec, layout: ParallelLayout, rules: WeightRules, st
             after.append(tensor)
     by_role: dict[Role, int] = {}
     requests = _place(before, by_role, layout, rules)
+    layers = stage_layers(spec, layout.pipeline, stage)
     made: dict[int, tuple[int, ...]] = {}
-    for layer in stage_layers(spec, layout.pipeline, stage):
-        if id(layer) not in made:
-            layer_roles: dict[Role, int] = {}
-            made[id(layer)] = _place(layer.tensors, layer_roles, layout, rules)
-            _count(by_role, layer_roles, sum(other is layer for other in stage_layers(spec, layout.pipeline, stage)))
-        requests += made[id(layer)]
+    for layer, copies in count_layers(layers):
+        layer_roles: dict[Role, int] = {}
+        made[id(layer)] = _place(layer.tensors, layer_roles, layout, rules)
+        _count(by_role, layer_roles, copies)
+    requests += tuple(size for layer in layers for size in made[id(layer)])
     requests += _place(after, by_role, layout, rules)
     return RankWeights(stage=stage, by_role=by_role, requests=requests)
 
@@ -194,6 +202,7 @@ def _count(total: dict[Role, int], layer: dict[Role, int], copies: int) -> None:
         total[role] = total.get(role, 0) + copies * size
 
 
+@lru_cache(maxsize=4096)
 def merged_name(name: str) -> str:
     """The name of the parameter that engines merge a checkpoint tensor into: its own for most."""
     for pattern, replacement in _MERGED:

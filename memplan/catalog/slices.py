@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from memplan.errors import UsageError
+from memplan.catalog.tables import parse_yaml
 
 _KEY = re.compile(rb"^([^\s#:][^\n]*?):(?=\s)", re.MULTILINE)
 _NAMES = re.compile(r"^(?:([^\s#:][^\n]*?):(?=\s)|  (aliases|bare): \[([^\]]*)\])", re.MULTILINE)
@@ -113,20 +113,3 @@ class Slices:
 def read_slices(path: Path, *, ignored: bytes = b"") -> Slices:
     """Return the slices of a file; read once per process."""
     return Slices(path.read_bytes(), path.name, ignored=ignored)
-
-
-def parse_yaml(text: str, origin: str) -> dict[str, object]:
-    """Parse a YAML mapping, with libyaml where PyYAML was built with it.
-
-    Raises: UsageError when the text is no YAML mapping.
-    """
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        parsed = yaml.load(text, Loader=loader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{origin} is not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(parsed, dict):
-        raise UsageError(f"{origin} is not a YAML mapping")
-    return parsed

@@ -1,59 +1,85 @@
-"""Reading a whole YAML table of the catalogue quickly: once parsed, it is kept as JSON in the user's cache folder.
+"""Reading YAML of the catalogue quickly: once parsed, a text is kept as JSON in the user's cache folder.
 
-Importing and running a YAML parser takes longer than the rest of an estimate. The copy is named by the file's path,
-size and modification time, so an edited table is parsed again; a copy that cannot be read or written is done without.
+Importing and running a YAML parser takes longer than the rest of an estimate. A copy holds the text that it was made
+from and is used only for that text; one that cannot be read or written is done without.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+from memplan.errors import UsageError
+
 _ROOT = Path(__file__).parent
+_MAX_COPIES = 2000
 
 
 def load_table(relative: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file below the catalogue."""
     path = _ROOT / relative
-    status = path.stat()
-    key = hashlib.sha256(f"{path}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:24]
-    cached = cache_folder() / f"{path.stem}-{key}.json"
+    return parse_yaml(path.read_text(encoding="utf-8"), path.name)
+
+
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """Return the mapping that a catalogue's YAML text holds, from its copy if there is one.
+
+    Raises: UsageError when the text is no YAML mapping.
+    """
+    copy = cache_folder() / f"{zlib.crc32(text.encode()):08x}-{len(text)}.json"
     try:
-        table: dict[str, Any] = json.loads(cached.read_text(encoding="utf-8"))
-        return table
-    except (OSError, ValueError):
+        kept = json.loads(copy.read_text(encoding="utf-8"))
+        if kept["text"] == text:
+            table: dict[str, Any] = kept["table"]
+            return table
+    except (OSError, ValueError, KeyError, TypeError):
         pass
-    table = parse_yaml(path.read_text(encoding="utf-8"))
-    _keep(cached, table)
+    table = read_yaml(text, origin)
+    _keep(copy, text, table)
     return table
 
 
-def parse_yaml(text: str) -> dict[str, Any]:
-    """Parse a mapping with the safe loader, the C one where it is built."""
+def read_yaml(text: str, origin: str) -> dict[str, Any]:
+    """Parse a YAML mapping with the safe loader, the C one where it is built.
+
+    Raises: UsageError when the text is no YAML mapping.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    table: dict[str, Any] = yaml.load(text, Loader=loader)
+    try:
+        table = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{origin} is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(table, dict):
+        raise UsageError(f"{origin} is not a YAML mapping")
     return table
 
 
 def cache_folder() -> Path:
-    """Where parsed tables are kept: XDG_CACHE_HOME/memplan/tables."""
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    """Where parsed texts are kept: XDG_CACHE_HOME/memplan/tables."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(root) / "memplan" / "tables"
 
 
-def _keep(path: Path, table: dict[str, Any]) -> None:
-    """Write the copy through a temporary name; a folder that cannot be written to costs only time."""
+def _keep(copy: Path, text: str, table: dict[str, Any]) -> None:
+    """Write a copy through a temporary name; a folder that cannot be written to costs only time.
+
+    A text whose table JSON would change (dates, numbers as keys) is not kept. The folder is emptied when it grows.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump(table, stream)
-        os.replace(name, path)
-    except OSError:
+        written = json.dumps({"text": text, "table": table})
+        if json.loads(written)["table"] != table:
+            return
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if len(os.listdir(copy.parent)) > _MAX_COPIES:
+            for old in copy.parent.iterdir():
+                old.unlink(missing_ok=True)
+        partial = copy.with_name(f".{copy.name}.{os.getpid()}")
+        partial.write_text(written, encoding="utf-8")
+        os.replace(partial, copy)
+    except (OSError, TypeError, ValueError):
         return

@@ -1,7 +1,5 @@
 """`memplan estimate`: parse, call the pipeline, render, exit 0 when it fits and 1 when it does not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from memplan.domain.attention import Cache
@@ -147,7 +148,7 @@ class ModelSpec:
         """Parameters, tied tensors once, without multi-token-prediction layers and without quantization scales."""
         return (
             sum(tensor.num_parameters for tensor in self.shared)
-            + sum(layer.num_parameters for layer in self.layers)
+            + sum(layer.num_parameters * copies for layer, copies in self.distinct_layers())
             + sum(tower.num_parameters for tower in self.towers)
         )
 
@@ -155,8 +156,22 @@ class ModelSpec:
     def active_parameters(self) -> int:
         """Parameters that one token goes through: of the routed experts only those it is sent to."""
         idle = 0
-        for layer in self.layers:
+        for layer, copies in self.distinct_layers():
             if layer.mlp and layer.mlp.num_experts:
                 routed = sum(tensor.num_elements for tensor in layer.tensors if tensor.role is Role.EXPERT)
-                idle += routed - routed * layer.mlp.experts_per_token // layer.mlp.num_experts
+                idle += copies * (routed - routed * layer.mlp.experts_per_token // layer.mlp.num_experts)
         return self.parameters - idle
+
+    def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
+        """Each layer object once, with how often the model has it, in the order of the first."""
+        return count_layers(self.layers)
+
+
+def count_layers(layers: Iterable[Layer]) -> tuple[tuple[Layer, int], ...]:
+    """Each layer object once, with how often it occurs. Models of 80 equal layers are then as quick as one of one."""
+    counts: dict[int, int] = {}
+    first: dict[int, Layer] = {}
+    for layer in layers:
+        counts[id(layer)] = counts.get(id(layer), 0) + 1
+        first.setdefault(id(layer), layer)
+    return tuple((layer, counts[key]) for key, layer in first.items())

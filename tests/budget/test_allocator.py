@@ -41,12 +41,12 @@ def test_the_allocator_never_gives_less_than_asked_and_wastes_at_most_a_mebibyte
 
 
 def test_the_device_is_short_of_whole_segments() -> None:
-    held = allocate([8 * MIB, 8 * MIB, 4 * MIB, 13 * MIB, 512])
+    held = allocate((8 * MIB, 8 * MIB, 4 * MIB, 13 * MIB, 512))
     assert held.allocated_bytes == 34 * MIB + 512
     assert held.reserved_bytes == 20 * MIB + 14 * MIB + 2 * MIB
 
 
 @given(st.lists(st.integers(min_value=0, max_value=64 * MIB), max_size=60))
 def test_segments_hold_what_is_allocated(sizes: list[int]) -> None:
-    held = allocate(sizes)
+    held = allocate(tuple(sizes))
     assert held.reserved_bytes >= held.allocated_bytes

@@ -9,7 +9,8 @@ import pytest
 
 from memplan.catalog import gpus
 from memplan.catalog.gpus import GPUS_FILE, find_gpu, list_gpus, search_gpus
-from memplan.catalog.slices import parse_yaml, read_slices
+from memplan.catalog.slices import read_slices
+from memplan.catalog.tables import parse_yaml
 from memplan.errors import UsageError
 from memplan.units import GIB, MIB
 

@@ -10,7 +10,8 @@ import pytest
 from memplan.catalog import models
 from memplan.catalog.models import MODELS_FOLDER, find_model, list_models, search_models, suggest_models, unfold
 from memplan.catalog.quant_schemes import parse_scheme
-from memplan.catalog.slices import parse_yaml, read_slices
+from memplan.catalog.slices import read_slices
+from memplan.catalog.tables import parse_yaml
 from memplan.introspect.model_folder import spec_from_config
 
 ALL = list_models()

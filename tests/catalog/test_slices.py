@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from memplan.catalog.slices import Slices, parse_yaml, read_slices
+from memplan.catalog.slices import Slices, read_slices
+from memplan.catalog.tables import parse_yaml
 from memplan.errors import UsageError
 
 TEXT = """\

@@ -26,7 +26,7 @@ from memplan.domain.attention import (
     LinearState,
     SlidingWindow,
 )
-from memplan.domain.model import Layer
+from memplan.domain.model import Layer, count_layers
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass, replace
 from memplan.units import ceil_div, round_up
@@ -99,17 +99,17 @@ def cache_groups(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules
 def _count_pages(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules) -> dict[Page, int]:
     """How many layers have each kind of page, in the order they appear."""
     block_size = settings.block_size or _default_block(layers, settings)
-    states = [cache for layer in layers for cache in layer.caches if isinstance(cache, LinearState)]
-    attention = [
-        cache for layer in layers for cache in layer.caches if isinstance(cache, (FullAttention, LatentAttention))
-    ]
+    counted = count_layers(layers)
+    caches = [cache for layer, _ in counted for cache in layer.caches]
+    states = [cache for cache in caches if isinstance(cache, LinearState)]
+    attention = [cache for cache in caches if isinstance(cache, (FullAttention, LatentAttention))]
     state_page = max(
         (round(state_bytes(state, settings.layout.tensor, dtype=settings.dtype)) for state in states), default=0
     )
     if states and attention and settings.generation == "v1":
         block_size = max(block_size, _block_for_state(attention[0], state_page, settings))
     counts: dict[Page, int] = {}
-    for layer in layers:
+    for layer, copies in counted:
         for cache in layer.caches:
             page = _page(cache, block_size, settings, rules)
             if page is None:
@@ -117,7 +117,7 @@ def _count_pages(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules
             if page.kind == "state" and attention and settings.generation == "v1":
                 full = round(block_size * token_bytes(attention[0], settings.kv, settings.layout.tensor))
                 page = replace(page, block_size=block_size, page_bytes=max(page.page_bytes, full))
-            counts[page] = counts.get(page, 0) + 1
+            counts[page] = counts.get(page, 0) + copies
     return counts
 
 
