@@ -26,6 +26,11 @@ class EngineOptions:
         """Whether one of `names` is given and not null."""
         return self._first(names) is not None
 
+    def is_number(self, *names: str) -> bool:
+        """Whether one of `names` is given as a number."""
+        found = self._first(names)
+        return found is not None and isinstance(found[1], (int, float)) and not isinstance(found[1], bool)
+
     def count(self, *names: str, minimum: int = 1) -> int | None:
         """Return a whole number of at least `minimum`, or None when it is not given.
 

@@ -6,19 +6,20 @@ asked requests, and what lies outside the fraction must fit into what the fracti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 
 from memplan.budget.kv_cache import model_token_bytes
 from memplan.catalog.rules import Rules
-from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provenance, Verdict
+from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provenance
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.engines.gates import Gate, shortfall_bytes, spread_line, worst_verdict
 from memplan.engines.sglang.device import max_running
 from memplan.engines.sglang.engine import RankPlan
 from memplan.engines.sglang.fitted import Fitted
 from memplan.engines.sglang.settings import SglangSettings
+from memplan.records import dataclass
 from memplan.units import GIB, MIB, ceil_div, format_gib
 
 _FITTED = "catalog/engines/sglang_fitted.yaml"
@@ -41,21 +42,6 @@ class Spread:
         return round(sqrt(self.before**2 + self.graphs**2 + self.activation**2))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """One condition of starting: by how many bytes it is met, and how sure that is."""
-
-    margin_bytes: int
-    spread_bytes: int
-    reason: str
-
-    @property
-    def verdict(self) -> Verdict:
-        if self.margin_bytes < -self.spread_bytes:
-            return "does_not_fit"
-        return "fits" if self.margin_bytes >= self.spread_bytes else "tight"
-
-
 def budget_of(
     spec: ModelSpec,
     gpu: GpuSpec,
@@ -70,7 +56,6 @@ def budget_of(
     spread = _spread(spec, gpu, settings, fitted, plan)
     capacity = _capacity(spec, asked, settings, plan, spread)
     gates = _gates(settings, plan, spread, capacity)
-    worst = min(gates, key=lambda gate: gate.margin_bytes - gate.spread_bytes)
     return MemoryBudget(
         model_name=spec.name,
         architecture=spec.architecture,
@@ -86,19 +71,12 @@ def budget_of(
         lines=_lines(gpu, settings, plan, spread, rules),
         kv=capacity,
         host_bytes=_HOST_BASE_BYTES * settings.ranks.num_gpus + settings.offload_bytes,
-        verdict=_worst_verdict(gates),
-        shortfall_bytes=max(0, -worst.margin_bytes),
+        verdict=worst_verdict(gates),
+        shortfall_bytes=shortfall_bytes(gates),
         reasons=tuple(gate.reason for gate in gates if gate.verdict != "fits"),
         warnings=_warnings(rules, settings, asked, plan, unused),
         extra={"kv_available_bytes": plan.pool_bytes},
     )
-
-
-def _worst_verdict(gates: list[Gate]) -> Verdict:
-    verdicts = {gate.verdict for gate in gates}
-    if "does_not_fit" in verdicts:
-        return "does_not_fit"
-    return "tight" if "tight" in verdicts else "fits"
 
 
 def _shared_names(settings: SglangSettings, plan: RankPlan, rules: Rules) -> dict[str, object]:
@@ -138,7 +116,7 @@ def _spread(spec: ModelSpec, gpu: GpuSpec, settings: SglangSettings, fitted: Fit
 def _lines(gpu: GpuSpec, settings: SglangSettings, plan: RankPlan, spread: Spread, rules: Rules) -> tuple[Line, ...]:
     taken = max(0, gpu.memory_bytes - plan.before.available_bytes)
     lines = [
-        _line(
+        spread_line(
             "context and communication" if not plan.before.is_given else "taken before loading",
             "non_torch",
             taken,
@@ -151,13 +129,13 @@ def _lines(gpu: GpuSpec, settings: SglangSettings, plan: RankPlan, spread: Sprea
     total = max(1, plan.weights.total_bytes)
     for name, size in plan.weights.parts.items():
         width = round(spread.weights * abs(size) / total)
-        lines.append(_line(f"weights: {name}", "weights", size, width, "derived", *_weight_note(name)))
+        lines.append(spread_line(f"weights: {name}", "weights", size, width, "derived", *_weight_note(name)))
     used = plan.pools.used(plan.tokens, plan.pool_bytes)
     pooled = max(1, sum(used.values()))
     for name, size in used.items():
         width = round(spread.pool * size / pooled)
         formula = "available after loading - before x (1 - fraction)"
-        lines.append(_line(name, "kv_cache", size, width, "derived", formula, "sglang model_runner.py"))
+        lines.append(spread_line(name, "kv_cache", size, width, "derived", formula, "sglang model_runner.py"))
     return (*lines, *_outside_lines(settings, plan, spread, rules))
 
 
@@ -220,20 +198,7 @@ def _outside_lines(settings: SglangSettings, plan: RankPlan, spread: Spread, rul
             "docs/memory-model.md, Activations",
         ),
     ]
-    return [_line(*part) for part in parts if part[2]]
-
-
-def _line(name: str, group: Group, size: int, spread: int, provenance: Provenance, formula: str, source: str) -> Line:
-    return Line(
-        name=name,
-        group=group,
-        size_bytes=size,
-        low_bytes=max(0, size - spread) if size >= 0 else size - spread,
-        high_bytes=size + spread,
-        provenance=provenance,
-        formula=formula,
-        source=source,
-    )
+    return [spread_line(*part) for part in parts if part[2]]
 
 
 def _capacity(

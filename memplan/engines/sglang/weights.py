@@ -26,6 +26,7 @@ from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import LoraSettings, ParallelLayout
 from memplan.domain.tensors import Role, Tensor
 from memplan.engines.sglang.settings import SglangSettings
+from memplan.engines.tiles import is_tiled, tiled_parts
 from memplan.records import dataclass, replace
 from memplan.units import ceil_div
 
@@ -68,7 +69,8 @@ def device_weights(
 ) -> DeviceWeights:
     """What the fullest rank of one stage takes for its weights."""
     parts: dict[str, int] = {}
-    requests = list(_rank_requests(spec, settings, stage, parts))
+    tiles = expert_tiles(gpu, rules)
+    requests = list(_rank_requests(spec, settings, stage, parts, tiles))
     named = sum(parts.values())
     layers = stage_layers(spec, settings.ranks.pipeline, stage)
     absorbed = _absorbed(layers, settings)
@@ -93,36 +95,55 @@ def device_weights(
     return DeviceWeights(parts=parts, named_bytes=named)
 
 
-def _rank_requests(spec: ModelSpec, settings: SglangSettings, stage: int, parts: dict[str, int]) -> Iterable[int]:
+def expert_tiles(gpu: GpuSpec, rules: Rules) -> tuple[int, int]:
+    """The multiples to which MXFP4 experts are padded: on the axis that is cut over ranks, and on the other."""
+    kind = (
+        "amd"
+        if gpu.vendor == "amd"
+        else {10.0: "blackwell", 10.3: "blackwell", 12.0: "sm120"}.get(gpu.cuda_capability or 0.0, "other")
+    )
+    cut, whole = rules["mxfp4_tiles"][kind]
+    return int(cut), int(whole)
+
+
+def _rank_requests(
+    spec: ModelSpec, settings: SglangSettings, stage: int, parts: dict[str, int], tiles: tuple[int, int]
+) -> Iterable[int]:
     """The sizes that one rank asks the allocator for, in order; adds their bytes by role to `parts`."""
     is_first, is_last = stage == 0, stage == settings.ranks.pipeline - 1
     if is_first and settings.reads_media:
-        yield from _place((tensor for tower in spec.towers for tensor in tower.tensors), parts, settings)
+        yield from _place((tensor for tower in spec.towers for tensor in tower.tensors), parts, settings, tiles)
     after: list[Tensor] = []
     for tensor in spec.shared:
         at_start = tensor.role in (Role.EMBEDDING, Role.POSITION)
         if at_start and (is_first or (is_last and spec.tied_embeddings)):
-            yield from _place((tensor,), parts, settings)
+            yield from _place((tensor,), parts, settings, tiles)
         elif not at_start and is_last:
             after.append(tensor)
     made: dict[int, tuple[tuple[int, ...], dict[str, int]]] = {}
     for layer in stage_layers(spec, settings.ranks.pipeline, stage):
         if id(layer) not in made:
             own: dict[str, int] = {}
-            made[id(layer)] = (_place(layer.tensors, own, settings), own)
+            made[id(layer)] = (_place(layer.tensors, own, settings, tiles), own)
         sizes, own = made[id(layer)]
         for name, size in own.items():
             parts[name] = parts.get(name, 0) + size
         yield from sizes
-    yield from _place(after, parts, settings)
+    yield from _place(after, parts, settings, tiles)
 
 
-def _place(tensors: Iterable[Tensor], parts: dict[str, int], settings: SglangSettings) -> tuple[int, ...]:
+def _place(
+    tensors: Iterable[Tensor], parts: dict[str, int], settings: SglangSettings, tiles: tuple[int, int] = (1, 1)
+) -> tuple[int, ...]:
     """The parameters that hold the tensors: what is computed at once is merged, scales and zeros stand apart."""
     rules = WeightRules(dtype=settings.dtype)
     merged: dict[tuple[str, int], int] = {}
     for tensor in tensors:
-        sizes = tensor_parts(_on_gpu(tensor, settings), _layout(tensor, settings), rules)
+        kept, layout = _on_gpu(tensor, settings), _layout(tensor, settings)
+        if is_tiled(kept):
+            sizes = tiled_parts(kept, layout, cut_tile=tiles[0], whole_tile=tiles[1])
+        else:
+            sizes = tensor_parts(kept, layout, rules)
         parts[tensor.role.value] = parts.get(tensor.role.value, 0) + sum(sizes)
         name = merged_name(tensor.name)
         for index, size in enumerate(sizes):

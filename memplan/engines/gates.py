@@ -1,0 +1,52 @@
+"""The conditions that a start-up must meet, and lines with intervals: what engines build their answers of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from memplan.domain.budget import Group, Line, Provenance, Verdict
+from memplan.records import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One condition of starting: by how many bytes it is met, and the half-width of a 90 % interval of that."""
+
+    margin_bytes: int
+    spread_bytes: int
+    reason: str
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.margin_bytes < -self.spread_bytes:
+            return "does_not_fit"
+        return "fits" if self.margin_bytes >= self.spread_bytes else "tight"
+
+
+def worst_verdict(gates: Iterable[Gate]) -> Verdict:
+    """The verdict of all gates together."""
+    verdicts = {gate.verdict for gate in gates}
+    if "does_not_fit" in verdicts:
+        return "does_not_fit"
+    return "tight" if "tight" in verdicts else "fits"
+
+
+def shortfall_bytes(gates: Iterable[Gate]) -> int:
+    """By how much the gate that is met least is missed; 0 when all are met."""
+    return max(0, -min(gate.margin_bytes for gate in gates))
+
+
+def spread_line(
+    name: str, group: Group, size: int, spread: int, provenance: Provenance, formula: str, source: str
+) -> Line:
+    """A line whose interval reaches `spread` bytes to both sides; what is held cannot be less than nothing."""
+    return Line(
+        name=name,
+        group=group,
+        size_bytes=size,
+        low_bytes=max(0, size - spread) if size >= 0 else size - spread,
+        high_bytes=size + spread,
+        provenance=provenance,
+        formula=formula,
+        source=source,
+    )
