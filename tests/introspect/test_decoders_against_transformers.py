@@ -28,6 +28,8 @@ SHARED_BLOCKS = {"zamba2"}
 # What transformers itself reads from a config without building a decoder of it, or does not tie though it says so.
 UNUSUAL = {
     "add_cross_attention",
+    ("bailing_hybrid", "tie_word_embeddings"),
+    ("doge", "is_moe"),
     ("kimi_linear", "tie_word_embeddings"),
     ("nemotron_h", "attention_bias"),
     ("nemotron_h", "tie_word_embeddings"),

@@ -15,6 +15,8 @@ DECODERS: Mapping[str, str] = {
     "iquestcoder": "dense:IQUEST",
     "solar": "dense:LLAMA",
     "telechat3": "dense:LLAMA",
+    "TeleFLM": "dense:LLAMA",
+    "step1": "dense:LLAMA",
     "Yi": "dense:YI",
     "apertus": "dense:APERTUS",
     "arcee": "dense:ARCEE",
@@ -24,6 +26,7 @@ DECODERS: Mapping[str, str] = {
     "cohere2": "dense:COHERE2",
     "cwm": "dense:CWM",
     "diffllama": "dense:DIFFLLAMA",
+    "doge": "dense:DOGE",
     "ernie4_5": "dense:ERNIE4_5",
     "exaone": "dense:EXAONE",
     "exaone4": "dense:EXAONE4",
@@ -52,7 +55,9 @@ DECODERS: Mapping[str, str] = {
     "olmo2": "dense:OLMO2",
     "olmo3": "dense:OLMO3",
     "orion": "dense:ORION",
+    "PanguEmbedded": "dense:PANGU",
     "phi3": "dense:PHI3",
+    "plamo3": "dense:PLAMO3",
     "qwen2": "dense:QWEN2",
     "qwen3": "dense:QWEN3",
     "seed_oss": "dense:SEED_OSS",
@@ -60,6 +65,7 @@ DECODERS: Mapping[str, str] = {
     "stablelm": "dense:STABLELM",
     "stablelm_epoch": "dense:STABLELM",
     "starcoder2": "dense:STARCODER2",
+    "telechat": "dense:TELECHAT2",
     "vaultgemma": "dense:VAULTGEMMA",
     "xverse": "dense:XVERSE",
     # The GPT-2 to Falcon years.
@@ -92,6 +98,8 @@ DECODERS: Mapping[str, str] = {
     "aria_text": "moe:ARIA",
     "bailing_moe": "moe:BAILING",
     "bailing_moe_v2": "moe:BAILING",
+    "param2moe": "moe:BAILING",
+    "sarvam_moe": "moe:BAILING",
     "cohere2_moe": "windowed_moe:COHERE2_MOE",
     "deepseek": "moe:DEEPSEEK",
     "dots1": "windowed_moe:DOTS1",
@@ -129,6 +137,8 @@ DECODERS: Mapping[str, str] = {
     "glm_moe_dsa": "mla:GLM_MOE_DSA",
     "longcat_flash": "mla:LONGCAT_FLASH",
     "minicpm3": "mla:MINICPM3",
+    "pangu_ultra_moe": "mla:PANGU_ULTRA",
+    "sarvam_mla": "mla:SARVAM_MLA",
     "mistral4": "mla:MISTRAL4",
     "youtu": "mla:YOUTU",
     # Mamba, alone and with attention.
@@ -153,6 +163,7 @@ DECODERS: Mapping[str, str] = {
     # Convolutions, decays and gates, with attention among them.
     "lfm2": "linear:LFM2",
     "lfm2_moe": "linear:LFM2_MOE",
+    "lfm3": "linear:LFM3",
     "minimax": "linear:MINIMAX",
     "minimax_m1": "linear:MINIMAX",
     "minimax_text_01": "linear:MINIMAX",
@@ -180,4 +191,10 @@ DECODERS: Mapping[str, str] = {
     # DeepSeek V4.
     "deepseek_ref": "deepseek_v4:DEEPSEEK_V4",
     "deepseek_v4": "deepseek_v4:DEEPSEEK_V4",
+    # Latent attention with gates, sinks or windows.
+    "axk2": "gated_latent:AXK2",
+    "bailing_hybrid": "gated_latent:bailing_hybrid",
+    "bailing_moe_linear": "gated_latent:RING",
+    "dots3_note_text": "gated_latent:DOTS_NOTE",
+    "hy_v4": "gated_latent:HY_V4",
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan.domain.attention import Cache
+from memplan.domain.model import Mlp
 from memplan.domain.tensors import Role, Tensor
 from memplan.errors import UnsupportedModel
 from memplan.introspect import blocks, windows
@@ -16,7 +17,7 @@ from memplan.introspect.blocks import Heads
 from memplan.introspect.config import Config
 from memplan.introspect.families import mtp
 from memplan.introspect.families.decoder import Decoder, Frame, shape
-from memplan.introspect.stack import is_set
+from memplan.introspect.stack import Feed, Mixer, is_set
 from memplan.introspect.windows import first_full, last_full, typed
 from memplan.records import replace
 
@@ -279,3 +280,94 @@ def _lambdas(config: Config, heads: Heads) -> tuple[Tensor, ...]:
 
 
 DIFFLLAMA = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", attention_extra=_lambdas)
+
+
+# Doge: masks that follow the values, and learned weights of the residual stream.
+def _doge_mask(config: Config, heads: Heads) -> tuple[Tensor, ...]:
+    number, width = heads.num_kv_heads, heads.num_kv_heads * heads.value_width
+    has_bias = config.bool("attention_bias", default=False)
+    return (
+        blocks.vector("self_attn.A", number, Role.ATTENTION, units=number),
+        *blocks.column("self_attn.dt_proj", number, width, number, Role.ATTENTION, bias=has_bias),
+    )
+
+
+def _doge_norms(config: Config) -> tuple[Tensor, ...]:
+    if config.bool("is_moe", default=False):
+        raise UnsupportedModel("Doge's cross-domain experts are not understood", hint="try --introspect torch")
+    hidden = config.int(*blocks.HIDDEN)
+    return (
+        *blocks.norms(("input_layernorm", "post_attention_layernorm"), hidden),
+        blocks.vector("input_residual", hidden, Role.OTHER),
+        blocks.vector("post_attention_residual", hidden, Role.OTHER),
+    )
+
+
+DOGE = Decoder(
+    qkv_bias="attention_bias",
+    out_bias="attention_bias",
+    qk_norm=True,
+    attention_extra=_doge_mask,
+    mlp_bias="mlp_bias",
+    window=windows.always(),
+    layer_norms=_doge_norms,
+)
+
+
+def _telechat_attention(config: Config) -> Sequence[Mixer]:
+    """TeleChat 2: keys and values are one matrix, interleaved head by head."""
+    heads = blocks.read_heads(config)
+    width, role = heads.num_kv_heads * heads.key_width, Role.ATTENTION
+    tensors = (
+        *blocks.column("self_attention.query", heads.query_width, heads.hidden, heads.num_heads, role),
+        *blocks.kv_column("self_attention.key_value", 2 * width, heads.hidden, heads.num_kv_heads, role),
+        *blocks.row("self_attention.dense", heads.hidden, heads.query_width, heads.num_heads, role, bias=True),
+    )
+    mixer = Mixer(tensors=tensors, caches=(heads.full(),), query_width=heads.query_width, num_heads=heads.num_heads)
+    return (mixer,) * config.num_layers()
+
+
+def _telechat_feeds(config: Config) -> Sequence[Feed]:
+    hidden, inner = config.int(*blocks.HIDDEN), config.int("ffn_hidden_size", "intermediate_size")
+    tensors = (
+        *blocks.column("mlp.gate_proj", inner, hidden, inner, Role.MLP),
+        *blocks.column("mlp.up_proj", inner, hidden, inner, Role.MLP),
+        *blocks.row("mlp.down_proj", hidden, inner, inner, Role.MLP, bias=True),
+    )
+    return (Feed(tensors=tensors, mlp=Mlp(intermediate=inner)),) * config.num_layers()
+
+
+TELECHAT2 = Decoder(
+    mixers=_telechat_attention,
+    feeds=_telechat_feeds,
+    frame=Frame(layers="transformer.h.", embedding="transformer.word_embeddings", final_norm="transformer.ln_f"),
+)
+
+
+def _pangu_bias(config: Config) -> bool:
+    return any(config.bool(name, default=False) for name in ("attention_bias", "bias"))
+
+
+PANGU = Decoder(
+    qkv_bias=lambda config: config.bool("qkv_bias", default=_pangu_bias(config)),
+    out_bias=_pangu_bias,
+    mlp_bias="mlp_bias",
+)
+_PLAMO3_WINDOW = typed(last_full(8, "sliding_window_pattern"), window=2048)
+
+
+def _plamo3_window(config: Config, heads: Heads, num_layers: int) -> Sequence[Cache]:
+    if not config.has("sliding_window") and config.has("window_size"):
+        config = config.having(sliding_window=config.int("window_size"))
+    return _PLAMO3_WINDOW(config, heads, num_layers)
+
+
+PLAMO3 = Decoder(
+    attention_prefix="mixer",
+    attention_names=("qkv_proj", "o_proj"),
+    qk_norm=True,
+    mlp_names=("gate_up_proj", "down_proj"),
+    norms=("pre_mixer_norm", "post_mixer_norm", "pre_mlp_norm", "post_mlp_norm"),
+    window=_plamo3_window,
+    frame=Frame(layers="model.layers.layers."),
+)

@@ -92,6 +92,50 @@ def _lfm2_feeds(config: Config) -> Sequence[Feed]:
 LFM2_MOE = replace(LFM2, feeds=_lfm2_feeds)
 
 
+def _lfm3_types(config: Config, num_layers: int) -> Sequence[str]:
+    """Of every four layers the first is windowed, but for the very first, and the third sees everything."""
+    windowed = {2: windows.FULL, 0: windows.SLIDING}
+    return tuple(windowed.get(index % 4, "conv") if index else "conv" for index in range(num_layers))
+
+
+def _lfm3_mixers(config: Config) -> Sequence[Mixer]:
+    """LFM3: short convolutions, and attention whose heads have a gate each."""
+    hidden = config.int(*blocks.HIDDEN)
+    heads = blocks.read_heads(config, default_kv=4, head_dim=128)
+    style = Decoder(qkv_bias="attention_bias", out_bias="attention_bias", qk_norm=True)
+    gate: tuple[Tensor, ...] = ()
+    if config.bool("use_attention_gate", default=True):
+        gate = blocks.column("self_attn.gate_proj", heads.num_heads, hidden, heads.num_heads, Role.ATTENTION)
+
+    def mixer(kind: str) -> Mixer:
+        if kind == "conv":
+            kernel = config.int("conv_L_cache", default=7)
+            return short_conv(hidden, kernel, bias=config.bool("conv_bias", default=False))
+        if kind not in (windows.FULL, windows.SLIDING):
+            raise windows.unknown_kind(kind, (windows.FULL, windows.SLIDING, "conv"))
+        window = config.nullable_int("sliding_window", default=256) if kind == windows.SLIDING else None
+        made = style.attention(config, heads, heads.window(window))
+        return replace(made, tensors=(*made.tensors, *gate))
+
+    return per_layer(windows.layer_types(config, config.num_layers(), _lfm3_types), mixer)
+
+
+def _lfm3_norms(config: Config) -> tuple[Tensor, ...]:
+    names: tuple[str, ...] = ("operator_norm", "ffn_norm")
+    if config.bool("use_sandwich_norm", default=True):
+        names += ("post_operator_norm", "post_ffn_norm")
+    return blocks.norms(names, config.int(*blocks.HIDDEN))
+
+
+LFM3 = Decoder(
+    mixers=_lfm3_mixers,
+    mlp_prefix="feed_forward",
+    mlp_names=_W132,
+    layer_norms=_lfm3_norms,
+    frame=Frame(final_norm="model.embedding_norm", tied=True),
+)
+
+
 def _lightning_types(config: Config, num_layers: int) -> Sequence[str]:
     """A list of 0 (lightning) and 1 (softmax), or every second layer."""
     if not config.has("attn_type_list"):

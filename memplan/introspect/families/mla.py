@@ -73,7 +73,7 @@ DEEPSEEK_V2 = Decoder(
 )
 DEEPSEEK_V3: Decoder = Decoder(
     mixers=everywhere(),
-    routed=replace(_ROUTED, is_routed=lambda config, index: after_dense(_v3(config), index)),
+    routed=replace(_ROUTED, is_routed=lambda config, index: after_dense(_first_dense(config, 3), index)),
     frame=Frame(mtp=mtp.appended(lambda: DEEPSEEK_V3)),
 )
 DEEPSEEK_V32: Decoder = Decoder(
@@ -122,6 +122,37 @@ MINICPM3 = Decoder(
     frame=Frame(tied=True),
 )
 YOUTU = Decoder(mixers=everywhere(), frame=Frame(tied=True))
+SARVAM_MLA = Decoder(
+    mixers=everywhere(lambda config: read_latent(config, query_rank=None)),
+    routed=Routed(
+        is_routed=lambda config, index: after_dense(_first_dense(config, 1), index),
+        shared=shared_of(
+            "num_shared_experts",
+            default=1,
+            width=key("moe_shared_expert_intermediate_size", "moe_intermediate_size"),
+        ),
+        correction=_CORRECTION,
+    ),
+)
+
+
+def _pangu_norms(config: Config) -> tuple[Tensor, ...]:
+    names: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    if config.bool("sandwich_norm", default=False):
+        names += ("pre_mlp_layernorm", "post_mlp_layernorm")
+    return blocks.norms(names, config.int(*blocks.HIDDEN))
+
+
+PANGU_ULTRA: Decoder = Decoder(
+    mixers=everywhere(lambda config: read_latent(config, query_rank=None)),
+    routed=Routed(
+        is_routed=after_dense,
+        shared=shared_of("n_shared_experts"),
+        correction=_CORRECTION,
+    ),
+    layer_norms=_pangu_norms,
+    frame=Frame(mtp=mtp.appended(lambda: PANGU_ULTRA)),
+)
 
 
 def _axk1_norms(config: Config) -> tuple[Tensor, ...]:
@@ -137,8 +168,8 @@ def deepseek_v2(config: Config, name: str) -> ModelSpec:
     return style(config, name)
 
 
-def _v3(config: Config) -> Config:
-    return config if config.has("first_k_dense_replace") else config.having(first_k_dense_replace=3)
+def _first_dense(config: Config, default: int) -> Config:
+    return config if config.has("first_k_dense_replace") else config.having(first_k_dense_replace=default)
 
 
 def _with_norm(config: Config) -> Sequence[Feed]:
