@@ -29,6 +29,11 @@ SLICE_SHARES = {1: 0.962, 2: 0.989, 4: 0.996, 8: 1.0}
 _DERIVED_LOW, _DERIVED_HIGH = 0.9925, 1.01
 _SLICE_LOW, _SLICE_HIGH = 0.987, 1.008
 
+_USUAL = (
+    "t4", "l4", "a10g", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-a6000", "l40s", "rtx-pro-6000", "a100-40g", "a100-80g",
+    "h100", "h200", "b200", "b300", "mi300x", "mi355x",
+)  # fmt: skip
+
 _VENDORS = frozenset(
     ("nvidia", "geforce", "tesla", "amd", "ati", "radeon", "instinct", "intel", "apple", "google", "aws")
 )
@@ -60,6 +65,12 @@ def list_gpus() -> tuple[GpuSpec, ...]:
     """Return every device of the catalogue, without their slices, in the file's order."""
     slices = _slices()
     return tuple(_read(slices, key) for key in slices.entry_keys())
+
+
+def usual_gpus() -> tuple[GpuSpec, ...]:
+    """Return the cards that people rent or buy for serving, the smallest first."""
+    specs = [find_gpu(name) for name in _USUAL]
+    return tuple(sorted(specs, key=lambda spec: spec.memory_bytes))
 
 
 def search_gpus(text: str) -> tuple[GpuSpec, ...]:

@@ -8,6 +8,7 @@ stderr.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -90,9 +91,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 0
+    except Exception as error:
+        code = _report_bug(error)
     sys.exit(code)
+
+
+def _report_bug(error: Exception) -> int:
+    """Something that memplan did not foresee: the whole story, and the exit code of a bug."""
+    import traceback
+
+    traceback.print_exception(error, file=sys.stderr)
+    print(f"error: memplan has a bug: {type(error).__name__}: {error}", file=sys.stderr)
+    print("\nhint: please report it with the lines above and the command line", file=sys.stderr)
+    return 70
 
 
 def _report(error: MemplanError) -> None:

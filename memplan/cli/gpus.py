@@ -1,12 +1,10 @@
 """`memplan gpus`: list, search and show the GPUs of the catalogue, or of this machine."""
 
-from __future__ import annotations
-
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from memplan.cli.output import guarded_stdout
+from memplan.cli.output import guarded_stdout, write_answer
 from memplan.domain.gpu import GpuSpec
 from memplan.errors import UsageError
 
@@ -14,8 +12,8 @@ _SEARCH = typer.Argument(help="Words that a GPU's name, vendor or generation mus
 
 
 def gpus_command(
-    search: Annotated[Optional[list[str]], _SEARCH] = None,  # noqa: UP045 - typer on 3.10 reads it at run time
-    show: Annotated[Optional[str], typer.Option(help="All that is known of one GPU or slice of one.")] = None,  # noqa: UP045
+    search: Annotated[list[str] | None, _SEARCH] = None,
+    show: Annotated[str | None, typer.Option(help="All that is known of one GPU or slice of one.")] = None,
     local: Annotated[bool, typer.Option("--local", help="The GPUs of this machine.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour.")] = False,
@@ -51,5 +49,5 @@ def gpus_command(
             text = gpu_table(specs, style, width=width)
         if specs[0].resolved_note and show is not None:
             typer.echo(f"note: {specs[0].resolved_note}", err=True)
-    with guarded_stdout() as answer:
-        answer.write(text)
+    with guarded_stdout():
+        write_answer(text)

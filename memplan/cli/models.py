@@ -1,20 +1,18 @@
 """`memplan models`: list, search and show the models of the catalogue."""
 
-from __future__ import annotations
-
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from memplan.cli.output import guarded_stdout
+from memplan.cli.output import guarded_stdout, write_answer
 from memplan.errors import SourceNotFound, UsageError
 
 _SEARCH = typer.Argument(help="Words that a model's id, names or family must have.", show_default=False)
 
 
 def models_command(
-    search: Annotated[Optional[list[str]], _SEARCH] = None,  # noqa: UP045 - typer on 3.10 reads it at run time
-    show: Annotated[Optional[str], typer.Option(help="All that is known of one model.")] = None,  # noqa: UP045
+    search: Annotated[list[str] | None, _SEARCH] = None,
+    show: Annotated[str | None, typer.Option(help="All that is known of one model.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colour.")] = False,
 ) -> None:
@@ -39,5 +37,5 @@ def models_command(
         if not models:
             raise UsageError(f"no model matches: `{' '.join(search or ())}`", hint="memplan models lists them all")
         text = models_json(models) if json else model_table(models, style, width=width)
-    with guarded_stdout() as answer:
-        answer.write(text)
+    with guarded_stdout():
+        write_answer(text)

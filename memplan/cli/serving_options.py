@@ -4,6 +4,7 @@ ServingSettings.
 
 from __future__ import annotations
 
+from memplan.cli.options import LLAMA_CPP_OPTIONS, Given
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.serving import LoraSettings, ParallelLayout, ServingSettings, Workload
 from memplan.errors import UsageError
@@ -114,86 +115,76 @@ def _local_devices() -> tuple[Device, ...]:
     return (Device(gpu=gpu, count=len(same) if len(same) > 1 else None, free_bytes=min(d.free_bytes for d in same)),)
 
 
-def serving_settings(
-    *,
-    tensor: int,
-    pipeline: int,
-    data: int,
-    expert: bool,
-    context: str | None,
-    concurrency: str,
-    mean_length: str | None,
-    dtype: str | None,
-    kv_dtype: str | None,
-    max_num_seqs: str | None,
-    max_num_batched_tokens: str | None,
-    gpu_memory_utilization: float | None,
-    kv_cache_memory: str | None,
-    block_size: int | None,
-    eager: bool | None,
-    chunked_prefill: bool | None,
-    prefix_caching: bool | None,
-    weight_offload: str | None,
-    media_limits: str | None,
-    language_model_only: bool,
-    prompt_logprobs: bool,
-    max_loras: int,
-    max_lora_rank: int,
-    num_speculative_tokens: int,
-    kv_keep: float,
-    offline_batch: bool,
-    engine_options: tuple[str, ...],
-) -> ServingSettings:
+def serving_settings(given: Given) -> ServingSettings:
     """Return what the options say, with every number checked.
 
     Raises: UsageError for a value that is no number, or out of its range.
     """
-    for flag, number in (("--tp", tensor), ("--pp", pipeline), ("--dp", data)):
-        if not 1 <= number <= 4096:
-            raise UsageError(f"{flag} out of range: {number}", hint="it must be between 1 and 4096")
-    if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
-        raise UsageError(
-            f"--gpu-memory-utilization out of range: {gpu_memory_utilization}", hint="it must be above 0 and at most 1"
-        )
-    if not 0 < kv_keep <= 1:
-        raise UsageError(f"--kv-keep out of range: {kv_keep}", hint="it must be above 0 and at most 1")
     return ServingSettings(
-        layout=ParallelLayout(tensor=tensor, pipeline=pipeline, data=data, expert=expert),
-        workload=Workload(
-            context_tokens=_count(context, "--context"),
-            concurrency=parse_count(concurrency, what="--concurrency"),
-            mean_tokens=_count(mean_length, "--mean-length"),
+        layout=ParallelLayout(
+            tensor=_ranks(given, "tp"),
+            pipeline=_ranks(given, "pp"),
+            data=_ranks(given, "dp"),
+            expert=given.get("ep", False),
         ),
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        max_num_seqs=_count(max_num_seqs, "--max-num-seqs"),
-        max_num_batched_tokens=_count(max_num_batched_tokens, "--max-num-batched-tokens"),
-        gpu_memory_utilization=gpu_memory_utilization,
-        kv_cache_memory_bytes=parse_size_bytes(kv_cache_memory, what="--kv-cache-memory") if kv_cache_memory else None,
-        block_size=_block_size(block_size),
-        eager=eager,
-        chunked_prefill=chunked_prefill,
-        prefix_caching=prefix_caching,
-        weight_offload_bytes=parse_size_bytes(weight_offload, what="--cpu-offload") if weight_offload else 0,
-        media_per_prompt=_media_limits(media_limits),
-        language_model_only=language_model_only,
-        prompt_logprobs=prompt_logprobs,
-        lora=LoraSettings(max_loras=max_loras, max_rank=max_lora_rank),
-        num_speculative_tokens=num_speculative_tokens,
-        kv_keep_fraction=kv_keep,
-        offline_batch=offline_batch,
-        engine_options=_engine_options(engine_options),
+        workload=Workload(
+            context_tokens=_count(given, "context"),
+            concurrency=_count(given, "concurrency") or 1,
+            mean_tokens=_count(given, "mean_length"),
+        ),
+        dtype=given.get("dtype"),
+        kv_dtype=given.get("kv_dtype"),
+        max_num_seqs=_count(given, "max_num_seqs"),
+        max_num_batched_tokens=_count(given, "max_num_batched_tokens"),
+        gpu_memory_utilization=_fraction(given, "gpu_memory_utilization"),
+        kv_cache_memory_bytes=_size(given, "kv_cache_memory"),
+        block_size=_whole(given, "block_size", 1, 65536),
+        eager=given.get("eager"),
+        chunked_prefill=given.get("chunked_prefill"),
+        prefix_caching=given.get("prefix_caching"),
+        weight_offload_bytes=_size(given, "cpu_offload") or 0,
+        media_per_prompt=_media_limits(given.get("limit_mm")),
+        language_model_only=given.get("language_model_only", False),
+        prompt_logprobs=given.get("prompt_logprobs", False),
+        lora=LoraSettings(
+            max_loras=_whole(given, "max_loras", 0, 4096) or 0,
+            max_rank=_whole(given, "max_lora_rank", 1, 4096) or 16,
+        ),
+        num_speculative_tokens=_whole(given, "num_speculative_tokens", 0, 64) or 0,
+        kv_keep_fraction=_fraction(given, "kv_keep") or 1.0,
+        offline_batch=given.get("offline_batch", False),
+        engine_options=_engine_options(given),
     )
 
 
-def _count(text: str | None, flag: str) -> int | None:
-    return parse_count(text, what=flag) if text is not None else None
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def _block_size(block_size: int | None) -> int | None:
-    if block_size is not None and not 1 <= block_size <= 65536:
-        raise UsageError(f"--block-size out of range: {block_size}", hint="use 16, 32, 64 or 128")
-    return block_size
+def _ranks(given: Given, name: str) -> int:
+    return _whole(given, name, 1, 4096) or 1
+
+
+def _whole(given: Given, name: str, least: int, most: int) -> int | None:
+    number: int | None = given.get(name)
+    if number is not None and not least <= number <= most:
+        raise UsageError(f"{_flag(name)} out of range: {number}", hint=f"it must be between {least} and {most}")
+    return number
+
+
+def _fraction(given: Given, name: str) -> float | None:
+    number: float | None = given.get(name)
+    if number is not None and not 0 < number <= 1:
+        raise UsageError(f"{_flag(name)} out of range: {number}", hint="it must be above 0 and at most 1")
+    return number
+
+
+def _size(given: Given, name: str) -> int | None:
+    return parse_size_bytes(given[name], what=_flag(name)) if name in given else None
+
+
+def _count(given: Given, name: str) -> int | None:
+    return parse_count(given[name], what=_flag(name)) if name in given else None
 
 
 def _media_limits(text: str | None) -> dict[str, int] | None:
@@ -209,10 +200,14 @@ def _media_limits(text: str | None) -> dict[str, int] | None:
     return limits
 
 
-def _engine_options(pairs: tuple[str, ...]) -> dict[str, object]:
-    """Read repeated `KEY=VALUE`: numbers and true or false become what they say."""
-    options: dict[str, object] = {}
-    for pair in pairs:
+def _engine_options(given: Given) -> dict[str, object]:
+    """Engine options that have a flag of their own, and repeated `--set KEY=VALUE`: numbers, true and false become
+    what they say.
+    """
+    options: dict[str, object] = {
+        option.name: _scalar(given[option.name]) for option in LLAMA_CPP_OPTIONS if option.name in given
+    }
+    for pair in given.get("set", ()):
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
             raise UsageError(f"not an engine option: `{pair}`", hint="write --set KEY=VALUE")

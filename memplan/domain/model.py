@@ -8,7 +8,10 @@ from typing import Literal
 from memplan.domain.attention import Cache
 from memplan.domain.dtypes import DType
 from memplan.domain.tensors import Role, Tensor
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
+
+# What joins the next embedding to the hidden state: one per predictor.
+_PREDICTOR_JOINS = ("eh_proj.weight", "fc.weight", "mtp_linear_proj.0.weight", "input_proj.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,20 @@ class ModelSpec:
                 routed = sum(tensor.num_elements for tensor in layer.tensors if tensor.role is Role.EXPERT)
                 idle += copies * (routed - routed * layer.mlp.experts_per_token // layer.mlp.num_experts)
         return self.parameters - idle
+
+    def predictor(self) -> ModelSpec | None:
+        """The multi-token-prediction layers as a draft model of their own, or None when there are none.
+
+        They run on the model's embedding and head, and cache like its last attention layer.
+        """
+        attention = next((layer for layer in reversed(self.layers) if layer.query_width), None)
+        if not self.mtp or attention is None:
+            return None
+        joins = sum(tensor.name.endswith(_PREDICTOR_JOINS) for tensor in self.mtp)
+        first = replace(attention, kind="mtp", tensors=self.mtp)
+        others = replace(attention, kind="mtp", tensors=())
+        layers = (first, *(others for _ in range(max(1, joins) - 1)))
+        return replace(self, name=f"{self.name} (mtp)", layers=layers, shared=(), towers=(), mtp=(), rotary=())
 
     def distinct_layers(self) -> tuple[tuple[Layer, int], ...]:
         """Each layer object once, with how often the model has it, in the order of the first."""

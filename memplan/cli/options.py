@@ -1,0 +1,152 @@
+"""The options that commands share, each declared once: its name, type, flags and help.
+
+`accepts` turns a function that takes a mapping of given values into a command that has these options. A value that was
+not given is not in the mapping, so that a config file, memplan.yaml or the last estimate can fill it in.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from memplan.records import dataclass
+
+Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option. `name` is its name in memplan.yaml and in the mapping; `flags` default to `--name`.
+
+    `kind` is str, int, float, bool, Path or list[str]. A text option may have a unit; it is read where it is used.
+    `is_workload` marks what memplan.yaml may hold and an estimate leaves behind for the next command.
+    """
+
+    name: str
+    help: str
+    kind: Any = str
+    flags: tuple[str, ...] = ()
+    is_workload: bool = True
+
+
+MODEL = Option(name="model", help="Alias, hub id, directory, config.json, .safetensors, .gguf, or demo.")
+
+SOURCE_OPTIONS = (
+    Option(name="revision", help="Hub revision."),
+    Option(name="introspect", help="auto, or torch to ask transformers."),
+    Option(
+        name="trust_remote_code",
+        kind=bool,
+        flags=("--trust-remote-code",),
+        help="Let --introspect torch run a repository's code.",
+        is_workload=False,
+    ),
+    Option(name="offline", kind=bool, flags=("--offline",), help="Never use the network.", is_workload=False),
+)
+
+DEVICE_OPTIONS = (
+    Option(name="gpu", help="GPU, NAMExN, several with commas, or auto."),
+    Option(name="gpu_memory", help="What CUDA sees in all, such as 79.2GiB."),
+    Option(name="gpu_free", help="What is free on a shared card."),
+    Option(name="sharing", kind=int, help="Engines like this one on every GPU."),
+)
+
+SERVING_OPTIONS = (
+    Option(name="engine", help="Engine and version, such as vllm@0.10.2; several with commas."),
+    Option(name="config", kind=Path, help="Budget an engine's config file, or a file with its command line."),
+    Option(name="tp", kind=int, help="Tensor-parallel ranks."),
+    Option(name="pp", kind=int, help="Pipeline stages."),
+    Option(name="dp", kind=int, help="Data-parallel replicas."),
+    Option(name="ep", kind=bool, flags=("--ep",), help="Shard experts whole over the ranks."),
+    Option(name="context", help="Longest request: 8192, 8k (8,000), 8K (8,192)."),
+    Option(name="concurrency", help="Requests of that length at once (default 1)."),
+    Option(name="mean_length", help="Mean length, for the waste of contiguous caches."),
+    Option(name="dtype", help="auto, float16, bfloat16, float32."),
+    Option(name="quant", help="Weight scheme, such as awq-int4-g128; several with commas."),
+    Option(name="kv_dtype", help="KV cache type, such as fp8."),
+    Option(name="max_num_seqs", help="Sequences in one step."),
+    Option(name="max_num_batched_tokens", help="Tokens in one step."),
+    Option(name="gpu_memory_utilization", kind=float, help="Part of the GPU the engine may take."),
+    Option(name="kv_cache_memory", help="Cache size given outright."),
+    Option(name="block_size", kind=int, help="Tokens in a cache page."),
+    Option(name="eager", kind=bool, help="No CUDA graphs."),
+    Option(name="chunked_prefill", kind=bool, help="Cut long prompts into steps."),
+    Option(name="prefix_caching", kind=bool, help="Keep shared prefixes."),
+    Option(name="cpu_offload", help="Weights kept in host memory, per GPU."),
+    Option(name="limit_mm", help="Media per prompt: image=2,video=0."),
+    Option(name="language_model_only", kind=bool, flags=("--language-model-only",), help="Leave media towers out."),
+    Option(name="prompt_logprobs", kind=bool, flags=("--prompt-logprobs",), help="Reserve for prompt logprobs."),
+    Option(name="max_loras", kind=int, help="LoRA adapters on the GPU at once."),
+    Option(name="max_lora_rank", kind=int, help="Largest LoRA rank (default 16)."),
+    Option(name="draft_model", help="Draft model for speculative decoding, or mtp for the model's own layers."),
+    Option(name="num_speculative_tokens", kind=int, help="Tokens drafted per step."),
+    Option(name="kv_keep", kind=float, help="Part of the cache kept by pruning or eviction."),
+    Option(name="offline_batch", kind=bool, flags=("--offline-batch",), help="The engine's batch class, not a server."),
+    Option(name="set", kind=list[str], flags=("--set",), help="An engine's own option, KEY=VALUE."),
+)
+
+LLAMA_CPP_OPTIONS = (
+    Option(name="n_gpu_layers", flags=("-ngl", "--n-gpu-layers"), help="llama.cpp: layers on the GPUs."),
+    Option(name="batch_size", flags=("--batch-size",), help="llama.cpp: logical batch (-b)."),
+    Option(name="ubatch_size", flags=("--ubatch-size",), help="llama.cpp: physical batch (-ub)."),
+    Option(name="flash_attention", flags=("--flash-attn",), help="llama.cpp: on, off or auto (-fa)."),
+    Option(name="parallel", flags=("--parallel",), help="llama.cpp: slots (-np)."),
+)
+
+OUTPUT_OPTIONS = (
+    Option(name="json", kind=bool, flags=("--json",), help="One JSON object.", is_workload=False),
+    Option(name="output", kind=Path, flags=("--output", "-o"), help="Write to a file.", is_workload=False),
+    Option(name="force", kind=bool, flags=("--force",), help="Overwrite it.", is_workload=False),
+    Option(name="quiet", kind=bool, flags=("--quiet", "-q"), help="Only the verdict.", is_workload=False),
+    Option(name="no_color", kind=bool, flags=("--no-color",), help="No colour.", is_workload=False),
+)
+
+REPORT_OPTIONS = (
+    Option(name="markdown", kind=bool, flags=("--markdown",), help="A Markdown report.", is_workload=False),
+    Option(name="html", kind=bool, flags=("--html",), help="One self-contained HTML page.", is_workload=False),
+    Option(name="fail_on", help="tight: exit 1 when it is tight, too. never: always exit 0.", is_workload=False),
+)
+
+WORKLOAD: Mapping[str, Option] = {
+    option.name: option
+    for option in (MODEL, *SOURCE_OPTIONS, *DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS)
+    if option.is_workload
+}
+
+
+def accepts(*options: Option, model: bool = True) -> Callable[[Callable[[Given], None]], Callable[..., None]]:
+    """Return a decorator that gives a command these options, after an optional MODEL argument."""
+
+    def decorate(command: Callable[[Given], None]) -> Callable[..., None]:
+        def run(**values: Any) -> None:
+            from memplan.cli.output import guarded_stdout
+
+            with guarded_stdout():
+                command({name: value for name, value in values.items() if value is not None and value != []})
+
+        kinds = {option.name: _annotation(option) for option in options}
+        if model:
+            argument = typer.Argument(help=MODEL.help, show_default=False, metavar="[MODEL]")
+            kinds = {MODEL.name: Annotated[Optional[str], argument], **kinds}  # noqa: UP045 - a value, not a hint
+        run.__doc__ = command.__doc__
+        run.__annotations__ = kinds
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+                for name, kind in kinds.items()
+            ]
+        )
+        return run
+
+    return decorate
+
+
+def _annotation(option: Option) -> Any:
+    flags = option.flags or (f"--{option.name.replace('_', '-')}",)
+    if option.kind is bool and not option.flags:
+        flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}",)
+    return Annotated[Optional[option.kind], typer.Option(*flags, help=option.help, show_default=False)]  # noqa: UP045

@@ -1,0 +1,113 @@
+"""What a command given no MODEL works on: memplan.yaml in the working directory, else the last estimate made there.
+
+A command that names its MODEL never depends on either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from memplan.cli.options import WORKLOAD, Given
+from memplan.errors import UsageError, did_you_mean
+
+PROJECT_FILE = "memplan.yaml"
+_MAX_BYTES = 1 << 20
+
+
+def filled_in(given: Given) -> Given:
+    """Return what was given; without a MODEL, on top of memplan.yaml or of the last command in this directory.
+
+    Says on stderr what it took. Raises: UsageError when there is neither, or memplan.yaml is not usable.
+    """
+    if "model" in given:
+        return given
+    project = Path(PROJECT_FILE)
+    if project.is_file():
+        remembered, where = read_project(project), PROJECT_FILE
+    else:
+        remembered, where = _last(), "the last command here"
+    if "model" not in remembered:
+        raise UsageError("no model was named", hint="write memplan estimate llama-70b --gpu a100-80g")
+    gpu = given.get("gpu", remembered.get("gpu"))
+    print(f"using {where}: {remembered['model']}{f' on {gpu}' if gpu else ''}", file=sys.stderr)
+    return {**remembered, **given}
+
+
+def remember(given: Given) -> None:
+    """Keep the workload of a command for the next one in this directory; a folder that cannot be written is let be."""
+    kept = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in WORKLOAD}
+    path = _state_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps({"directory": os.getcwd(), "given": kept}), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        return
+
+
+def read_project(path: Path) -> dict[str, Any]:
+    """Read memplan.yaml: option names as keys, as on the command line.
+
+    Raises: UsageError for a file that is not such a mapping, an unknown key or a value of the wrong type.
+    """
+    from memplan.catalog.tables import read_yaml
+
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} is larger than 1 MiB", hint="it holds options such as `model: llama-70b`")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    return {
+        name: _typed(name, value, str(path))
+        for name, value in ((key.replace("-", "_"), value) for key, value in read_yaml(text, str(path)).items())
+        if value is not None
+    }
+
+
+def _typed(name: str, value: object, origin: str) -> Any:
+    option = WORKLOAD.get(name)
+    if option is None:
+        known = sorted(key.replace("_", "-") for key in WORKLOAD)
+        hint = did_you_mean(name.replace("_", "-"), known) or "its keys are the options of memplan estimate"
+        raise UsageError(f"unknown key in {origin}: `{name}`", hint=hint)
+    if option.kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    if option.kind is Path and isinstance(value, str):
+        return Path(value)
+    if option.kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if option.kind is bool and isinstance(value, bool):
+        return value
+    if option.kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if option.kind == list[str] and isinstance(value, Mapping):
+        return [f"{key}={item}" for key, item in value.items()]
+    if option.kind == list[str] and isinstance(value, list):
+        return [str(item) for item in value]
+    raise UsageError(f"{origin}: {name} is `{value}`", hint=f"see memplan estimate --help for --{name}")
+
+
+def _last() -> dict[str, Any]:
+    try:
+        state = json.loads(_state_file().read_text(encoding="utf-8"))
+        given = state["given"] if state["directory"] == os.getcwd() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    if not isinstance(given, dict):
+        return {}
+    return {
+        name: Path(value) if WORKLOAD[name].kind is Path else value for name, value in given.items() if name in WORKLOAD
+    }
+
+
+def _state_file() -> Path:
+    root = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(root) / "memplan" / "last" / f"{zlib.crc32(os.getcwd().encode()):08x}.json"
