@@ -1,4 +1,4 @@
-"""The visible pipeline: anything a person names, through a ModelSpec, to MemoryBudgets. Every stage is a recorded value.
+"""The visible pipeline: anything a person names, through a ModelSpec, to MemoryBudgets, every stage a recorded value.
 
 name -> introspect -> ModelSpec -> engine -> MemoryBudget -> report
 """

@@ -60,7 +60,9 @@ def _compiled_init(cls: Any) -> Callable[..., None]:
     """The `__init__` that the standard decorator would have made."""
     fields = dataclasses.fields(cls)
     names: dict[str, Any] = {"_set": object.__setattr__, "_unset": _MISSING}
-    positional, keyword, body = [], [], []
+    positional: list[str] = []
+    keyword: list[str] = []
+    body: list[str] = []
     for each in fields:
         value = each.name
         parameter = value
