@@ -15,6 +15,8 @@ from memplan.errors import UsageError, did_you_mean
 ENGINES: Mapping[str, str] = {
     "vllm": "memplan.engines.vllm.engine:VLLM",
     "sglang": "memplan.engines.sglang.engine:SGLANG",
+    "tensorrt-llm": "memplan.engines.tensorrt_llm.engine:TENSORRT_LLM",
+    "llama.cpp": "memplan.engines.llama_cpp.engine:LLAMA_CPP",
 }
 DEFAULT_ENGINE = "vllm"
 

@@ -31,6 +31,7 @@ from memplan.engines.sglang.fitted import Fitted, load_fitted
 from memplan.engines.sglang.pools import Pools, plan_pools
 from memplan.engines.sglang.settings import KNOWN_OPTIONS, SglangSettings, resolve
 from memplan.engines.sglang.weights import DeviceWeights, device_weights, stage_layers
+from memplan.errors import UsageError
 from memplan.records import dataclass
 
 
@@ -59,9 +60,14 @@ class Sglang:
     name = "sglang"
 
     def estimate(self, spec: ModelSpec, gpu: GpuSpec, settings: ServingSettings, version: str | None) -> MemoryBudget:
-        """Return the budget of `spec` on `gpu`."""
+        """Return the budget of `spec` on `gpu`.
+
+        Raises: UsageError for settings that it refuses, or for a GPU that is neither NVIDIA's nor AMD's.
+        """
         from memplan.engines.sglang.answer import budget_of
 
+        if gpu.vendor not in ("nvidia", "amd"):
+            raise UsageError(f"SGLang does not run on {gpu.name}", hint="use --engine llama.cpp or mlx")
         rules, fitted = load_rules("sglang", version), load_fitted()
         options = EngineOptions("SGLang", settings.engine_options, KNOWN_OPTIONS)
         resolved = resolve(spec, gpu, settings, options, rules)

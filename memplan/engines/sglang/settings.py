@@ -134,28 +134,16 @@ def resolve(
     captured = _graph_batch(asked, options, gpu_mib, ranks, max_running, rules)
     reads_media = _reads_media(spec, asked, options)
     largest_prefill = _prefill_graph_tokens(spec, options, step, ranks, gpu, reads_media, drafting, captured, rules)
-    shape = StepShape(
-        gpu_mib=gpu_mib,
-        ranks=ranks.tensor * ranks.pipeline,
-        tensor=ranks.tensor,
-        attention_groups=ranks.attention_groups,
-        chunk_tokens=step or _PREFILL_TOKENS,
-        graph_batch=captured or graph_batch(gpu_mib, ranks.tensor, rules),
-        decode_graphs=captured > 0,
-        prefill_graph_sizes=prefill_capture_sizes(largest_prefill),
-        is_latent=_is_latent(spec),
-        speculative=drafting,
-    )
+    shape = _step_shape(spec, gpu_mib, ranks, step, captured, largest_prefill, drafting, rules)
     given = options.fraction("mem_fraction_static") or asked.gpu_memory_utilization
+    context = options.count("context_length", "context_len") or asked.workload.context_tokens
     return SglangSettings(
         version=rules.version,
         ranks=ranks,
         dtype=dtype,
         kv=kv_format(_kv_dtype(spec, gpu, asked, options, rules), dtype),
         mem_fraction=given or memory_fraction(spec, shape, rules, reads_media=reads_media),
-        context_tokens=options.count("context_length", "context_len")
-        or asked.workload.context_tokens
-        or spec.max_context_tokens,
+        context_tokens=context or spec.max_context_tokens,
         chunk_tokens=step,
         max_running=max_running,
         max_total_tokens=options.count("max_total_tokens"),
@@ -179,6 +167,31 @@ def resolve(
         reads_media=reads_media,
         avail_before_bytes=options.size("avail_mem_before_load"),
         offload_bytes=options.size("cpu_offload_gb") or asked.weight_offload_bytes,
+    )
+
+
+def _step_shape(
+    spec: ModelSpec,
+    gpu_mib: float,
+    ranks: Ranks,
+    step: int,
+    captured: int,
+    largest_prefill: int,
+    drafting: Drafting | None,
+    rules: Rules,
+) -> StepShape:
+    """What the default memory fraction is computed from."""
+    return StepShape(
+        gpu_mib=gpu_mib,
+        ranks=ranks.tensor * ranks.pipeline,
+        tensor=ranks.tensor,
+        attention_groups=ranks.attention_groups,
+        chunk_tokens=step or _PREFILL_TOKENS,
+        graph_batch=captured or graph_batch(gpu_mib, ranks.tensor, rules),
+        decode_graphs=captured > 0,
+        prefill_graph_sizes=prefill_capture_sizes(largest_prefill),
+        is_latent=_is_latent(spec),
+        speculative=drafting,
     )
 
 
