@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
-from memplan.domain.budget import Remedy
+from memplan.domain.budget import MemoryBudget, Remedy
 
 # What a change takes from its user, the least first: slack, throughput, media, speed, length, quality, money.
 _COST_BY_FLAG: Mapping[str, int] = {
@@ -29,14 +29,14 @@ _COST_BY_FLAG: Mapping[str, int] = {
 _COST_OF_OTHERS = 7
 
 
-def cheapest_remedy(remedies: Iterable[Remedy]) -> Remedy | None:
-    """Return the change that mends the budget and costs its user least; None when no change does.
+def cheapest_remedy(budget: MemoryBudget) -> Remedy | None:
+    """Return the change that mends a budget and costs its user least; None when it fits already, or none mends it.
 
-    A change that leads to `fits` comes before any that leads to `tight`. Among changes of one kind, such as tensor
-    parallelism over 4 or over 8, the smallest that mends is the cheapest.
+    A change that leads to `fits` comes before any that leads to `tight`, which does not mend what is tight already.
+    Among changes of one kind, such as tensor parallelism over 4 or over 8, the smallest that mends is the cheapest.
     """
-    mending = [remedy for remedy in remedies if remedy.verdict != "does_not_fit"]
-    return min(mending, key=_cost, default=None)
+    mended = {"fits": (), "tight": ("fits",), "does_not_fit": ("fits", "tight")}[budget.verdict]
+    return min((remedy for remedy in budget.remedies if remedy.verdict in mended), key=_cost, default=None)
 
 
 def flags_to_type(change: str) -> str:
