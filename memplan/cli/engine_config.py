@@ -53,7 +53,7 @@ def read_engine_config(path: Path, engine: str | None) -> tuple[dict[str, Any], 
         common |= _vllm_extras(own, path)
     found: dict[str, Any] = {**common, "set": [f"{key}={value}" for key, value in own.items() if _is_plain(value)]}
     if not engine:
-        found["engine"] = name
+        found["engine"] = f"{name}@{version}" if (version := _image_version(text)) else name
     return found, (f"{path.name}: read as a config of {name}",)
 
 
@@ -148,6 +148,12 @@ def _after_program(words: list[str]) -> tuple[str | None, list[str]]:
             rest = rest[:ends]
             return engine, rest
     return None, words
+
+
+def _image_version(text: str) -> str | None:
+    """The release in an image's tag, such as vllm/vllm-openai:v0.10.2."""
+    tag = re.search(r"(?:vllm/vllm-openai|lmsysorg/sglang):v(\d+\.\d+\.\d+)", text)
+    return tag[1] if tag else None
 
 
 def _engine_of(pairs: Mapping[str, Any]) -> str:
