@@ -28,13 +28,14 @@ from memplan.units import ceil_div, round_up
 class WeightRules:
     """What an engine does to weights when it loads them.
 
-    `vocab_multiple` pads the embedding and head rows; `tied_head_copies` is 1 when a tied head is one tensor with the
-    embedding on a single pipeline rank; `kept_float32` loads tensors marked float32 in that type whatever the model's.
+    `vocab_multiple` pads the embedding and head rows. `loads_optional` loads towers that an engine which writes only
+    text leaves out.
     """
 
     dtype: DType
     vocab_multiple: int = 64
     replicate_embedding: bool = False
+    loads_optional: bool = False
 
 
 def check_divides(spec: ModelSpec, layout: ParallelLayout) -> None:
@@ -157,7 +158,12 @@ def _rank_weights(same: Same, layout: ParallelLayout, rules: WeightRules, stage:
     spec = same.record
     assert isinstance(spec, ModelSpec)
     is_first, is_last = stage == 0, stage == layout.pipeline - 1
-    before: list[Tensor] = [tensor for tower in spec.towers for tensor in tower.tensors] if is_first else []
+    before: list[Tensor] = [
+        tensor
+        for tower in spec.towers
+        for tensor in tower.tensors
+        if is_first and (rules.loads_optional or not tower.optional)
+    ]
     after: list[Tensor] = []
     for tensor in spec.shared:
         at_start = tensor.role in (Role.EMBEDDING, Role.POSITION)
