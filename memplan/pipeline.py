@@ -92,7 +92,7 @@ def answer(question: Question) -> MemoryBudget:
     if question.sharing != 1:
         settings = _shared(engine, question, settings)
     question = replace(question, settings=settings)
-    budget = replace(_estimate(engine, question, settings), price=question.gpu.price)
+    budget = _estimate(engine, question, settings)
     if not question.with_remedies:
         return budget
     remedies = ranked_remedies(engine, question.spec, question.base_spec, question.gpu, settings, budget)
@@ -105,7 +105,9 @@ def answer(question: Question) -> MemoryBudget:
 
 
 def _estimate(engine: Engine, question: Question, settings: ServingSettings) -> MemoryBudget:
-    return engine.estimate(question.spec, question.gpu, settings, question.version)
+    budget = engine.estimate(question.spec, question.gpu, settings, question.version)
+    scheme = question.spec.quantization or question.spec.dtype.value
+    return replace(budget, weights_scheme=scheme, price=question.gpu.price)
 
 
 def _layout(spec: ModelSpec, asked: ParallelLayout, num_gpus: int) -> ParallelLayout:

@@ -63,12 +63,33 @@ def _render(given: Given, budgets: Sequence[MemoryBudget]) -> str:
 
         return html_report(budgets)
     from memplan.cli.listing import page_style
-    from memplan.report.text import render_budget, render_verdict
 
     style, _ = page_style(no_color=given.get("no_color", False))
-    render = render_verdict if given.get("quiet") else render_budget
-    return "\n".join(render(budget, style) for budget in budgets)
+    if len(budgets) > 1 and not given.get("quiet"):
+        from memplan.report.side_by_side import render_side_by_side
+
+        return render_side_by_side(budgets, style)
+    from memplan.report.text import render_budget, render_verdict
+
+    if given.get("quiet"):
+        return "".join(render_verdict(budget, style, named=len(budgets) > 1) for budget in budgets)
+    return render_budget(budgets[0], style)
 
 
 def _render_holders(given: Given, holders: Holders) -> str:
-    raise NotImplementedError
+    if given.get("json"):
+        from memplan.report.json_report import holders_json
+
+        return holders_json(holders)
+    if given.get("markdown"):
+        from memplan.report.markdown import markdown_holders
+
+        return markdown_holders(holders)
+    if given.get("html"):
+        from memplan.report.html import html_holders
+
+        return html_holders(holders)
+    from memplan.cli.listing import page_style
+    from memplan.report.side_by_side import render_holders
+
+    return render_holders(holders, page_style(no_color=given.get("no_color", False))[0])

@@ -17,10 +17,10 @@ from memplan.units import GIB, format_gib
 TEXT_COLUMNS = frozenset({"model", "GPU", "weights in", "engine", "asked for", "fits"})
 """The columns that are set to the left; all others hold numbers. Sizes are GiB on each GPU."""
 
-FULL = ("weights", "activation", "graphs", "other", "KV cache", "total", "of", "tokens", "at once")
-SHORT = ("weights", "running", "KV cache", "of", "tokens", "at once")
-SHORTEST = ("of", "tokens", "at once")
-_END = ("fits", "short by", "$/hour")
+FULL = ("at once", "tokens", "weights", "activation", "graphs", "other", "KV cache", "total", "of")
+SHORT = ("at once", "tokens", "weights", "running", "KV cache", "of")
+SHORTEST = ("at once", "tokens", "of")
+_ANSWER = ("fits", "short by", "$/hour")
 
 
 def _gib(size_bytes: int) -> str:
@@ -38,7 +38,7 @@ def _asked(budget: MemoryBudget) -> str:
 
 def _at_once(budget: MemoryBudget) -> str:
     number = budget.kv.max_concurrency
-    return "-" if number is None else f"{number:,.2f}".rstrip("0").rstrip(".")
+    return "-" if number is None else f"{number:,.2f}" if number < 1000 else f"{number:,.0f}"
 
 
 def _tokens(budget: MemoryBudget) -> str:
@@ -93,8 +93,8 @@ def shared_facts(budgets: Sequence[MemoryBudget]) -> list[str]:
 def matrix(budgets: Sequence[MemoryBudget], columns: Iterable[str]) -> list[list[str]]:
     """Return the head and one row per budget; what all budgets share has no column, nor has what none knows."""
     named = ["GPU", *(name for name in _SHARED if len({_CELLS[name](budget) for budget in budgets}) > 1)]
-    end = [name for name in _END if any(_CELLS[name](budget) != "-" for budget in budgets)]
-    head = [*sorted(named, key=lambda name: name != "model"), *columns, *end]
+    answer = [name for name in _ANSWER if any(_CELLS[name](budget) != "-" for budget in budgets)]
+    head = [*sorted(named, key=lambda name: name != "model"), *answer, *columns]
     return [head, *([_CELLS[name](budget) for name in head] for budget in budgets)]
 
 

@@ -127,7 +127,7 @@ def _lines(budget: MemoryBudget) -> str:
         texts = [row.name.strip(), row.size, row.interval, row.known, row.working, row.source]
         kind = "sum" if row.kind == "group" else "part" if row.name.startswith(" ") else row.kind
         rows.append(_row(texts, kind))
-    return _table(f"What {words.each_gpu(budget)} would hold, line by line", head, rows, wide=True)
+    return _table(f"What {words.each_gpu(budget)} would hold, line by line", head, rows, kind="lines")
 
 
 def _knobs(budget: MemoryBudget) -> str:
@@ -166,7 +166,7 @@ def _settings(budget: MemoryBudget) -> str:
         return ""
     rows = [_row([name, words.setting(value)], right=()) for name, value in budget.settings.items()]
     table = _table("Every setting used, defaults filled in", ("setting", "value"), rows, right=())
-    return f"<details><summary>Settings</summary>{table}</details>"
+    return _titled("Settings", table)
 
 
 def _comparison(budgets: Sequence[MemoryBudget], columns: Sequence[str], names: Sequence[str]) -> str:
@@ -183,7 +183,7 @@ def _comparison(budgets: Sequence[MemoryBudget], columns: Sequence[str], names: 
         drawn.append(f"<tr>{''.join(cells)}</tr>")
     sources = words.price_sources(budgets)
     about = comparison.explained(head) + (f" Prices: on demand, {sources}." if sources else "")
-    return _table("Side by side", head, drawn, right=right) + f'<p class="note">{escape(about)}</p>'
+    return _table("Side by side", head, drawn, right=right, kind="wide") + f'<p class="note">{escape(about)}</p>'
 
 
 def _mending(budgets: Sequence[MemoryBudget]) -> str:
@@ -215,7 +215,7 @@ def _row(texts: Sequence[str], kind: str = "", right: Sequence[int] = (1, 2)) ->
 
 
 def _table(
-    caption: str, head: Sequence[str], rows: Sequence[str], right: Sequence[int] = (1, 2), *, wide: bool = False
+    caption: str, head: Sequence[str], rows: Sequence[str], right: Sequence[int] = (1, 2), *, kind: str = ""
 ) -> str:
     """A table of rows that are drawn already; its caption is what it says to a screen reader, too."""
     titles = "".join(
@@ -224,4 +224,4 @@ def _table(
     )
     about = f"<caption>{escape(caption)}</caption>"
     body = f"<thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return _scroll(f"<table{' class=lines' if wide else ''}>{about}{body}</table>", caption)
+    return _scroll(f"<table{f' class={kind}' if kind else ''}>{about}{body}</table>", caption)

@@ -36,7 +36,7 @@ def bar(budget: MemoryBudget, name: str) -> str:
     utilization = budget.settings.get("gpu_memory_utilization")
     if isinstance(utilization, float) and 0 < utilization < 1:
         drawn.append(_mark(utilization * end, 12, 60, f"utilization {utilization:g}", 10))
-    drawn.append(_mark(end, 20, 68, f"the GPU ends at {format_gib(budget.gpu_memory_bytes)}", 80))
+    drawn.append(_mark(end, 20, 68, f"the GPU ends at {format_gib(budget.gpu_memory_bytes)}", 80, "end"))
     described = ", ".join(f"{title} {format_gib(size)}" for _, title, size in parts)
     return _svg(f"{name}-bar", 86, f"What {words.each_gpu(budget)} would hold", described, "".join(drawn))
 
@@ -48,13 +48,13 @@ def _inside(title: str, left: float, width: float, key: str) -> str:
     return f'<text class="faint" x="{left + width / 2:.1f}" y="44" text-anchor="middle">{escape(title)}</text>'
 
 
-def _mark(at: float, top: int, bottom: int, text: str, text_y: int) -> str:
+def _mark(at: float, top: int, bottom: int, text: str, text_y: int, kind: str = "axis") -> str:
     """A vertical line with its text, which stays within the figure."""
     anchor = "end" if at > _WIDTH / 2 else "start"
     beside = at - 4 if anchor == "end" else at + 4
-    line_at = min(max(at, 0.5), _WIDTH - 0.5)
+    line_at = min(max(at, 1), _WIDTH - 1)
     return (
-        f'<line class="axis" x1="{line_at:.1f}" x2="{line_at:.1f}" y1="{top}" y2="{bottom}"/>'
+        f'<line class="{kind}" x1="{line_at:.1f}" x2="{line_at:.1f}" y1="{top}" y2="{bottom}"/>'
         f'<text class="faint" x="{beside:.1f}" y="{text_y}" text-anchor="{anchor}">{escape(text)}</text>'
     )
 

@@ -78,14 +78,14 @@ _RULES = """
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
-main { max-width: 62rem; margin: 0 auto; padding: 1.5rem 1rem 3rem }
+main { max-width: 66rem; margin: 0 auto; padding: 1.5rem 1rem 3rem }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; overflow-wrap: anywhere }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .25rem; overflow-wrap: anywhere }
 h3 { font-size: 1.05rem; margin: 2rem 0 .5rem }
 p { margin: .5rem 0 }
 a { color: var(--link) }
 code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere }
-.sub, .note, caption, footer, .map p { color: var(--muted) }
+.sub, .note, caption, footer { color: var(--muted) }
 .verdict { border-left: .4rem solid var(--muted); background: var(--card); padding: .75rem 1rem; margin: 1rem 0;
   border-radius: .25rem }
 .verdict.fits { border-color: var(--fits) }
@@ -105,6 +105,7 @@ svg { display: block; width: 100%; min-width: 34rem; height: auto }
 svg text { font: 12px system-ui, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--text) }
 svg .faint { fill: var(--muted) }
 svg .axis { stroke: var(--muted); stroke-width: 1 }
+svg .end { stroke: var(--text); stroke-width: 2 }
 svg .whisker { stroke: var(--text); stroke-width: 1.5 }
 svg .frame { fill: none; stroke: var(--muted) }
 table { border-collapse: collapse; font-size: .9rem; width: 100% }
@@ -112,11 +113,13 @@ caption { text-align: left; padding: 0 0 .35rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--rule) }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom }
 tbody th { font-weight: 400 }
-tr.sum th, tr.sum td { font-weight: 600 }
+tr.sum th, tr.sum td:nth-child(2) { font-weight: 600 }
 tr.part th { padding-left: 1.6rem }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 tr.best th { font-weight: 600 }
 table.lines { min-width: 46rem }
+table.wide { font-size: .85rem }
+.wide th, .wide td { white-space: nowrap; padding: .3rem .45rem }
 .lines th:first-child { min-width: 11rem }
 .lines td:nth-child(4), .lines thead th { white-space: nowrap }
 .lines td:last-child { color: var(--muted); overflow-wrap: anywhere; font-size: .8rem; width: 22% }
@@ -127,7 +130,6 @@ table.lines { min-width: 46rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0 }
 dt { color: var(--muted) }
 dd { margin: 0 }
-summary { cursor: pointer; margin-top: 1.5rem; font-weight: 600 }
 footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .75rem; font-size: .85rem }
 @media print {
   main { max-width: none; padding: 0 }

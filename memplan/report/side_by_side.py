@@ -48,7 +48,8 @@ def render_holders(
         heading = paragraph(f"GPUs that hold it, {first}: {facts}", style, indent="", code=_BOLD)
         sections.append(f"{heading}\n{_table(budgets, (comparison.SHORT, comparison.SHORTEST), style)}")
         sections += _notes(budgets, style)
-        hint = hint or f"`--gpu {_as_typed(budgets[0])}` shows the whole budget on the first"
+        best = next((budget for budget in budgets if budget.verdict == "fits"), budgets[0])
+        hint = hint or f"`--gpu {_as_typed(best)}` shows the whole budget on that GPU"
     else:
         sections.append(style.paint("no GPU of the catalogue holds it", "1;31"))
     if holders.left_out:
