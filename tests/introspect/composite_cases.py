@@ -223,6 +223,25 @@ QWEN: list[Case] = [
         {**HYBRID, **MOE, "model_type": "qwen3_5_moe_text", "shared_expert_intermediate_size": 20},
         GRID_VISION,
     ),
+    wrapper(
+        "Qwen4ExpForConditionalGeneration",
+        "qwen4_exp",
+        {
+            **HYBRID,
+            **MOE,
+            "model_type": "qwen4_exp_text",
+            "shared_expert_intermediate_size": 20,
+            "hc_lowrank": 12,
+            "ple_layer_ids": [2],
+            "ngram_vocab_size_base": 1000,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 64,
+            "indexer_compress_ratio": 4,
+        },
+        GRID_VISION,
+    ),
     (
         "Qwen2AudioForConditionalGeneration",
         {

@@ -24,6 +24,15 @@ OVERRIDES: dict[str, Raw] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "conv", "full_attention", "conv"]},
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
+    "qwen4_exp_text": {
+        "eos_token_id": 5,
+        "indexer_budget": 2048,
+        "indexer_compress_ratio": 4,
+        "indexer_head_dim": 256,
+        "indexer_kv_heads": 1,
+        "indexer_n_heads": 16,
+        "ple_layer_ids": [2, 5],
+    },
 }
 FEW_LAYERS: Raw = {"num_hidden_layers": 6}
 # Classes that their own library cannot build from their defaults, or whose layers would take too long.

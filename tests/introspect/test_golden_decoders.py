@@ -34,7 +34,7 @@ ALIASES = {
     "minimax_text_01": "minimax_m1",
     "stablelm_epoch": "stablelm",
 }
-AGAINST_TRANSFORMERS = {"gemma3n_text", "ministral", "mistral4", "qwen3_vl_moe_text", "qwen3_vl_text"}
+AGAINST_TRANSFORMERS = {"gemma3n_text", "ministral", "mistral4", "qwen3_vl_moe_text", "qwen3_vl_text", "qwen4_exp_text"}
 
 
 def fact_of(name: str) -> Raw:

@@ -22,6 +22,7 @@ COMPOSITES: Mapping[str, str] = {
     "qwen3_vl_moe": "qwen_media:qwen3_vl",
     "qwen3_5": "qwen_media:qwen3_5",
     "qwen3_5_moe": "qwen_media:qwen3_5",
+    "qwen4_exp": "qwen_media:qwen4_exp",
     "qwen2_audio": "qwen_media:qwen2_audio",
     "bert": "text_encoders:BERT",
     "roberta": "text_encoders:ROBERTA",

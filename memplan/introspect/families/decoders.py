@@ -155,6 +155,7 @@ DECODERS: Mapping[str, str] = {
     "olmo_hybrid": "delta_net:OLMO_HYBRID",
     "qwen3_5_text": "delta_net:QWEN3_5",
     "qwen3_5_moe_text": "delta_net:QWEN3_5_MOE",
+    "qwen4_exp_text": "qwen4_exp:QWEN4_EXP",
     "qwen3_next": "delta_net:QWEN3_NEXT",
     # Caches shared across layers.
     "gemma3n_text": "gemma_text:GEMMA3N",

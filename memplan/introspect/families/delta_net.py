@@ -32,7 +32,7 @@ def _gated(heads: Heads) -> Heads:
     return replace(heads, num_heads=2 * heads.num_heads)
 
 
-def _qwen_attention(config: Config, *, kv: int) -> Mixer:
+def qwen_attention(config: Config, *, kv: int) -> Mixer:
     heads = blocks.read_heads(config, default_kv=kv, head_dim=256)
     bias = is_set(config, "attention_bias")
     _, *rest = blocks.attention(heads, qkv_bias=bias, out_bias=bias)
@@ -60,7 +60,7 @@ def read_delta_net(config: Config, *, key_heads: int = 16, value_heads: int = 32
     )
 
 
-def _every_fourth(config: Config, num_layers: int) -> Sequence[str]:
+def every_fourth(config: Config, num_layers: int) -> Sequence[str]:
     step = config.int("full_attention_interval", default=4)
     return tuple(windows.FULL if (index + 1) % step == 0 else _LINEAR for index in range(num_layers))
 
@@ -70,7 +70,7 @@ def _fused_inputs(net: DeltaNet) -> tuple[tuple[str, int], ...]:
     return ("in_proj_qkvz", net.conv_width + net.value_width), ("in_proj_ba", 2 * net.num_value_heads)
 
 
-def _split_inputs(net: DeltaNet) -> tuple[tuple[str, int], ...]:
+def split_inputs(net: DeltaNet) -> tuple[tuple[str, int], ...]:
     """Qwen 3.5: queries, keys and values in one matrix, the rest apart."""
     heads = net.num_value_heads
     return (
@@ -84,13 +84,13 @@ def _split_inputs(net: DeltaNet) -> tuple[tuple[str, int], ...]:
 def _qwen_mixers(config: Config, *, kv: int, fused: bool) -> Sequence[Mixer]:
     def mixer(kind: str) -> Mixer:
         if kind == windows.FULL:
-            return _qwen_attention(config, kv=kv)
+            return qwen_attention(config, kv=kv)
         if kind != _LINEAR:
             raise windows.unknown_kind(kind, (windows.FULL, _LINEAR))
         net = read_delta_net(config)
-        return delta_net(net, _fused_inputs(net) if fused else _split_inputs(net))
+        return delta_net(net, _fused_inputs(net) if fused else split_inputs(net))
 
-    return per_layer(windows.layer_types(config, config.num_layers(), _every_fourth), mixer)
+    return per_layer(windows.layer_types(config, config.num_layers(), every_fourth), mixer)
 
 
 _NEXT_ROUTED = Routed(
@@ -100,7 +100,7 @@ _NEXT_ROUTED = Routed(
     shared_prefix="mlp.shared_expert",
     shared_gate="mlp.shared_expert_gate",
 )
-_MOE_35 = replace(
+MOE_35 = replace(
     _NEXT_ROUTED,
     is_routed=lambda config, index: True,
     prefix="mlp.experts",
@@ -112,7 +112,7 @@ _MOE_35 = replace(
 def _next_predictor(config: Config) -> tuple[Tensor, ...]:
     """A predictor's layer has full attention and experts."""
     return (
-        *_qwen_attention(config, kv=2).tensors,
+        *qwen_attention(config, kv=2).tensors,
         *_NEXT_ROUTED.feed(config).tensors,
         *QWEN3_NEXT.make_norms(config),
     )
@@ -134,8 +134,8 @@ def _qwen_mtp(config: Config, layer: tuple[Tensor, ...], default: int) -> tuple[
 def _predictor_35(config: Config) -> tuple[Tensor, ...]:
     is_routed = config.has("num_experts")
     style = QWEN3_5_MOE if is_routed else QWEN3_5
-    feed = _MOE_35.feed(config) if is_routed else QWEN3_5.dense_feed(config)
-    return (*_qwen_attention(config, kv=2 if is_routed else 4).tensors, *feed.tensors, *style.make_norms(config))
+    feed = MOE_35.feed(config) if is_routed else QWEN3_5.dense_feed(config)
+    return (*qwen_attention(config, kv=2 if is_routed else 4).tensors, *feed.tensors, *style.make_norms(config))
 
 
 QWEN3_NEXT: Decoder = Decoder(
@@ -145,7 +145,7 @@ QWEN3_5: Decoder = Decoder(
     mixers=lambda config: _qwen_mixers(config, kv=4, fused=False),
     frame=Frame(mtp=lambda config: _qwen_mtp(config, _predictor_35(config), 0)),
 )
-QWEN3_5_MOE: Decoder = replace(QWEN3_5, mixers=lambda config: _qwen_mixers(config, kv=2, fused=False), routed=_MOE_35)
+QWEN3_5_MOE: Decoder = replace(QWEN3_5, mixers=lambda config: _qwen_mixers(config, kv=2, fused=False), routed=MOE_35)
 
 
 def _olmo_mixers(config: Config) -> Sequence[Mixer]:
@@ -175,7 +175,7 @@ def _olmo_mixers(config: Config) -> Sequence[Mixer]:
             raise windows.unknown_kind(kind, (windows.FULL, _LINEAR))
         return replace(made, tensors=(*made.tensors, *blocks.norms(norms, hidden)))
 
-    return per_layer(windows.layer_types(config, config.num_layers(), _every_fourth), mixer)
+    return per_layer(windows.layer_types(config, config.num_layers(), every_fourth), mixer)
 
 
 def _olmo_delta(net: DeltaNet) -> Mixer:

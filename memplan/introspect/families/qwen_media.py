@@ -85,6 +85,11 @@ def qwen3_5(config: Config, name: str) -> ModelSpec:
     return _qwen3_model(config, read_language(config, name, default_type=default), deepstack=())
 
 
+def qwen4_exp(config: Config, name: str) -> ModelSpec:
+    """Qwen4-Exp: Qwen3.5's tower beside its own language model."""
+    return _qwen3_model(config, read_language(config, name, default_type="qwen4_exp_text"), deepstack=())
+
+
 def qwen2_audio(config: Config, name: str) -> ModelSpec:
     """Qwen2-Audio: Whisper's encoder, pooled by two, and one linear map. vLLM holds the encoder whole on every rank."""
     text = read_language(config, name, default_type="qwen2")
