@@ -37,7 +37,8 @@ def build_spec(config: Config, name: str) -> ModelSpec:
     if model_type not in FAMILIES:
         known = did_you_mean(model_type, sorted(FAMILIES))
         raise UnsupportedModel(
-            f"unknown model family: `{show(model_type)}`", hint=known or "try --introspect torch, which asks transformers"
+            f"unknown model family: `{show(model_type)}`",
+            hint=known or "try --introspect torch, which asks transformers",
         )
     if model_type in DECODERS and config.has("text_config"):
         model_type = _wrapper_family(config, model_type)
