@@ -10,7 +10,7 @@ cut over the ranks of one attention group. Layers that share another layer's cac
 
 Source: model_runner.py profile_max_num_token and set_num_token_hybrid (0.3 to 0.5.6), model_runner_kv_cache_mixin.py
 (0.5.7 to 0.5.10), pool_configurator.py and kv_cache_configurator.py (0.5.11 to 0.5.23).
-Checked by: recorded runs, see tests/engines/sglang/test_pools.py.
+Checked by: recorded runs, see tests/engines/sglang/test_sglang_pools.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ window x bytes per token, and each window has a pool of its own.
     bytes per token = layers x heads kept x (key + value) x bytes     latents: layers x (latent + rotary key) x bytes
 
 Source: tensorrt_llm/_torch/pyexecutor/resource_manager.py (get_cache_size_per_token), cpp kvCacheManager, 0.8 to 1.3.
-Checked by: tests/engines/tensorrt_llm/test_blocks.py.
+Checked by: tests/engines/tensorrt_llm/test_tensorrt_llm_blocks.py.
 """
 
 from __future__ import annotations

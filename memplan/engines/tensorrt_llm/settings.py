@@ -24,7 +24,7 @@ from memplan.units import ceil_div
 
 _BACKENDS = ("pytorch", "tensorrt", "trt", "torch", "_autodeploy")
 
-_ATTENTION_BACKENDS = ("TRTLLM", "FLASHINFER", "VANILLA", "trtllm", "flashinfer", "vanilla")
+_ATTENTION_BACKENDS = ("trtllm", "flashinfer", "vanilla")
 
 # Options that matter only beside others: not every run reads them.
 KNOWN_OPTIONS = (
@@ -135,7 +135,7 @@ def resolve(spec: ModelSpec, asked: ServingSettings, options: EngineOptions, rul
         max_cache_bytes=options.size("max_gpu_total_bytes") or asked.kv_cache_memory_bytes,
         windows=_windows(options),
         state_dtype=_state_dtype(options),
-        attention_backend=(options.word("attn_backend", among=_ATTENTION_BACKENDS) or "trtllm").lower(),
+        attention_backend=options.word("attn_backend", among=_ATTENTION_BACKENDS) or "trtllm",
         splits_embedding=bool(options.flag("use_parallel_embedding")),
         outside_bytes=options.size("outside_torch"),
         free_before_cache_bytes=options.size("free_memory_before_cache"),
