@@ -130,12 +130,15 @@ def quantize_spec(spec: ModelSpec, scheme: QuantScheme, *, towers: bool | None =
     Matrices that do not divide into the scheme's groups and words stay plain, because the tools refuse them (AutoAWQ,
     GPTQModel and llm-compressor raise; people then list them as ignored); a note names them.
 
-    Raises: UsageError when nothing can be quantized; for a GGUF mix, whose types are decided elsewhere.
+    A GGUF mix is another file format: the model then goes by llama.cpp's names.
+
+    Raises: UsageError when nothing can be quantized, or llama.cpp does not know the architecture.
     """
     if scheme.method == "gguf":
-        raise UsageError(
-            f"`{scheme.name}` is a mix of types", hint="it needs llama.cpp's rules: use --engine llama.cpp"
-        )
+        from memplan.introspect.gguf_convert import to_gguf
+        from memplan.introspect.gguf_mix import apply_mix, parse_mix
+
+        return apply_mix(to_gguf(spec), parse_mix(scheme.variant))
     misfits: Counter[str] = Counter()
 
     def apply(tensor: Tensor) -> Tensor:

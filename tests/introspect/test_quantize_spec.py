@@ -76,9 +76,11 @@ def test_a_model_of_which_nothing_divides_is_refused() -> None:
     assert "multiples of 128" in (caught.value.hint or "")
 
 
-def test_a_gguf_mix_is_left_to_llama_cpp() -> None:
-    with pytest.raises(UsageError, match="mix of types"):
-        quantize_spec(dense(), parse_scheme("gguf:q4_k_m"))
+def test_a_gguf_mix_goes_by_llama_cpps_names_and_types() -> None:
+    done = quantize_spec(dense(), parse_scheme("gguf:q4_k_m"))
+    types = {tensor.name: tensor.storage.scheme for tensor in done.layers[-1].tensors if tensor.storage}
+    assert types["ffn_up.weight"] == "gguf:q4_k"
+    assert types["ffn_down.weight"] == "gguf:q6_k"
 
 
 def test_the_indexers_head_weights_stay_plain_where_its_projections_do_not() -> None:
