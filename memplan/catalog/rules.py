@@ -15,11 +15,12 @@ from memplan.errors import UsageError
 from memplan.records import dataclass, field
 
 Release = tuple[int, ...]
-_NUMBER = re.compile(r"v?(\d+(?:\.\d+)*)")
+_NUMBER = re.compile(r"[vb]?(\d+(?:\.\d+)*)")
 
 
 def parse_release(text: str) -> Release:
-    """Return the numbers of a version: `0.10.2`, `v0.22`, `0.29.1rc1.dev3+g12` (taken as 0.29.1), `0.6.3.post1`.
+    """Return the numbers of a version: `0.10.2`, `v0.22`, `0.29.1rc1.dev3+g12` (taken as 0.29.1), `0.6.3.post1`; a
+    build number of llama.cpp, `b5276`.
 
     Raises: UsageError when it does not start with a number.
     """
