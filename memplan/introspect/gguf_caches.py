@@ -72,6 +72,7 @@ _WINDOWS: Mapping[str, Window] = {
 _LISTED_WINDOWS = frozenset(
     {"dots3note", "gemma4", "granite_swa", "maple", "mimo2", "spark2_5", "step35"}
 )  # their files list the windowed layers
+WINDOWED = frozenset({*_WINDOWS, *_LISTED_WINDOWS})  # architectures that have window layers at all
 _RECURRENT = frozenset({"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})
 _RECURRENT_WITHOUT_HEADS = frozenset(
     {"bailingmoe3", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2", "lfm2moe", "plamo2"}
