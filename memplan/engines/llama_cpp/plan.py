@@ -1,0 +1,53 @@
+"""The buffers of one start, by device: weights, cache, states, compute, output."""
+
+from __future__ import annotations
+
+from memplan.catalog.rules import Rules
+from memplan.domain.model import ModelSpec
+from memplan.engines.llama_cpp.buffers import WeightBuffers, weight_buffers
+from memplan.engines.llama_cpp.compute import compute_bytes
+from memplan.engines.llama_cpp.kv_cache import CacheBytes, Cells, cache_bytes, cells_of
+from memplan.engines.llama_cpp.placement import Devices, place
+from memplan.engines.llama_cpp.settings import LlamaSettings
+from memplan.records import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All buffers of a start. Tuples have one entry per GPU and one for the host at the end."""
+
+    devices: Devices
+    cells: Cells
+    weights: WeightBuffers
+    cache: CacheBytes
+    compute: tuple[int, ...]
+    output_bytes: int
+
+    def device_bytes(self, device: int) -> int:
+        """Weights, cache, states and compute buffer of one device."""
+        return (
+            self.weights.by_device[device]
+            + self.cache.keys_and_values[device]
+            + self.cache.states[device]
+            + self.compute[device]
+        )
+
+    @property
+    def fullest(self) -> int:
+        """The GPU that holds most; the host when there is none."""
+        return max(range(max(1, self.devices.num_gpus)), key=self.device_bytes)
+
+
+def plan_devices(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Plan:
+    """Return the buffers of a model that goes by ggml's names."""
+    devices = place(spec, settings, rules)
+    cells = cells_of(spec, settings, rules)
+    rows = settings.batch_size if rules["rows_of_outputs"] == "batch" else settings.slots
+    return Plan(
+        devices=devices,
+        cells=cells,
+        weights=weight_buffers(spec, devices, settings.backend, rules),
+        cache=cache_bytes(spec, settings, rules, devices, cells),
+        compute=compute_bytes(spec, settings, rules, devices, cells),
+        output_bytes=4 * spec.vocab_size * rows,
+    )
