@@ -106,8 +106,12 @@ def answer(question: Question) -> MemoryBudget:
 
 def _estimate(engine: Engine, question: Question, settings: ServingSettings) -> MemoryBudget:
     budget = engine.estimate(question.spec, question.gpu, settings, question.version)
-    scheme = question.spec.quantization or question.spec.dtype.value
-    return replace(budget, weights_scheme=scheme, price=question.gpu.price)
+    return replace(
+        budget,
+        settings={**budget.settings, "concurrency": settings.workload.concurrency},
+        weights_scheme=question.spec.quantization or question.spec.dtype.value,
+        price=question.gpu.price,
+    )
 
 
 def _layout(spec: ModelSpec, asked: ParallelLayout, num_gpus: int) -> ParallelLayout:

@@ -13,7 +13,7 @@ Cell = str | tuple[str, str]
 """A text, or a text and the ANSI code of its colour."""
 
 _GAP = 2
-_NARROWEST_FIRST = 16
+_NARROWEST = 16
 _BELOW_INDENT = 4
 
 
@@ -60,30 +60,36 @@ def paragraph(text: str, style: Style, *, indent: str = "  ", hang: str = "  ", 
 
 
 def table(
-    rows: Sequence[Sequence[Cell]], style: Style, *, right: frozenset[int], indent: str = "", narrowest_last: int = 26
+    rows: Sequence[Sequence[Cell]],
+    style: Style,
+    *,
+    right: frozenset[int],
+    indent: str = "",
+    narrowest_first: int = 30,
+    narrowest_last: int = 26,
 ) -> str:
     """Return aligned columns within the page; the columns in `right` are set to the right.
 
-    The last column wraps in what the others leave, or goes below its row where that is less than `narrowest_last`. The
-    first column wraps when even that is not enough.
+    The last column wraps in what the others leave. Where that is less than `narrowest_last`, the first column wraps
+    down to `narrowest_first`; where that is not enough, the last column goes below its row.
     """
     texts = [[printable(_text(cell)) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(texts[0]))]
     room = style.width - len(indent)
-    last = len(texts[0]) - 1
-    widths = [max(len(row[column]) for row in texts) for column in range(last + 1)]
-    before = sum(widths[:last]) + _GAP * last
-    fits = before + min(widths[last], narrowest_last) <= room
-    if not fits and before > room:
-        widths[0] = max(_NARROWEST_FIRST, widths[0] - (before - _GAP - room))
-    widths[last] = min(widths[last], room - before) if fits else 0
+    last = len(widths) - 1
+    wanted = min(widths[last], narrowest_last) + _GAP if widths[last] else 0
+    others = sum(widths[1:last]) + _GAP * (last - 1)
+    beside = min(widths[0], max(narrowest_first, room - wanted - others))
+    is_below = beside + others + wanted > room
+    widths[0] = beside if not is_below else min(widths[0], max(_NARROWEST, room - others))
+    widths[last] = 0 if is_below or not wanted else min(widths[last], room - widths[0] - others - _GAP)
     lines: list[str] = []
     for row, plain in zip(rows, texts, strict=True):
         codes = [cell[1] if isinstance(cell, tuple) else "" for cell in row]
         lines += [indent + line for line in _row_lines(plain, codes, widths, style, right)]
-        if not fits and plain[last]:
+        if is_below and plain[last]:
             pad = indent + " " * _BELOW_INDENT
-            below = wrap(plain[last], style.width - len(pad))
-            lines += [pad + style.paint(line, codes[last]) for line in below]
+            lines += [pad + style.paint(line, codes[last]) for line in wrap(plain[last], style.width - len(pad))]
     return "\n".join(lines)
 
 
@@ -96,7 +102,7 @@ def _row_lines(
 ) -> list[str]:
     """One row as lines: the first and the last cell may take several."""
     shown = [column for column, width in enumerate(widths) if width]
-    cells = {column: wrap(texts[column], widths[column]) for column in shown}
+    cells = {column: wrap(texts[column], widths[column], indent="" if column else "  ") for column in shown}
     height = max(len(cell) for cell in cells.values())
     lines = []
     for number in range(height):

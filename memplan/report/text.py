@@ -91,9 +91,9 @@ def _knobs(budget: MemoryBudget, style: Style) -> str:
         outcome = (words.SHORT_VERDICTS[remedy.verdict], _OUTCOME_CODES[remedy.verdict])
         change = (f"> {remedy.change}", _BOLD) if remedy is best else f"  {remedy.change}"
         rows.append([change, format_gib(remedy.saves_bytes), outcome, remedy.note])
-    title = style.paint("knobs, by the memory that each returns on each GPU", _BOLD)
-    mark = "; > is the cheapest that mends it" if best else ""
-    return f"{title}{mark}\n{table(rows, style, right=_RIGHT, narrowest_last=16)}"
+    title = style.paint("knobs, by what each returns on each GPU", _BOLD)
+    mark = "; > mends it at the least cost" if best else ""
+    return f"{title}{mark}\n{table(rows, style, right=_RIGHT, narrowest_first=38, narrowest_last=16)}"
 
 
 def _waste(budget: MemoryBudget, style: Style) -> str:

@@ -49,11 +49,12 @@ def label(budget: MemoryBudget) -> str:
 
 
 def asked(budget: MemoryBudget) -> tuple[int, int] | None:
-    """The context and the concurrency that were asked for; None where nothing is cached."""
-    context, needed = budget.settings.get("max_model_len"), budget.kv.needed_tokens
-    if not isinstance(context, int) or context < 1 or needed < context:
-        return None
-    return context, needed // context
+    """The context and the concurrency that were asked for; None where nothing is cached or neither is known."""
+    needed, concurrency = budget.kv.needed_tokens, budget.settings.get("concurrency")
+    if needed > 0 and isinstance(concurrency, int) and concurrency > 0 and needed >= concurrency:
+        return needed // concurrency, concurrency
+    context = budget.settings.get("max_model_len")
+    return (context, needed // context) if isinstance(context, int) and 0 < context <= needed else None
 
 
 def requests(number: int, context_tokens: int) -> str:

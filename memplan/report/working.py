@@ -4,6 +4,8 @@ the GPU, the parts of the bar.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memplan.domain.budget import Group, Line, MemoryBudget
 from memplan.records import dataclass
 from memplan.units import GIB, KIB, MIB, format_gib
@@ -78,13 +80,12 @@ def line_rows(budget: MemoryBudget) -> list[Row]:
 
 
 def _group_rows(name: str, lines: tuple[Line, ...]) -> list[Row]:
-    """A heading with the sum of its lines and what is true of them all, or of most, and the lines below it."""
+    """A heading with the sum of its lines and what is true of most of them, and the lines below it."""
     size, low, high = (
         sum(getattr(line, field) for line in lines) for field in ("size_bytes", "low_bytes", "high_bytes")
     )
-    same = len({line.provenance for line in lines}) == 1
-    first = lines[0]
-    known, working, source = (first.provenance, first.formula, first.source) if same else ("", "", "")
+    known = _most([line.provenance for line in lines])
+    working, source = _most([line.formula for line in lines]), _most([line.source for line in lines])
     interval = span(low, high, size)
     head = Row(
         kind="group",
@@ -96,6 +97,12 @@ def _group_rows(name: str, lines: tuple[Line, ...]) -> list[Row]:
         source=source,
     )
     return [head, *(_line_row("part", f"  {_short_name(line)}", line, said=head) for line in lines)]
+
+
+def _most(texts: Sequence[str]) -> str:
+    """What most lines of a group have; nothing where every line has its own."""
+    text = max(texts, key=texts.count)
+    return text if texts.count(text) > 1 else ""
 
 
 def _line_row(kind: str, name: str, line: Line, *, said: Row | None = None) -> Row:
