@@ -125,6 +125,7 @@ def _read(slices: Slices, key: str, *, resolved_note: str = "") -> GpuSpec:
         visible_high_bytes=high * MIB,
         nominal_memory_bytes=int(cast("float", memory["nominal_gib"]) * GIB),
         compute_capability=_optional_text(chip, "compute"),
+        num_multiprocessors=cast("int | None", chip.get("sms")),
         bandwidth_bytes_per_s=bandwidth * 1e9 if bandwidth else None,
         flops_per_s={dtype: cast("float", value) * 1e12 for dtype, value in tflops.items()} or None,
         interconnect=_optional_text(link, "kind"),

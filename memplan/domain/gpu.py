@@ -38,6 +38,7 @@ class GpuSpec:
     aliases: tuple[str, ...] = ()
     nominal_memory_bytes: int | None = None
     compute_capability: str | None = None
+    num_multiprocessors: int | None = None
     bandwidth_bytes_per_s: float | None = None
     flops_per_s: dict[str, float] | None = None
     interconnect: str | None = None
