@@ -30,12 +30,13 @@ from memplan.units import ceil_div
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardRules:
     """How an engine runs a layer: hidden states alive beside the widest projection, and the tokens experts take at a
-    time.
+    time. `in_workspace` says that routed experts work in a buffer that is counted elsewhere.
     """
 
     hidden_copies: float = 3.0
     expert_chunk_tokens: int = 32768
     shares_expert_buffers: bool = True
+    in_workspace: bool = False
 
 
 def forward_peak_bytes(
@@ -80,6 +81,8 @@ def _mlp_elements(mlp: Mlp | None, hidden: int, tokens: int, ranks: int, rules: 
     wide = max(up, down) if rules.shares_expert_buffers else up + down
     experts = routed * (wide + mlp.intermediate / ranks) * min(tokens, rules.expert_chunk_tokens)
     shared = (ups + 1) * mlp.shared_intermediate / ranks * tokens
+    if rules.in_workspace:
+        experts = 0.0
     return experts + max(shared, hidden * tokens if mlp.shared_intermediate else 0)
 
 

@@ -110,9 +110,9 @@ def _spread(spec: ModelSpec, gpu: GpuSpec, settings: VllmSettings, fitted: Fitte
     activation = round(plan.activation.size_bytes * by_cause[plan.activation.cause] + widths.activation_mib * MIB)
     ranks = settings.layout.tensor * settings.layout.pipeline
     outside = round((widths.non_torch_mib if ranks == 1 else widths.non_torch_ranks_mib) * MIB)
-    graphs = round(plan.graph_bytes * widths.cuda_graph)
+    graphs = round(max(plan.graphs.charged_bytes, plan.graphs.held_bytes) * widths.cuda_graph)
     memory = round((gpu.visible_high_bytes - gpu.visible_low_bytes) / 2 * settings.utilization)
-    charged = (weights, activation, outside, memory)
+    charged = (weights, activation, outside, memory, graphs if plan.graphs.charged_bytes else 0)
     return Spread(
         weights=weights,
         activation=activation,
@@ -148,10 +148,13 @@ def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules)
             _FITTED,
         )
     )
-    graph_note = "charged to the budget" if rules["graphs_in_budget"] else "outside the budget"
-    lines.append(
-        _line("CUDA graphs", "cuda_graph", plan.graph_bytes, spread.graphs, "modelled", f"{graph_note}", _FITTED)
-    )
+    graphs = plan.graphs
+    if graphs.charged_bytes:
+        note = f"{graphs.count} graphs, estimated and charged; they hold {format_gib(graphs.held_bytes)}"
+        lines.append(_line("CUDA graphs", "cuda_graph", graphs.charged_bytes, spread.graphs, "modelled", note, _FITTED))
+    elif graphs.held_bytes:
+        note = f"{graphs.count} graphs, outside the budget"
+        lines.append(_line("CUDA graphs", "cuda_graph", graphs.held_bytes, spread.graphs, "modelled", note, _FITTED))
     lines.append(
         _line(
             "KV cache",
@@ -165,7 +168,7 @@ def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules)
             rules.source("utilization"),
         )
     )
-    uncharged = plan.outside.uncharged_bytes - (0 if rules["graphs_in_budget"] else plan.graph_bytes)
+    uncharged = plan.outside.uncharged_bytes
     if uncharged > 0:
         lines.append(
             _line(
@@ -318,7 +321,8 @@ def _gates(
         gates.append(
             _cache_gate(plan, Spread(weights=0, activation=0, outside=0, graphs=0, memory=0, kv=0), capacity, 0)
         )
-    held = plan.charged_bytes + max(0, plan.kv_bytes) + plan.outside.uncharged_bytes
+    graphs = max(0, plan.graphs.held_bytes - plan.graphs.charged_bytes)
+    held = plan.charged_bytes + max(0, plan.kv_bytes) + plan.outside.uncharged_bytes + graphs
     gates.append(
         Gate(
             margin_bytes=free - held,

@@ -17,9 +17,10 @@ from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import Fitted, load_fitted
+from memplan.engines.vllm.graphs import GraphMemory, graph_memory
 from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
 from memplan.engines.vllm.loading import as_loaded, copied_bytes
-from memplan.engines.vllm.overheads import Outside, graph_memory_bytes, outside_torch
+from memplan.engines.vllm.overheads import Outside, outside_torch
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings, resolve
 from memplan.records import dataclass
@@ -39,7 +40,7 @@ class RankPlan:
     extras: Extras
     activation: ActivationPeak
     outside: Outside
-    graph_bytes: int
+    graphs: GraphMemory
     requested_bytes: int
     charged_bytes: int
     kv_bytes: int
@@ -102,12 +103,20 @@ def plan_rank(
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
     weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *copies, *tables))
     weight_bytes = max(0, weight_bytes - asked.weight_offload_bytes)
-    activation = activation_peak(spec, layers, asked, settings, rules, samples=is_last)
-    graphs = graph_memory_bytes(len(layers), settings, rules, fitted)
-    outside = outside_torch(gpu, settings, rules, fitted, graphs)
-    charged = weight_bytes + activation.size_bytes + outside.charged_bytes
-    if rules["graphs_in_budget"]:
-        charged += graphs
+    activation = activation_peak(
+        spec,
+        layers,
+        gpu,
+        asked,
+        settings,
+        rules,
+        kept_mib=fitted.activation_kept_mib,
+        is_first=stage == 0,
+        is_last=is_last,
+    )
+    graphs = graph_memory(spec, layers, gpu, settings, rules, fitted)
+    outside = outside_torch(gpu, settings, rules, fitted)
+    charged = weight_bytes + activation.size_bytes + outside.charged_bytes + graphs.charged_bytes
     charged += _cached_bytes(spec, layers, settings, rules, activation.size_bytes)
     requested = ceil(gpu.memory_bytes * settings.utilization)
     kv_bytes = requested - charged if settings.kv_cache_memory_bytes is None else settings.kv_cache_memory_bytes
@@ -118,7 +127,7 @@ def plan_rank(
         extras=extras,
         activation=activation,
         outside=outside,
-        graph_bytes=graphs,
+        graphs=graphs,
         requested_bytes=requested,
         charged_bytes=charged,
         kv_bytes=kv_bytes,

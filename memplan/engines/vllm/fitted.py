@@ -40,9 +40,19 @@ class Fitted:
     nccl_nvls_mib_per_peer: float
     nccl_growth_mib: float
     nccl_growth_nvls_mib: float
+    activation_kept_mib: float
+    graph_v0_mib: float
+    graph_first_mib: float
+    graph_first_mib_per_1024: float
     graph_piece_mib: float
-    graph_size_mib: float
-    graph_comm_mib: float
+    graph_full_mib: float
+    graph_piece_routed_mib: float
+    graph_full_routed_mib: float
+    graph_piece_hybrid_mib: float
+    graph_full_hybrid_mib: float
+    graph_held_share: float
+    graph_held_mib: float
+    graph_residue_mib: float
     intervals: Intervals
 
 

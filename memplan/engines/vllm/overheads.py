@@ -1,4 +1,4 @@
-"""What vLLM's processes take beside weights, activations and cache: the CUDA context, libraries, NCCL, CUDA graphs.
+"""What vLLM's processes take outside torch: the CUDA context, libraries, NCCL.
 
 Which of it is charged to the budget changed with almost every release; the rest comes out of the slack that
 `gpu_memory_utilization` leaves. The constants are fitted, see catalog/engines/vllm_fitted.yaml.
@@ -15,11 +15,6 @@ from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass
 from memplan.units import MIB
 
-_GRAPH_SIZES_V0 = (1, 2, 4, *range(8, 257, 8))
-_GRAPH_SIZES_V1 = (1, 2, 4, *range(8, 513, 8))
-_GRAPH_SIZES_TIERED = (1, 2, 4, *range(8, 256, 8), *range(256, 1025, 16))
-_GRAPH_LAYERS_V0 = 40
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
@@ -34,12 +29,14 @@ class Outside:
         return self.charged_bytes + self.uncharged_bytes
 
 
-def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitted, graph_bytes: int) -> Outside:
+def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitted) -> Outside:
     """What lies outside torch on one rank, told apart by how the release accounts for it."""
     accounting = rules["accounting_v1"] if settings.generation == "v1" else rules["accounting"]
     context = context_bytes(gpu, fitted)
     nccl, growth = nccl_bytes(gpu, settings, fitted)
     own = _own_bytes(gpu, settings, fitted)
+    if rules["graph_residue"] and settings.runner == "v1" and not settings.eager and gpu.vendor == "nvidia":
+        own += round(fitted.graph_residue_mib * MIB)
     charged, uncharged = own, 0
     if accounting in ("device", "allocated"):
         charged += context + nccl
@@ -47,8 +44,6 @@ def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fi
         charged, uncharged = charged + nccl, context
     else:
         charged, uncharged = charged + growth, context + max(0, nccl - growth)
-    if not rules["graphs_in_budget"]:
-        uncharged += graph_bytes
     return Outside(charged_bytes=charged, uncharged_bytes=uncharged, context_bytes=context)
 
 
@@ -83,37 +78,3 @@ def has_multicast(gpu: GpuSpec) -> bool:
     """Whether NCCL makes NVLink multicast buffers: Hopper and later data-centre cards behind an NVSwitch."""
     link = (gpu.interconnect or "").lower()
     return gpu.vendor == "nvidia" and gpu.cuda_capability in (9.0, 10.0, 10.3) and "nvl" in link
-
-
-def capture_sizes(settings: VllmSettings, rules: Rules) -> int:
-    """How many batch sizes are captured as CUDA graphs.
-
-    Source: vllm/worker/model_runner.py (V0), VllmConfig._set_cudagraph_sizes (V1).
-    """
-    if settings.eager:
-        return 0
-    if settings.generation == "v0":
-        return _at_most(_GRAPH_SIZES_V0, settings.max_num_seqs)
-    if rules.release < (0, 11, 1):
-        return _at_most(_GRAPH_SIZES_V1, settings.batched_tokens)
-    return _at_most(_GRAPH_SIZES_TIERED, min(2 * settings.max_num_seqs, 512, settings.batched_tokens))
-
-
-def _at_most(sizes: tuple[int, ...], limit: int) -> int:
-    return max(1, len([size for size in sizes if size <= limit]))
-
-
-def graph_memory_bytes(num_layers: int, settings: VllmSettings, rules: Rules, fitted: Fitted) -> int:
-    """CUDA graphs of one rank.
-
-    V1 captures every batch size in pieces between attention layers, each with a fixed cost; V0 one graph per size.
-    Collectives keep buffers of their own in the graphs.
-    """
-    sizes = capture_sizes(settings, rules)
-    if not sizes:
-        return 0
-    if settings.generation == "v0":
-        return round(sizes * fitted.graph_size_mib * num_layers / _GRAPH_LAYERS_V0 * MIB)
-    pieces = sizes * (num_layers + 1) * fitted.graph_piece_mib
-    collectives = fitted.graph_comm_mib if settings.layout.tensor > 1 else 0.0
-    return round((pieces + collectives) * MIB)

@@ -16,23 +16,34 @@ from __future__ import annotations
 
 from memplan.budget.activations import ForwardRules, forward_peak_bytes, media_tower_bytes, sampler_peak_bytes
 from memplan.catalog.rules import Rules
+from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.vllm.settings import VllmSettings
+from memplan.engines.vllm.workspaces import cublas_bytes, shared_workspace_bytes, triton_sampler_bytes
 from memplan.records import dataclass
 from memplan.units import MIB, round_up
 
 _SORT_BYTES_PER_LOGIT = 38
 _FUSED_BYTES_PER_LOGIT = 14
+_RAW_BYTES_PER_LOGIT = 2
 _PROMPT_LOGPROB_BYTES = 6
-_CUBLAS_WORKSPACE_BYTES = 8 * MIB + 128 * 1024
+_TRITON_LEAST_SEQUENCES = 8
+# Pixels in 16 bits and three colours behind one patch of a vision tower, 14 x 14.
+_PIXEL_BYTES_PER_PATCH = 14 * 14 * 3 * 2
+# Hidden states that a compiled layer keeps beside its widest projection (residual, input, output), fitted.
+_COPIES_V1 = 3.6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationPeak:
-    """The peak and which part of the run reached it."""
+    """The peak and which part of the run reached it.
+
+    `least_bytes` is the peak if the sampler ran on FlashInfer's kernels where the release leaves that open.
+    """
 
     size_bytes: int
+    least_bytes: int
     cause: str
     formula: str
     forward_bytes: int
@@ -43,36 +54,47 @@ class ActivationPeak:
 def activation_peak(
     spec: ModelSpec,
     layers: tuple[Layer, ...],
+    gpu: GpuSpec,
     asked: ServingSettings,
     settings: VllmSettings,
     rules: Rules,
     *,
-    samples: bool,
+    kept_mib: float,
+    is_first: bool,
+    is_last: bool,
 ) -> ActivationPeak:
-    """The activation peak of one rank; `samples` is true on the last pipeline stage."""
+    """The activation peak of one rank. `kept_mib` is what small buffers hold throughout, fitted."""
     ranks, element_bytes = settings.layout.tensor, settings.dtype.bits // 8
     tokens = settings.batched_tokens
-    forward = forward_peak_bytes(layers, spec, tokens, ranks, element_bytes, forward_rules(settings, rules))
-    media = media_peak(spec, asked, settings, element_bytes)
+    hidden_bytes = tokens * spec.hidden_size * element_bytes
+    workspace = shared_workspace_bytes(layers, spec, settings, rules)
+    forward = forward_peak_bytes(
+        layers, spec, tokens, ranks, element_bytes, forward_rules(settings, rules, in_workspace=workspace > 0)
+    )
+    media = media_peak(spec, asked, settings, element_bytes) if is_first else MediaPeak()
+    received = 0 if is_first else 2 * hidden_bytes
+    kept = cublas_bytes(gpu) + round(kept_mib * MIB) + workspace + media.kept_bytes + received
     sequences = min(settings.max_num_seqs, tokens, media.max_sequences or tokens) * (1 + asked.num_speculative_tokens)
-    per_logit = bytes_per_logit(settings, rules)
-    sampler = 0
-    if samples and spec.is_generative:
-        hidden_bytes = tokens * spec.hidden_size * element_bytes
-        sampler = hidden_bytes + sampler_peak_bytes(sequences, round_up(spec.vocab_size, 64), per_logit)
+    sampler = fused = 0
+    path = sampler_path(gpu, asked, settings, rules, sequences)
+    if is_last and spec.is_generative:
+        vocab = round_up(spec.vocab_size, 64)
+        gathered = sequences * spec.hidden_size * element_bytes
+        sampler = hidden_bytes + gathered + _sampler_bytes(path, gpu, sequences, vocab)
+        fused = hidden_bytes + gathered + _sampler_bytes("flashinfer", gpu, sequences, vocab)
     if asked.prompt_logprobs:
         sampler += round(tokens * spec.vocab_size * _PROMPT_LOGPROB_BYTES)
     parts = {
-        "forward pass": (forward + media.kept_bytes, f"{tokens:,} tokens x the widest layer"),
-        "sampler": (
-            sampler + media.kept_bytes,
-            f"{sequences:,} sequences x {spec.vocab_size:,} logits x {per_logit:g} B",
-        ),
-        "media tower": (media.peak_bytes, f"{media.items} x the largest input"),
+        "forward pass": (forward, f"{tokens:,} tokens x the widest layer"),
+        "sampler": (sampler, f"{sequences:,} sequences x {spec.vocab_size:,} logits x {_PER_LOGIT[path]} B"),
+        "media tower": (media.peak_bytes - media.kept_bytes, f"{media.items} x the largest input"),
     }
     cause = max(parts, key=lambda name: parts[name][0])
+    open_choice = path == "sort" and settings.generation == "v1"
+    least = max(forward, fused if open_choice else sampler, media.peak_bytes - media.kept_bytes)
     return ActivationPeak(
-        size_bytes=parts[cause][0] + _CUBLAS_WORKSPACE_BYTES,
+        size_bytes=parts[cause][0] + kept,
+        least_bytes=least + kept,
         cause=cause,
         formula=parts[cause][1],
         forward_bytes=forward,
@@ -81,13 +103,50 @@ def activation_peak(
     )
 
 
-def forward_rules(settings: VllmSettings, rules: Rules) -> ForwardRules:
-    """How this release runs a layer."""
+_PER_LOGIT = {
+    "sort": _SORT_BYTES_PER_LOGIT,
+    "triton": _FUSED_BYTES_PER_LOGIT,
+    "flashinfer": _FUSED_BYTES_PER_LOGIT,
+    "raw": _RAW_BYTES_PER_LOGIT,
+}
+
+
+def sampler_path(gpu: GpuSpec, asked: ServingSettings, settings: VllmSettings, rules: Rules, sequences: int) -> str:
+    """Which code the profiling run samples with: sort, triton, flashinfer, or raw logits without sampling."""
+    if settings.generation == "v0":
+        return "sort"
+    if settings.runner == "v2" and rules["sampler_v2"] == "raw":
+        return "raw"
+    chosen = asked.engine_options.get("flashinfer_sampler")
+    if chosen is True:
+        return "flashinfer"
+    path = str(rules["sampler_v1"])
+    if path == "flashinfer" and (chosen is False or gpu.vendor != "nvidia" or (gpu.cuda_capability or 9.0) < 7.5):
+        path = "triton"
+    if path == "triton" and sequences < _TRITON_LEAST_SEQUENCES:
+        return "sort"
+    return path
+
+
+def _sampler_bytes(path: str, gpu: GpuSpec, sequences: int, vocab_size: int) -> int:
+    size = sampler_peak_bytes(sequences, vocab_size, _PER_LOGIT[path])
+    return size + (triton_sampler_bytes(gpu, sequences, vocab_size) if path == "triton" else 0)
+
+
+def forward_rules(settings: VllmSettings, rules: Rules, *, in_workspace: bool) -> ForwardRules:
+    """How this release runs a layer. Experts that work in the shared workspace are counted there."""
     if settings.generation == "v1" and not settings.eager:
-        return ForwardRules(hidden_copies=2.0, expert_chunk_tokens=_expert_chunk(rules))
+        return ForwardRules(
+            hidden_copies=_COPIES_V1, expert_chunk_tokens=_expert_chunk(rules), in_workspace=in_workspace
+        )
     copies = 3.0 if rules.release < (0, 6, 5) else 4.0
     shares = rules.release >= (0, 8, 0)
-    return ForwardRules(hidden_copies=copies, expert_chunk_tokens=_expert_chunk(rules), shares_expert_buffers=shares)
+    return ForwardRules(
+        hidden_copies=copies,
+        expert_chunk_tokens=_expert_chunk(rules),
+        shares_expert_buffers=shares,
+        in_workspace=in_workspace,
+    )
 
 
 def _expert_chunk(rules: Rules) -> int:
@@ -95,13 +154,6 @@ def _expert_chunk(rules: Rules) -> int:
     if rules.release < (0, 6, 0):
         return 65536
     return 32768 if rules.release < (0, 12, 0) else 16384
-
-
-def bytes_per_logit(settings: VllmSettings, rules: Rules) -> float:
-    """Bytes the sampler holds per sequence and vocabulary entry at its peak."""
-    if settings.generation == "v1" and rules["sampler_v1"] == "fused":
-        return _FUSED_BYTES_PER_LOGIT
-    return _SORT_BYTES_PER_LOGIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,4 +204,5 @@ def media_peak(spec: ModelSpec, asked: ServingSettings, settings: VllmSettings, 
         settings.layout.tensor,
     )
     kept = tokens * items * spec.hidden_size * element_bytes
+    kept += media.patches_at(context) * items * _PIXEL_BYTES_PER_PATCH
     return MediaPeak(peak_bytes=tower + kept, kept_bytes=kept, items=items, max_sequences=sequences)

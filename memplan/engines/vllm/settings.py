@@ -29,6 +29,7 @@ class VllmSettings:
 
     version: str
     generation: Literal["v0", "v1"]
+    runner: Literal["v1", "v2"]
     layout: ParallelLayout
     dtype: DType
     kv: KvFormat
@@ -84,6 +85,7 @@ def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules)
     return VllmSettings(
         version=rules.version,
         generation=generation,
+        runner=_runner(spec, gpu, asked, rules),
         layout=asked.layout,
         dtype=dtype,
         kv=kv_format(_kv_dtype(spec, asked), dtype),
@@ -138,6 +140,30 @@ def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Ru
         or (gpu.vendor == "amd" and release < (0, 10, 0))
     )
     return "v0" if falls_back else "v1"
+
+
+def _runner(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> Literal["v1", "v2"]:
+    """Which model runner serves the model, unless the `v2_model_runner` option says.
+
+    Source: VllmConfig.use_v2_model_runner, 0.22 to 0.33.
+    """
+    chosen = asked.engine_options.get("v2_model_runner")
+    if isinstance(chosen, bool):
+        return "v2" if chosen else "v1"
+    rule = rules["v2_runner"]
+    named = spec.architecture in rule["architectures"]
+    caches = [cache for layer in spec.layers for cache in layer.caches]
+    recurrent = any(isinstance(cache, LinearState) for cache in caches)
+    routed = any(layer.mlp and layer.mlp.num_experts for layer in spec.layers)
+    if rule["takes"] == "all":
+        taken = True
+    elif not spec.is_generative or gpu.vendor != "nvidia":
+        taken = False
+    elif rule["takes"] == "dense":
+        taken = named or not (recurrent or routed or not caches)
+    else:
+        taken = named and not (rule["takes"] == "plain" and (routed or spec.quantization))
+    return "v2" if taken else "v1"
 
 
 def _chunked_prefill(

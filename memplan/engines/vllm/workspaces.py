@@ -1,0 +1,67 @@
+"""Buffers that stay allocated while the profiling run goes on to the sampler.
+
+Since 0.13 one shared workspace grows to the largest that any layer asks for, and is never freed: the two scratch
+tensors of routed experts, or the gathered keys of a sparse-attention indexer. cuBLAS keeps a workspace of its own; the
+Triton sampler one row of logits for every multiprocessor.
+
+Source: vllm/v1/worker/workspace.py; fused_moe/modular_kernel.py (_allocate_buffers, workspace_shapes), whose chunks of
+16,384 tokens ended with 0.19; sparse_attn_indexer.py; vllm/v1/sample/ops/topk_topp_triton.py; PyTorch's
+aten/src/ATen/cuda/CublasHandlePool.cpp for the 32 MiB of Hopper and data-centre Blackwell and the 8.1 MiB of others.
+"""
+
+from __future__ import annotations
+
+from memplan.catalog.rules import Rules
+from memplan.domain.attention import IndexerKeys
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.tensors import Role
+from memplan.engines.vllm.settings import VllmSettings
+from memplan.units import MIB
+
+_CUBLAS_BYTES = 8 * MIB + 128 * 1024
+_CUBLAS_LARGE_BYTES = 32 * MIB
+_CUBLAS_LARGE_CAPABILITIES = (9.0, 10.0, 10.3)
+_CHUNK_TOKENS = 16384
+# The indexer gathers the keys of so many requests of the longest length.
+_INDEXER_REQUESTS = 40
+_INDEXER_BYTES_PER_TOKEN = 132
+_DEFAULT_MULTIPROCESSORS = 132
+
+
+def cublas_bytes(gpu: GpuSpec) -> int:
+    """The workspace of cuBLAS on one stream."""
+    return _CUBLAS_LARGE_BYTES if gpu.cuda_capability in _CUBLAS_LARGE_CAPABILITIES else _CUBLAS_BYTES
+
+
+def shared_workspace_bytes(layers: tuple[Layer, ...], spec: ModelSpec, settings: VllmSettings, rules: Rules) -> int:
+    """What the shared workspace grows to during the profiling run; 0 for releases without one."""
+    if not rules["shared_workspace"] or settings.generation == "v0":
+        return 0
+    experts = max((_expert_bytes(layer, spec, settings, rules) for layer in layers), default=0)
+    has_indexer = any(isinstance(cache, IndexerKeys) for layer in layers for cache in layer.caches)
+    indexer = _INDEXER_REQUESTS * settings.context_tokens * _INDEXER_BYTES_PER_TOKEN if has_indexer else 0
+    return max(experts, indexer)
+
+
+def _expert_bytes(layer: Layer, spec: ModelSpec, settings: VllmSettings, rules: Rules) -> int:
+    """Two scratch tensors of tokens x experts per token; kernels for weights of 4 bits bring buffers of their own."""
+    mlp = layer.mlp
+    if mlp is None or not mlp.num_experts or _is_four_bit(layer):
+        return 0
+    tokens = settings.batched_tokens if rules.release >= (0, 19, 0) else min(settings.batched_tokens, _CHUNK_TOKENS)
+    ranks = 1 if settings.layout.expert else settings.layout.tensor
+    inner = mlp.intermediate / ranks
+    up = inner * (2 if mlp.gated else 1)
+    width = max(up, spec.hidden_size) + max(inner, spec.hidden_size)
+    return round(tokens * mlp.experts_per_token * width * settings.dtype.bits / 8)
+
+
+def _is_four_bit(layer: Layer) -> bool:
+    storages = [tensor.storage for tensor in layer.tensors if tensor.role is Role.EXPERT]
+    return any(storage is not None and storage.bits <= 4 for storage in storages)
+
+
+def triton_sampler_bytes(gpu: GpuSpec, sequences: int, vocab_size: int) -> int:
+    """One float32 row of logits for every program of the Triton top-k and top-p kernel; it is kept."""
+    return min(gpu.num_multiprocessors or _DEFAULT_MULTIPROCESSORS, sequences) * vocab_size * 4
