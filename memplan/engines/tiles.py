@@ -8,6 +8,7 @@ from __future__ import annotations
 from memplan.budget.storage import stored_parts
 from memplan.domain.serving import ParallelLayout
 from memplan.domain.tensors import Role, Tensor
+from memplan.records import replace
 from memplan.units import ceil_div, round_up
 
 
@@ -31,3 +32,17 @@ def tiled_parts(tensor: Tensor, layout: ParallelLayout, *, cut_tile: int, whole_
     shape = (round_up(ceil_div(pieces, ranks), cut_tile) * stacked, round_up(tensor.shape[1 - axis], whole_tile))
     kept = stored_parts(shape, tensor.storage, count=count)
     return (kept.weights_bytes, kept.scales_bytes, kept.zeros_bytes, kept.rest_bytes)
+
+
+def tiled(tensor: Tensor, layout: ParallelLayout, *, cut_tile: int, whole_tile: int) -> Tensor:
+    """Return an MXFP4 expert stack with its axes grown to whole tiles on every rank; any other tensor unchanged."""
+    if not is_tiled(tensor):
+        return tensor
+    pieces = tensor.shard.pieces
+    axis = 0 if tensor.shape[0] % pieces == 0 else 1
+    ranks = 1 if layout.expert else layout.tensor
+    grown = ranks * round_up(ceil_div(pieces, ranks), cut_tile)
+    stacked = max(1, tensor.shape[axis] // pieces)
+    widths = [round_up(extent, whole_tile) for extent in tensor.shape]
+    widths[axis] = grown * stacked
+    return replace(tensor, shape=tuple(widths), shard=replace(tensor.shard, units=grown))

@@ -63,8 +63,8 @@ class Vllm:
         from memplan.engines.vllm.answer import budget_of
 
         rules, fitted = load_rules("vllm", version), load_fitted()
-        loaded = as_loaded(text_only(spec) if settings.language_model_only else spec, rules)
-        check_divides(loaded, settings.layout)
+        check_divides(spec, settings.layout)
+        loaded = as_loaded(text_only(spec) if settings.language_model_only else spec, rules, gpu, settings.layout)
         resolved = resolve(loaded, gpu, settings, rules)
         plans = [
             plan_rank(loaded, gpu, settings, resolved, rules, fitted, stage)
@@ -115,7 +115,8 @@ def plan_rank(
         is_last=is_last,
     )
     graphs = graph_memory(spec, layers, gpu, settings, rules, fitted)
-    outside = outside_torch(gpu, settings, rules, fitted)
+    routed = any(layer.mlp and layer.mlp.num_experts for layer in layers)
+    outside = outside_torch(gpu, settings, rules, fitted, routed=routed)
     charged = weight_bytes + activation.size_bytes + outside.charged_bytes + graphs.charged_bytes
     charged += _cached_bytes(spec, layers, settings, rules, activation.size_bytes)
     requested = ceil(gpu.memory_bytes * settings.utilization)

@@ -37,9 +37,12 @@ class Fitted:
     own_hopper_mib: float
     own_amd_mib: float
     nccl_mib: float
-    nccl_nvls_mib_per_peer: float
     nccl_growth_mib: float
-    nccl_growth_nvls_mib: float
+    nccl_multicast_mib_per_peer: float
+    nccl_multicast_mib: float
+    nccl_multicast_mib_of_experts: float
+    nccl_multicast_growth_mib: float
+    nccl_multicast_growth_mib_per_rank: float
     activation_kept_mib: float
     graph_v0_mib: float
     graph_first_mib: float

@@ -13,21 +13,40 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memplan.catalog.rules import Rules
-from memplan.domain.model import Layer, ModelSpec
-from memplan.domain.tensors import Role, Storage, Tensor
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import Layer, ModelSpec, Tower
+from memplan.domain.serving import ParallelLayout
+from memplan.domain.tensors import REPLICATED, Role, Storage, Tensor
+from memplan.engines.tiles import tiled
 from memplan.records import replace
 
 _BNB_GROUP = 64
 _BNB_NESTED_GROUP = 256
 
 
-def as_loaded(spec: ModelSpec, rules: Rules) -> ModelSpec:
-    """Return the model with every matrix stored as this release keeps it on the GPU."""
+def as_loaded(spec: ModelSpec, rules: Rules, gpu: GpuSpec, layout: ParallelLayout) -> ModelSpec:
+    """Return the model with every matrix stored as this release keeps it on that GPU."""
+    if spec.model_type in rules["replicated_towers"] and layout.tensor > 1:
+        spec = replace(spec, towers=tuple(_whole(tower) for tower in spec.towers))
     if not spec.quantization:
         return spec
     if spec.quantization.startswith("bnb-nf4"):
-        return _map_storage(spec, _nested_bnb if rules["bnb_scales"] == "nested" else _plain_bnb)
+        change = _nested_bnb if rules["bnb_scales"] == "nested" else _plain_bnb
+        return _map_tensors(spec, lambda tensor: _restored(tensor, change))
+    if spec.quantization.startswith("mxfp4") and rules["mxfp4_tiles"] and gpu.vendor == "nvidia":
+        kind = "blackwell" if gpu.cuda_capability in (10.0, 10.3) else "other"
+        cut, whole = rules["mxfp4_tiles"][kind]
+        return _map_tensors(spec, lambda tensor: tiled(tensor, layout, cut_tile=cut, whole_tile=whole))
     return spec
+
+
+def _whole(tower: Tower) -> Tower:
+    return replace(tower, tensors=tuple(replace(tensor, shard=REPLICATED) for tensor in tower.tensors))
+
+
+def _restored(tensor: Tensor, change: Callable[[Storage], Storage]) -> Tensor:
+    storage = tensor.storage
+    return replace(tensor, storage=change(storage)) if storage and storage.scheme.startswith("bnb") else tensor
 
 
 def copied_bytes(layers: tuple[Layer, ...], spec: ModelSpec, rules: Rules, ranks: int) -> tuple[int, ...]:
@@ -56,18 +75,11 @@ def _plain_bnb(storage: Storage) -> Storage:
     return replace(storage, scale_bits=32, nested_group=0, nested_bits=0)
 
 
-def _map_storage(spec: ModelSpec, change: Callable[[Storage], Storage]) -> ModelSpec:
-    def apply(tensor: Tensor) -> Tensor:
-        storage = tensor.storage
-        return replace(tensor, storage=change(storage)) if storage and storage.scheme.startswith("bnb") else tensor
-
-    made: dict[int, Layer] = {}
-    for layer in spec.layers:
-        if id(layer) not in made:
-            made[id(layer)] = replace(layer, tensors=tuple(apply(tensor) for tensor in layer.tensors))
+def _map_tensors(spec: ModelSpec, apply: Callable[[Tensor], Tensor]) -> ModelSpec:
+    made = {id(layer): replace(layer, tensors=tuple(map(apply, layer.tensors))) for layer, _ in spec.distinct_layers()}
     return replace(
         spec,
         layers=tuple(made[id(layer)] for layer in spec.layers),
-        shared=tuple(apply(tensor) for tensor in spec.shared),
+        shared=tuple(map(apply, spec.shared)),
         towers=tuple(replace(tower, tensors=tuple(map(apply, tower.tensors))) for tower in spec.towers),
     )

@@ -29,22 +29,28 @@ class Outside:
         return self.charged_bytes + self.uncharged_bytes
 
 
-def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitted) -> Outside:
+def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitted, *, routed: bool) -> Outside:
     """What lies outside torch on one rank, told apart by how the release accounts for it."""
     accounting = rules["accounting_v1"] if settings.generation == "v1" else rules["accounting"]
     context = context_bytes(gpu, fitted)
-    nccl, growth = nccl_bytes(gpu, settings, fitted)
+    nccl, growth = nccl_bytes(gpu, settings, rules, fitted, routed=routed)
     own = _own_bytes(gpu, settings, fitted)
-    if rules["graph_residue"] and settings.runner == "v1" and not settings.eager and gpu.vendor == "nvidia":
+    if rules["graph_residue"] and _captures_whole(gpu, settings):
         own += round(fitted.graph_residue_mib * MIB)
     charged, uncharged = own, 0
     if accounting in ("device", "allocated"):
-        charged += context + nccl
+        charged += context + nccl + growth
     elif accounting in ("baseline", "reserved"):
-        charged, uncharged = charged + nccl, context
+        charged, uncharged = charged + nccl + growth, context
     else:
-        charged, uncharged = charged + growth, context + max(0, nccl - growth)
+        charged, uncharged = charged + growth, context + nccl
     return Outside(charged_bytes=charged, uncharged_bytes=uncharged, context_bytes=context)
+
+
+def _captures_whole(gpu: GpuSpec, settings: VllmSettings) -> bool:
+    """Whether graphs are captured on trial in one process; stages of a pipeline were seen to leave nothing behind."""
+    on_trial = settings.runner == "v1" and not settings.eager
+    return gpu.vendor == "nvidia" and on_trial and settings.layout.pipeline == 1
 
 
 def _own_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> int:
@@ -63,15 +69,24 @@ def context_bytes(gpu: GpuSpec, fitted: Fitted) -> int:
     return round((fitted.context_old_mib if is_old else fitted.context_mib) * MIB)
 
 
-def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> tuple[int, int]:
-    """Communication buffers of one rank: all of them, and those that appear only with the first pass."""
+def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitted, *, routed: bool) -> tuple[int, int]:
+    """Communication buffers of one rank: those of NCCL's groups, and what collectives add with the first pass.
+
+    Where NVSwitch multicast is used, early releases of NCCL kept a buffer for every further rank; later ones one for
+    every group of ranks, routed experts making a group of their own.
+    """
     ranks = settings.layout.tensor
     if ranks * settings.layout.pipeline == 1:
         return 0, 0
-    if has_multicast(gpu) and ranks > 1:
-        peers = min(ranks, 8) - 1
-        return round(fitted.nccl_nvls_mib_per_peer * peers * MIB), round(fitted.nccl_growth_nvls_mib * MIB)
-    return round(fitted.nccl_mib * MIB), round(fitted.nccl_growth_mib * MIB)
+    if ranks == 1:
+        return round(fitted.nccl_mib * MIB), 0
+    if not has_multicast(gpu):
+        return round(fitted.nccl_mib * MIB), round(fitted.nccl_growth_mib * MIB)
+    if rules["nccl_multicast"] == "peer":
+        return round(fitted.nccl_multicast_mib_per_peer * (min(ranks, 8) - 1) * MIB), 0
+    groups = fitted.nccl_multicast_mib + (fitted.nccl_multicast_mib_of_experts if routed else 0.0)
+    growth = fitted.nccl_multicast_growth_mib + fitted.nccl_multicast_growth_mib_per_rank * min(ranks, 8)
+    return round(groups * MIB), round(growth * MIB)
 
 
 def has_multicast(gpu: GpuSpec) -> bool:

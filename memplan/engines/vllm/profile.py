@@ -67,7 +67,7 @@ def activation_peak(
     ranks, element_bytes = settings.layout.tensor, settings.dtype.bits // 8
     tokens = settings.batched_tokens
     hidden_bytes = tokens * spec.hidden_size * element_bytes
-    workspace = shared_workspace_bytes(layers, spec, settings, rules)
+    workspace = shared_workspace_bytes(layers, spec, gpu, settings, rules)
     forward = forward_peak_bytes(
         layers, spec, tokens, ranks, element_bytes, forward_rules(settings, rules, in_workspace=workspace > 0)
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from memplan.catalog.rules import Rules
 from memplan.domain.attention import IndexerKeys
 from memplan.domain.gpu import GpuSpec
-from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.model import Layer, ModelSpec, count_layers
 from memplan.domain.tensors import Role
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.units import MIB
@@ -22,6 +22,7 @@ from memplan.units import MIB
 _CUBLAS_BYTES = 8 * MIB + 128 * 1024
 _CUBLAS_LARGE_BYTES = 32 * MIB
 _CUBLAS_LARGE_CAPABILITIES = (9.0, 10.0, 10.3)
+_TRTLLM_CAPABILITIES = (10.0, 10.3)
 _CHUNK_TOKENS = 16384
 # The indexer gathers the keys of so many requests of the longest length.
 _INDEXER_REQUESTS = 40
@@ -34,32 +35,47 @@ def cublas_bytes(gpu: GpuSpec) -> int:
     return _CUBLAS_LARGE_BYTES if gpu.cuda_capability in _CUBLAS_LARGE_CAPABILITIES else _CUBLAS_BYTES
 
 
-def shared_workspace_bytes(layers: tuple[Layer, ...], spec: ModelSpec, settings: VllmSettings, rules: Rules) -> int:
+def shared_workspace_bytes(
+    layers: tuple[Layer, ...], spec: ModelSpec, gpu: GpuSpec, settings: VllmSettings, rules: Rules
+) -> int:
     """What the shared workspace grows to during the profiling run; 0 for releases without one."""
     if not rules["shared_workspace"] or settings.generation == "v0":
         return 0
-    experts = max((_expert_bytes(layer, spec, settings, rules) for layer in layers), default=0)
+    experts = max(
+        (
+            _expert_bytes(layer, spec, settings, rules)
+            for layer, _ in count_layers(layers)
+            if not _has_own_buffers(layer, gpu)
+        ),
+        default=0,
+    )
     has_indexer = any(isinstance(cache, IndexerKeys) for layer in layers for cache in layer.caches)
     indexer = _INDEXER_REQUESTS * settings.context_tokens * _INDEXER_BYTES_PER_TOKEN if has_indexer else 0
     return max(experts, indexer)
 
 
 def _expert_bytes(layer: Layer, spec: ModelSpec, settings: VllmSettings, rules: Rules) -> int:
-    """Two scratch tensors of tokens x experts per token; kernels for weights of 4 bits bring buffers of their own."""
+    """Two scratch tensors of tokens x experts per token."""
     mlp = layer.mlp
-    if mlp is None or not mlp.num_experts or _is_four_bit(layer):
+    if mlp is None or not mlp.num_experts:
         return 0
     tokens = settings.batched_tokens if rules.release >= (0, 19, 0) else min(settings.batched_tokens, _CHUNK_TOKENS)
-    ranks = 1 if settings.layout.expert else settings.layout.tensor
-    inner = mlp.intermediate / ranks
-    up = inner * (2 if mlp.gated else 1)
-    width = max(up, spec.hidden_size) + max(inner, spec.hidden_size)
+    inner = mlp.intermediate / (1 if settings.layout.expert else settings.layout.tensor)
+    width = max(2 * inner, spec.hidden_size) + max(inner, spec.hidden_size)
     return round(tokens * mlp.experts_per_token * width * settings.dtype.bits / 8)
 
 
-def _is_four_bit(layer: Layer) -> bool:
+def _has_own_buffers(layer: Layer, gpu: GpuSpec) -> bool:
+    """Whether the experts' kernels bring buffers of their own: weights of 4 bits, experts without a gate, and
+    quantized experts on data-centre Blackwell (TRT-LLM's kernels).
+    """
     storages = [tensor.storage for tensor in layer.tensors if tensor.role is Role.EXPERT]
-    return any(storage is not None and storage.bits <= 4 for storage in storages)
+    quantized = [storage for storage in storages if storage is not None]
+    if layer.mlp and not layer.mlp.gated:
+        return True
+    return any(storage.bits <= 4 for storage in quantized) or (
+        bool(quantized) and gpu.cuda_capability in _TRTLLM_CAPABILITIES
+    )
 
 
 def triton_sampler_bytes(gpu: GpuSpec, sequences: int, vocab_size: int) -> int:
