@@ -99,7 +99,8 @@ class KvWaste:
 class MemoryBudget:
     """One model, on one GPU type, under one engine, with its answer.
 
-    `weights_scheme` names how the weights are stored where that is known beyond `settings`, `price` is for one GPU.
+    `weights_scheme` names how the weights are stored, `price` is for one GPU. `extra` is what one engine alone has to
+    say: JSON shows it at the top level, where it never takes the place of a key of the contract.
     """
 
     model_name: str

@@ -73,6 +73,7 @@ _SHARED: Mapping[str, Callable[[MemoryBudget], str]] = {
     "asked for": lambda budget: words.requests(wanted[1], wanted[0]) if (wanted := words.asked(budget)) else "",
 }
 EXPLANATIONS: Mapping[str, str] = {
+    "asked for": "requests x tokens of each",
     "other": "outside torch and outside the budget",
     "running": "activation peak, CUDA graphs, outside torch and outside the budget",
     "tokens": "what the KV cache holds in all",

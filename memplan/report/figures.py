@@ -125,5 +125,5 @@ def _map_cell(number: int, limit: float, style: Style) -> Cell:
 
 def _map_legend(style: Style) -> str:
     symbols = _STEPS if style.unicode else _ASCII_STEPS
-    steps = (f"{symbol} {share:.0%}" for symbol, share in zip(symbols, grid.STEPS, strict=True))
+    steps = (f"{symbol} {share * 100:.0f} %" for symbol, share in zip(symbols, grid.STEPS, strict=True))
     return paragraph(f"part of the KV cache taken, up to {', '.join(steps)}; - no room", style)

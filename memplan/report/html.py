@@ -92,7 +92,7 @@ def _where(budget: MemoryBudget) -> str:
         f"{words.gpus(budget)} ({format_gib(budget.gpu_memory_bytes)}{' each' if budget.num_gpus > 1 else ''})",
         words.engine(budget),
         f"weights in {words.scheme(budget)}" if words.scheme(budget) else "",
-        f"{dollars} US dollars per hour" if dollars else "",
+        f"${dollars} an hour" if dollars else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -132,7 +132,7 @@ def context_map(found: ContextMap, name: str) -> str:
 
 def _cell(left: float, top: int, width: float, share: float | None) -> str:
     step = "none" if share is None else f"h{grid.step_of(share)}"
-    text = "-" if share is None else f"{share:.0%}"
+    text = "-" if share is None else f"{share * 100:.0f} %"
     shape = (
         ""
         if share is None

@@ -90,7 +90,7 @@ def _where(budget: MemoryBudget) -> str:
         f"{words.gpus(budget)} ({format_gib(budget.gpu_memory_bytes)}{' each' if budget.num_gpus > 1 else ''})",
         words.engine(budget),
         f"weights in {words.scheme(budget)}" if words.scheme(budget) else "",
-        f"{dollars} US dollars per hour" if dollars else "",
+        f"${dollars} an hour" if dollars else "",
     ]
     return escape(", ".join(part for part in parts if part))
 
@@ -133,7 +133,7 @@ def _context_map(budget: MemoryBudget) -> str:
     rows = []
     for number in grid.counts(found):
         shares = (grid.share_of(number, limit) for limit in found.max_concurrency)
-        rows.append([f"{number:,}", *("-" if share is None else f"{share:.0%}" for share in shares)])
+        rows.append([f"{number:,}", *("-" if share is None else f"{share * 100:.0f} %" for share in shares)])
     rows.append(["**at most**", *(f"**{grid.short_number(limit)}**" for limit in found.max_concurrency)])
     table = _table(head, rows, right=set(range(len(head))))
     return (

@@ -48,7 +48,7 @@ def verdict(budget: MemoryBudget, style: Style) -> str:
     word = words.VERDICTS[budget.verdict]
     first = paragraph(f"{word}: {words.sentence(budget)}", style, indent="")
     lines = [style.paint(word, VERDICT_CODES[budget.verdict]) + first[len(word) :]]
-    lines += [paragraph(reason, style) for reason in words.reasons(budget)]
+    lines += [paragraph(reason, style, indent="  - ", hang="    ") for reason in words.reasons(budget)]
     mending = words.mending(budget)
     return "\n".join([*lines, paragraph(mending, style, indent="")] if mending else lines)
 
@@ -59,7 +59,7 @@ def _head(budget: MemoryBudget, style: Style) -> str:
         f"{words.gpus(budget)} ({format_gib(budget.gpu_memory_bytes)}{' each' if budget.num_gpus > 1 else ''})",
         words.engine(budget),
         f"weights in {words.scheme(budget)}" if words.scheme(budget) else "",
-        f"{dollars} US dollars per hour" if dollars else "",
+        f"${dollars} an hour" if dollars else "",
     ]
     title = paragraph(words.title(budget), style, indent="", code=_BOLD)
     return f"{title}\n{paragraph(', '.join(part for part in where if part), style, indent='')}"

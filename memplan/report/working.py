@@ -143,13 +143,13 @@ def rest(budget: MemoryBudget) -> list[tuple[str, int, str]]:
     utilization = budget.settings.get("gpu_memory_utilization")
     if not isinstance(utilization, float) or not 0 < utilization < 1:
         return [("left unused", unused, "memory of the GPU - total used")]
-    kept = round((1 - utilization) * budget.gpu_memory_bytes)
     outside = budget.group_bytes("outside_budget")
-    left = min(unused, kept)
-    working = "memory of the GPU - total used"
-    if abs(kept - outside - left) <= _ROUNDING_BYTES:
-        left, working = unused, f"(1 - {utilization:g}) x {format_gib(budget.gpu_memory_bytes)}"
-        working += f", less {format_gib(outside)} outside the budget" if outside else ""
+    kept = max(0, round((1 - utilization) * budget.gpu_memory_bytes) - outside)
+    working = f"(1 - {utilization:g}) x {format_gib(budget.gpu_memory_bytes)}"
+    working += f", less {format_gib(outside)} outside the budget" if outside else ""
+    if unused < kept - _ROUNDING_BYTES:
+        working = "memory of the GPU - total used"
+    left = kept if unused > kept + _ROUNDING_BYTES else unused
     rows = [("left to others by utilization", left, working)]
     if unused > left:
         rows.append(("free within the budget", unused - left, "nothing asks for it"))
