@@ -300,9 +300,10 @@ def _gates(
     context = plan.outside.context_bytes
     gates = [
         Gate(
-            margin_bytes=free - context - plan.weight_bytes,
+            margin_bytes=free - context - plan.load_bytes,
             spread_bytes=spread.weights,
-            reason=f"the weights take {format_gib(plan.weight_bytes)} of {format_gib(free - context)} that are free",
+            reason=f"the weights take {format_gib(plan.load_bytes)} of {format_gib(free - context)} that are free"
+            + (" while they load" if plan.load_bytes > plan.weight_bytes else ""),
         )
     ]
     if settings.kv_cache_memory_bytes is None and _checks_free_memory(settings, rules):

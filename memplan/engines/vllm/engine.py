@@ -15,15 +15,16 @@ from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.domain.tensors import Tensor
 from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import Fitted, load_fitted
 from memplan.engines.vllm.graphs import GraphMemory, graph_memory
 from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
-from memplan.engines.vllm.loading import as_loaded, copied_bytes
+from memplan.engines.vllm.loading import as_loaded, copied_bytes, map_tensors, starts_from_16_bits
 from memplan.engines.vllm.overheads import Outside, outside_torch
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings, resolve
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class RankPlan:
     stage: int
     weights: RankWeights
     weight_bytes: int
+    load_bytes: int
     extras: Extras
     activation: ActivationPeak
     outside: Outside
@@ -79,8 +81,6 @@ VLLM = Vllm()
 
 def text_only(spec: ModelSpec) -> ModelSpec:
     """The model without its towers, as `--language-model-only` loads it."""
-    from dataclasses import replace
-
     return replace(spec, towers=())
 
 
@@ -125,6 +125,7 @@ def plan_rank(
         stage=stage,
         weights=weights,
         weight_bytes=weight_bytes,
+        load_bytes=_load_bytes(spec, asked, settings, rules, weight_bytes, stage),
         extras=extras,
         activation=activation,
         outside=outside,
@@ -134,6 +135,21 @@ def plan_rank(
         kv_bytes=kv_bytes,
         groups=cache_groups((*layers, *extras.draft_layers), settings, rules),
     )
+
+
+def _load_bytes(
+    spec: ModelSpec, asked: ServingSettings, settings: VllmSettings, rules: Rules, weight_bytes: int, stage: int
+) -> int:
+    """The most that the weights of a rank take while they load."""
+    if not starts_from_16_bits(spec, asked, rules):
+        return weight_bytes
+    plain = map_tensors(spec, _unquantized)
+    whole = rank_weights(plain, settings.layout, WeightRules(dtype=settings.dtype), stage).total_bytes
+    return whole + (weight_bytes if rules["online_fp8_load"] == "both" else 0)
+
+
+def _unquantized(tensor: Tensor) -> Tensor:
+    return tensor if tensor.storage is None else replace(tensor, storage=None, dtype=None)
 
 
 def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules) -> tuple[int, ...]:

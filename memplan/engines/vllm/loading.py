@@ -15,7 +15,7 @@ from collections.abc import Callable
 from memplan.catalog.rules import Rules
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec, Tower
-from memplan.domain.serving import ParallelLayout
+from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.domain.tensors import REPLICATED, Role, Storage, Tensor
 from memplan.engines.tiles import tiled
 from memplan.records import replace
@@ -32,12 +32,17 @@ def as_loaded(spec: ModelSpec, rules: Rules, gpu: GpuSpec, layout: ParallelLayou
         return spec
     if spec.quantization.startswith("bnb-nf4"):
         change = _nested_bnb if rules["bnb_scales"] == "nested" else _plain_bnb
-        return _map_tensors(spec, lambda tensor: _restored(tensor, change))
+        return map_tensors(spec, lambda tensor: _restored(tensor, change))
     if spec.quantization.startswith("mxfp4") and rules["mxfp4_tiles"] and gpu.vendor == "nvidia":
         kind = "blackwell" if gpu.cuda_capability in (10.0, 10.3) else "other"
         cut, whole = rules["mxfp4_tiles"][kind]
-        return _map_tensors(spec, lambda tensor: tiled(tensor, layout, cut_tile=cut, whole_tile=whole))
+        return map_tensors(spec, lambda tensor: tiled(tensor, layout, cut_tile=cut, whole_tile=whole))
     return spec
+
+
+def starts_from_16_bits(spec: ModelSpec, asked: ServingSettings, rules: Rules) -> bool:
+    """Whether FP8 weights are made while loading, from 16-bit weights that are whole on the GPU first."""
+    return asked.quant == "fp8" and spec.quantization is not None and rules["online_fp8_load"] != "layer"
 
 
 def _whole(tower: Tower) -> Tower:
@@ -75,7 +80,8 @@ def _plain_bnb(storage: Storage) -> Storage:
     return replace(storage, scale_bits=32, nested_group=0, nested_bits=0)
 
 
-def _map_tensors(spec: ModelSpec, apply: Callable[[Tensor], Tensor]) -> ModelSpec:
+def map_tensors(spec: ModelSpec, apply: Callable[[Tensor], Tensor]) -> ModelSpec:
+    """Return the model with `apply` done to every tensor."""
     made = {id(layer): replace(layer, tensors=tuple(map(apply, layer.tensors))) for layer, _ in spec.distinct_layers()}
     return replace(
         spec,
