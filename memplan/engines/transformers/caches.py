@@ -1,0 +1,178 @@
+"""What a cache holds on each layer: after the prefill, at the end, and while it grows.
+
+A dynamic cache is as long as its sequence. `torch.cat` makes the longer tensor before the shorter one is let go, so
+one layer's keys (or values) are there twice for a moment. A window layer keeps a view of the whole prompt until the
+first generated token replaces it: a prefill needs room for every layer's full length, whatever the window. A static
+cache is made at once for the longest sequence, a window layer's for its window.
+
+Formula (docs/engines/transformers.md, "Caches"): rows x tokens x heads x (key + value) x e.
+
+Source: cache_utils.py, 4.36 to 5.23; modeling files of the latent families (5.15 caches latents, before it the
+expanded keys and values).
+"""
+
+from __future__ import annotations
+
+from memplan.catalog.rules import Rules
+from memplan.domain.attention import (
+    Cache,
+    ChunkedLocal,
+    CompressedAttention,
+    CrossAttention,
+    FullAttention,
+    IndexerKeys,
+    LatentAttention,
+    LatentWindow,
+    LinearState,
+    NoCache,
+    SharedKV,
+    SlidingWindow,
+)
+from memplan.domain.model import Layer, ModelSpec
+from memplan.engines.transformers.families import Family
+from memplan.engines.transformers.settings import TransformersSettings
+from memplan.records import dataclass
+
+_STATE_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCache:
+    """One layer's cache, in bytes of one device: after the prefill, at the end of the context, what is there beside it
+    while the prefill attends, and while a generated token is appended.
+    """
+
+    prefill_bytes: int
+    final_bytes: int
+    beside_bytes: int = 0
+    growing_bytes: int = 0
+
+
+def layer_cache(layer: Layer, settings: TransformersSettings, rules: Rules, *, all_heads: bool = False) -> LayerCache:
+    """Return what a layer's cache holds. `all_heads` says that the family caches a copy for every query head."""
+    prompt, context = settings.prompt_tokens, settings.context_tokens
+    if settings.cache == "none":
+        return LayerCache(prefill_bytes=0, final_bytes=0)
+    parts = [_part(cache, layer, settings, rules, all_heads=all_heads) for cache in layer.caches]
+    if settings.cache in ("static", "offloaded_static"):
+        held = sum(part.tokens_bytes(context, whole=False) for part in parts)
+        return LayerCache(prefill_bytes=held, final_bytes=held)
+    if settings.cache == "quantized":
+        return _quantized(parts, settings)
+    whole = sum(part.tokens_bytes(prompt, whole=True) for part in parts)
+    kept = round(whole * settings.kept_share)
+    return LayerCache(
+        prefill_bytes=kept,
+        final_bytes=round(sum(part.tokens_bytes(context, whole=False) for part in parts) * settings.kept_share),
+        beside_bytes=whole - kept,
+        growing_bytes=max((part.largest_half(context) for part in parts), default=0),
+    )
+
+
+def model_token_bytes(spec: ModelSpec, settings: TransformersSettings, rules: Rules, family: Family) -> int:
+    """Bytes per token of one sequence over all caching layers, window layers included, as this release caches them."""
+    if settings.cache == "none":
+        return 0
+    per_layer: dict[int, float] = {}
+    total = 0.0
+    for layer in spec.layers:
+        if id(layer) not in per_layer:
+            parts = [_part(cache, layer, settings, rules, all_heads=family.caches_all_heads) for cache in layer.caches]
+            per_layer[id(layer)] = sum(part.key_bytes + part.value_bytes for part in parts)
+        total += per_layer[id(layer)]
+    share = _quantized_share(settings) if settings.cache == "quantized" else 1.0
+    return round(total / settings.sequences * share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One cache of a layer: bytes per token of the batch, split into keys and values, a window, and a fixed size."""
+
+    key_bytes: float = 0.0
+    value_bytes: float = 0.0
+    window: int | None = None
+    fixed_bytes: int = 0
+
+    def tokens_bytes(self, tokens: int, *, whole: bool) -> int:
+        """What `tokens` tokens take; the whole prompt in spite of a window where `whole` is true."""
+        kept = tokens if self.window is None or whole else min(tokens, self.window)
+        return round((self.key_bytes + self.value_bytes) * kept) + self.fixed_bytes
+
+    def largest_half(self, tokens: int) -> int:
+        """The larger of keys and values, which is what `torch.cat` holds twice."""
+        kept = tokens if self.window is None else min(tokens, self.window)
+        return round(max(self.key_bytes, self.value_bytes) * kept)
+
+
+def _part(cache: Cache, layer: Layer, settings: TransformersSettings, rules: Rules, *, all_heads: bool) -> _Part:
+    element = settings.sequences * settings.dtype.bits / 8
+    if isinstance(cache, (FullAttention, SlidingWindow, ChunkedLocal)):
+        heads = layer.num_heads if all_heads else cache.num_kv_heads
+        return _Part(
+            key_bytes=element * heads * cache.key_width,
+            value_bytes=element * heads * cache.value_width,
+            window=_window(cache, settings, rules),
+        )
+    if isinstance(cache, LatentAttention):
+        if rules["latent_cache"]:
+            return _Part(key_bytes=element * cache.latent_width, value_bytes=element * cache.rope_width)
+        return _Part(
+            key_bytes=element * cache.num_heads * cache.expanded_key_width,
+            value_bytes=element * cache.num_heads * cache.expanded_value_width,
+        )
+    if isinstance(cache, LatentWindow):
+        return _Part(key_bytes=element * (cache.latent_width + cache.rope_width), window=cache.window_tokens)
+    if isinstance(cache, CompressedAttention):
+        return _Part(key_bytes=element * (cache.latent_width + cache.rope_width) / cache.ratio)
+    if isinstance(cache, IndexerKeys):
+        return _Part(key_bytes=element * cache.key_width / cache.ratio)
+    if isinstance(cache, CrossAttention):
+        width = cache.num_kv_heads * (cache.key_width + cache.value_width)
+        return _Part(fixed_bytes=round(element * width * cache.source_tokens))
+    if isinstance(cache, LinearState):
+        return _Part(fixed_bytes=_state_bytes(cache, settings))
+    if isinstance(cache, (SharedKV, NoCache)):
+        return _Part()
+    raise AssertionError(f"unhandled cache: {cache}")
+
+
+def _window(
+    cache: FullAttention | SlidingWindow | ChunkedLocal, settings: TransformersSettings, rules: Rules
+) -> int | None:
+    """The tokens that a window layer keeps, where this release's cache knows of windows."""
+    if settings.cache in ("dynamic", "offloaded") and not rules["dynamic_windows"]:
+        return None
+    if isinstance(cache, SlidingWindow):
+        return cache.window_tokens
+    return cache.chunk_tokens if isinstance(cache, ChunkedLocal) else None
+
+
+def _state_bytes(state: LinearState, settings: TransformersSettings) -> int:
+    """A recurrent state: transformers keeps as many inputs as the convolution has taps, and the state in FP32."""
+    taps = state.conv_kernel
+    conv = state.conv_elements // (taps - 1) * taps if taps > 1 else state.conv_elements
+    per_row = conv * settings.dtype.bits // 8 + state.state_elements * _STATE_BYTES
+    return settings.sequences * per_row
+
+
+def _quantized(parts: list[_Part], settings: TransformersSettings) -> LayerCache:
+    """Packed elements with a scale and a zero point in the compute type for every group, and a plain rest.
+
+    The prefill quantizes what it also hands to attention; every later step expands the layer again to append to it.
+    """
+    quantized, share = settings.quantized, _quantized_share(settings)
+    plain_prompt = sum(part.tokens_bytes(settings.prompt_tokens, whole=True) for part in parts)
+    plain_end = sum(part.tokens_bytes(settings.context_tokens, whole=False) for part in parts)
+    rest = sum(part.tokens_bytes(quantized.residual_tokens, whole=False) for part in parts)
+    return LayerCache(
+        prefill_bytes=round(plain_prompt * share),
+        final_bytes=round(plain_end * share) + min(rest, plain_end),
+        beside_bytes=2 * plain_prompt,
+        growing_bytes=2 * plain_end,
+    )
+
+
+def _quantized_share(settings: TransformersSettings) -> float:
+    """Packed bits of an element, its share of a scale and a zero point, over the compute type's bits."""
+    width = settings.dtype.bits
+    return (settings.quantized.bits + 2 * width / settings.quantized.group) / width
