@@ -2,7 +2,8 @@
 
 Follows the rules that `memplan.budget.allocator` lists, with frees: a freed block merges with free neighbours of its
 segment and stays cached, so that the device is short of the segments, not of the live blocks. One stream, no
-expandable segments, nothing returned to the device.
+expandable segments. Segments are kept, as on a device with room to spare, or given back before a new one is taken,
+as on a device that is full: then a request that finds no room makes torch return every segment without a live block.
 
 Source: c10/cuda/CUDACachingAllocator.cpp, PyTorch 1.13 to 2.13.
 """
@@ -36,14 +37,19 @@ class Block:
 
 
 class CachingAllocator:
-    """Allocate and free by size; `reserved_bytes` and `allocated_bytes` follow the device's point of view."""
+    """Allocate and free by size; `reserved_bytes` and `allocated_bytes` follow the device's point of view.
 
-    def __init__(self) -> None:
+    `is_pressed` gives empty segments back whenever a new one is taken, which is what a full device forces.
+    """
+
+    def __init__(self, *, is_pressed: bool = False) -> None:
+        self._is_pressed = is_pressed
         self._numbers = count()
         self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
         self.reserved_bytes = 0
         self.allocated_bytes = 0
         self.peak_allocated_bytes = 0
+        self.peak_reserved_bytes = 0
 
     def allocate(self, request: int) -> Block:
         """Return a block of at least `request` bytes."""
@@ -83,8 +89,18 @@ class CachingAllocator:
             length = _SMALL_SEGMENT
         else:
             length = _LARGE_SEGMENT if size < _OWN_SEGMENT else round_up(size, _SMALL_SEGMENT)
+        if self._is_pressed:
+            self._give_back()
         self.reserved_bytes += length
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         return Block(length, next(self._numbers), is_small=is_small)
+
+    def _give_back(self) -> None:
+        """Return every segment that has no live block."""
+        for is_small, cached in self._free.items():
+            kept = [entry for entry in cached if entry[2].before is not None or entry[2].behind is not None]
+            self.reserved_bytes -= sum(size for size, _, _ in cached) - sum(size for size, _, _ in kept)
+            self._free[is_small] = kept
 
     def _split(self, block: Block, size: int) -> None:
         rest = Block(block.size - size, next(self._numbers), is_small=block.is_small)

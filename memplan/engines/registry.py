@@ -17,6 +17,7 @@ ENGINES: Mapping[str, str] = {
     "sglang": "memplan.engines.sglang.engine:SGLANG",
     "tensorrt-llm": "memplan.engines.tensorrt_llm.engine:TENSORRT_LLM",
     "llama.cpp": "memplan.engines.llama_cpp.engine:LLAMA_CPP",
+    "transformers": "memplan.engines.transformers.engine:TRANSFORMERS",
 }
 DEFAULT_ENGINE = "vllm"
 

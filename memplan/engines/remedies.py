@@ -5,7 +5,8 @@ What a change saves is how much the room left over grows: what the cache would h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator, Mapping
 
 from memplan.domain.budget import MemoryBudget, Remedy
 from memplan.domain.gpu import GpuSpec
@@ -17,6 +18,11 @@ from memplan.records import dataclass, replace
 from memplan.units import MIB
 
 _WORTH_BYTES = 16 * MIB
+_SCHEMES = ("fp8", "awq-int4-g128")
+# Engines whose knobs are not vLLM's: which function yields their changes.
+_CHANGES: Mapping[str, str] = {
+    "transformers": "memplan.engines.transformers.changes:changes",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,26 +48,34 @@ def ranked_remedies(
             continue
         saves = headroom_bytes(changed) - headroom_bytes(budget)
         if saves >= _WORTH_BYTES:
-            remedies.append(
-                Remedy(change=change.label, saves_bytes=saves, verdict=changed.verdict, note=change.note)
-            )
+            remedies.append(Remedy(change=change.label, saves_bytes=saves, verdict=changed.verdict, note=change.note))
     return tuple(sorted(remedies, key=lambda remedy: -remedy.saves_bytes))
 
 
 def headroom_bytes(budget: MemoryBudget) -> int:
-    """Bytes of cache left over on the fullest GPU once the asked requests have theirs; negative when they do not fit."""
+    """Bytes of cache left over on the fullest GPU once the asked requests have theirs; negative when they do not fit.
+
+    Weights that an engine left on the host count as missing.
+    """
     available = budget.extra.get("kv_available_bytes", budget.group_bytes("kv_cache"))
+    spilled = budget.extra.get("spilled_bytes", 0)
     assert isinstance(available, int)
-    return available - budget.kv.needed_bytes
+    assert isinstance(spilled, int)
+    return available - budget.kv.needed_bytes - spilled
 
 
 def _changes(
     spec: ModelSpec, base_spec: ModelSpec, settings: ServingSettings, budget: MemoryBudget
 ) -> Iterator[Change]:
+    if budget.engine_name in _CHANGES:
+        module, function = _CHANGES[budget.engine_name].split(":")
+        own: Callable[..., Iterator[Change]] = getattr(importlib.import_module(module), function)
+        yield from own(spec, base_spec, settings, budget)
+        return
     yield from _batch_changes(spec, settings, budget)
     yield from _cache_changes(spec, settings, budget)
     yield from _layout_changes(spec, settings)
-    yield from _weight_changes(spec, base_spec, settings)
+    yield from weight_changes(spec, base_spec, settings, _SCHEMES)
 
 
 def _batch_changes(spec: ModelSpec, settings: ServingSettings, budget: MemoryBudget) -> Iterator[Change]:
@@ -116,13 +130,16 @@ def _layout_changes(spec: ModelSpec, settings: ServingSettings) -> Iterator[Chan
             )
 
 
-def _weight_changes(spec: ModelSpec, base_spec: ModelSpec, settings: ServingSettings) -> Iterator[Change]:
+def weight_changes(
+    spec: ModelSpec, base_spec: ModelSpec, settings: ServingSettings, schemes: tuple[str, ...]
+) -> Iterator[Change]:
+    """The weights in other schemes, for a model whose weights are plain."""
     if spec.quantization:
         return
     from memplan.catalog.quant_schemes import parse_scheme
     from memplan.introspect.quantized import quantize_spec
 
-    for name in ("fp8", "awq-int4-g128"):
+    for name in schemes:
         try:
             quantized = quantize_spec(base_spec, parse_scheme(name))
         except MemplanError:
