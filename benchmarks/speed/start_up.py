@@ -3,8 +3,8 @@
     python benchmarks/speed/start_up.py [--rounds N] [--json] [-- COMMAND ...]
 
 Every command is run in turn, round after round, so that a busy machine slows all of them alike; the shortest CPU and
-wall times count. `ratio` is CPU time over that of `python -c pass`. Extra commands after `--` (each one argument, such as
-"hf-mem --model-id x") are timed beside memplan. Bytecode is cached by a first round that is not counted.
+wall times count. `ratio` is CPU time over that of `python -c pass`. Extra commands after `--` (each one argument, such
+as "hf-mem --model-id x") are timed beside memplan. Bytecode is cached by a first round that is not counted.
 """
 
 from __future__ import annotations

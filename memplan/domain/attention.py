@@ -59,7 +59,7 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True)
 class LatentWindow:
-    """One latent of `latent_width` elements and a rotary key, shared by all heads, of the last `window_tokens` tokens."""
+    """One latent of `latent_width` elements and a rotary key, for all heads, of the last `window_tokens` tokens."""
 
     latent_width: int
     rope_width: int
@@ -68,7 +68,7 @@ class LatentWindow:
 
 @dataclass(frozen=True, slots=True)
 class CompressorState:
-    """What is kept in FP32 while a group of tokens is being compressed: `width` elements for each of the last `tokens`."""
+    """What is kept in FP32 while tokens are being compressed: `width` elements for each of the last `tokens`."""
 
     width: int
     tokens: int
@@ -76,7 +76,7 @@ class CompressorState:
 
 @dataclass(frozen=True, slots=True)
 class CompressedAttention:
-    """One latent and rotary key for every `ratio` tokens, for the whole context (DeepSeek V4), and the compressor's state."""
+    """One latent and rotary key for every `ratio` tokens of the whole context (DeepSeek V4), and the compressor's state."""
 
     latent_width: int
     rope_width: int
@@ -101,9 +101,9 @@ class LinearState:
     """A state of fixed size per sequence: Mamba, gated delta net, short convolution, linear attention.
 
     `conv_elements` and `state_elements` are per layer and sequence; they split over tensor-parallel ranks along
-    `shard_units` heads or channels. A convolution of `conv_kernel` taps needs the last `conv_kernel - 1` inputs, which is
-    what engines keep and `conv_elements` counts; transformers keeps `conv_kernel` of them. A type that is None is the
-    one the model computes in.
+    `shard_units` heads or channels. A convolution of `conv_kernel` taps needs the last `conv_kernel - 1` inputs, which
+    is what engines keep and `conv_elements` counts; transformers keeps `conv_kernel` of them. A type that is None is
+    the one the model computes in.
     """
 
     kind: Literal["mamba1", "mamba2", "gated_delta_net", "short_conv", "linear_attention", "rg_lru", "rwkv"]

@@ -73,9 +73,18 @@ def test_hostile_names_are_taken_literally() -> None:
 
 @settings(max_examples=60)
 @given(budget=made_budgets.any_budget())
-def test_any_text_leaves_the_tables_whole(budget: MemoryBudget) -> None:
-    for table in tables(markdown_report([budget])):
+def test_any_text_comes_back_out_of_the_table_of_lines(budget: MemoryBudget) -> None:
+    found = tables(markdown_report([budget]))
+    for table in found:
         assert len({len(row) for row in table}) == 1
+    meant = [[row.name, row.working, row.source] for row in working.line_rows(budget)]
+    read = [[row[0].strip("\u2003"), row[4], row[5]] for row in found[0][1:]]
+    assert [[plain(text) for text in row] for row in read] == [[plain(text) for text in row] for row in meant]
+
+
+def plain(text: str) -> str:
+    """A text as a table's cell shows it: on one line, without space around it."""
+    return " ".join(printable(text).split())
 
 
 def test_an_escaped_text_is_read_as_it_was_written() -> None:

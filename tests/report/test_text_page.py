@@ -74,8 +74,10 @@ def test_the_bar_has_the_width_of_the_page_and_a_cell_for_every_part(budget: Mem
     assert len(set(bar) - set("[]")) == len(working.segments(budget))
 
 
-@given(budget=made_budgets.any_budget())
-def test_what_is_left_and_the_lines_make_the_whole_gpu(budget: MemoryBudget) -> None:
+@given(budget=made_budgets.any_budget(), unused_bytes=st.none() | st.integers(min_value=0, max_value=1 << 36))
+def test_what_is_left_and_the_lines_make_the_whole_gpu(budget: MemoryBudget, unused_bytes: int | None) -> None:
+    if unused_bytes is not None:
+        budget = replace(budget, gpu_memory_bytes=budget.used_bytes + unused_bytes)
     left = [size for _, size, _ in working.rest(budget)]
     if budget.used_bytes <= budget.gpu_memory_bytes:
         assert budget.used_bytes + sum(left) == budget.gpu_memory_bytes
