@@ -76,7 +76,7 @@ class CompressorState:
 
 @dataclass(frozen=True, slots=True)
 class CompressedAttention:
-    """One latent and rotary key for every `ratio` tokens of the whole context (DeepSeek V4), and the compressor's state."""
+    """One latent and rotary key for every `ratio` tokens of the context (DeepSeek V4), and the compressor's state."""
 
     latent_width: int
     rope_width: int
