@@ -110,7 +110,8 @@ _CAPTURED = re.compile(r"Capturing CUDA graphs \(([^,)]+), (\w+)\): +100%.*?(\d+
 _ARGUMENTS = re.compile(r"non-default args: (\{.*\})")
 _SAMPLER = (
     (re.compile(r"Using FlashInfer for top-p & top-k sampling"), True),
-    (re.compile(r"FlashInfer .*(?:disabled|unavailable|not available)"), False),
+    (re.compile(r"FlashInfer top-p/top-k sampling .*(?:disabled|unavailable)"), False),
+    (re.compile(r"FlashInfer is not available\. Falling back to the PyTorch"), False),
 )
 _NEEDED = re.compile(
     rf"{_GIB} KV cache is needed, which is larger than the available KV cache memory \({_GIB}\)"

@@ -129,6 +129,8 @@ def test_captures_are_counted_from_the_progress_bars_when_nothing_else_tells() -
         ("FlashInfer top-p/top-k sampling disabled via VLLM_USE_FLASHINFER_SAMPLER=0.", False),
         ("FlashInfer top-p/top-k sampling unavailable: unsupported compute capability 7.0; falling back.", False),
         ("FlashInfer top-p/top-k sampling is available but disabled by default.", False),
+        ("FlashInfer is not available. Falling back to the PyTorch-native one.", False),
+        ("FlashInfer unavailable since package was not found", None),
         ("Using max model len 4096", None),
     ],
 )
