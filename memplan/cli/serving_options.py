@@ -4,12 +4,17 @@ ServingSettings.
 
 from __future__ import annotations
 
+import re
+
 from memplan.cli.options import LLAMA_CPP_OPTIONS, Given
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.serving import LoraSettings, ParallelLayout, ServingSettings, Workload
 from memplan.errors import UsageError
 from memplan.records import dataclass, replace
 from memplan.units import GIB, format_gib, parse_count, parse_size_bytes
+
+# What stands before the x of a name such as RTX4090, GTX1080 or GX10, where it is no sign of a count.
+_X_NAMES = ("rt", "gt", "g")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +92,8 @@ def split_count(name: str) -> tuple[str, int | None]:
     digits.
     """
     head, letter, digits = name.rpartition("x")
-    if (
-        not letter
-        or not digits.isdigit()
-        or not head
-        or head.endswith(("-", "rt", "g"))
-        or head.lower() in ("rt", "gt")
-    ):
+    last_word = re.split(r"[\s_-]", head.rstrip(" *").lower())[-1]
+    if not letter or not digits.isdigit() or last_word in ("", *_X_NAMES):
         return name, None
     count = int(digits)
     if not 1 <= count <= 4096:
