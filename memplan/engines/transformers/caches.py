@@ -18,6 +18,7 @@ from memplan.domain.attention import (
     Cache,
     ChunkedLocal,
     CompressedAttention,
+    CompressorState,
     CrossAttention,
     FullAttention,
     IndexerKeys,
@@ -48,12 +49,12 @@ class LayerCache:
     growing_bytes: int = 0
 
 
-def layer_cache(layer: Layer, settings: TransformersSettings, rules: Rules, *, all_heads: bool = False) -> LayerCache:
-    """Return what a layer's cache holds. `all_heads` says that the family caches a copy for every query head."""
+def layer_cache(layer: Layer, settings: TransformersSettings, rules: Rules, family: Family) -> LayerCache:
+    """Return what a layer's cache holds."""
     prompt, context = settings.prompt_tokens, settings.context_tokens
     if settings.cache == "none":
         return LayerCache(prefill_bytes=0, final_bytes=0)
-    parts = [_part(cache, layer, settings, rules, all_heads=all_heads) for cache in layer.caches]
+    parts = [_part(cache, layer, settings, rules, family) for cache in layer.caches]
     if settings.cache in ("static", "offloaded_static"):
         held = sum(part.tokens_bytes(context, whole=False) for part in parts)
         return LayerCache(prefill_bytes=held, final_bytes=held)
@@ -77,8 +78,8 @@ def model_token_bytes(spec: ModelSpec, settings: TransformersSettings, rules: Ru
     total = 0.0
     for layer in spec.layers:
         if id(layer) not in per_layer:
-            parts = [_part(cache, layer, settings, rules, all_heads=family.caches_all_heads) for cache in layer.caches]
-            per_layer[id(layer)] = sum(part.key_bytes + part.value_bytes for part in parts)
+            parts = [_part(cache, layer, settings, rules, family) for cache in layer.caches]
+            per_layer[id(layer)] = sum((part.key_bytes + part.value_bytes) / part.ratio for part in parts)
         total += per_layer[id(layer)]
     share = _quantized_share(settings) if settings.cache == "quantized" else 1.0
     return round(total / settings.sequences * share)
@@ -86,28 +87,44 @@ def model_token_bytes(spec: ModelSpec, settings: TransformersSettings, rules: Ru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """One cache of a layer: bytes per token of the batch, split into keys and values, a window, and a fixed size."""
+    """One cache of a layer: bytes per entry of the batch, split into keys and values, a window, and a fixed size.
+
+    An entry stands for `ratio` tokens. Where that is more than one, `buffer_bytes` is what a token takes until its
+    group is full; a prefill keeps a view of those of the whole prompt. `overlaps` keeps half of the last full group.
+    """
 
     key_bytes: float = 0.0
     value_bytes: float = 0.0
     window: int | None = None
     fixed_bytes: int = 0
+    ratio: int = 1
+    buffer_bytes: float = 0.0
+    overlaps: bool = False
 
     def tokens_bytes(self, tokens: int, *, whole: bool) -> int:
         """What `tokens` tokens take; the whole prompt in spite of a window where `whole` is true."""
         kept = tokens if self.window is None or whole else min(tokens, self.window)
-        return round((self.key_bytes + self.value_bytes) * kept) + self.fixed_bytes
+        entries = round((self.key_bytes + self.value_bytes) * (kept // self.ratio))
+        return entries + self.fixed_bytes + self._buffered_bytes(tokens, whole=whole)
 
     def largest_half(self, tokens: int) -> int:
         """The larger of keys and values, which is what `torch.cat` holds twice."""
         kept = tokens if self.window is None else min(tokens, self.window)
-        return round(max(self.key_bytes, self.value_bytes) * kept)
+        return round(max(self.key_bytes, self.value_bytes) * (kept // self.ratio))
+
+    def _buffered_bytes(self, tokens: int, *, whole: bool) -> int:
+        if not self.buffer_bytes or not tokens:
+            return 0
+        waiting = tokens if whole else (tokens - 1) % self.ratio + 1
+        last = self.ratio / 2 if self.overlaps and tokens >= self.ratio else 0
+        return round(self.buffer_bytes * (waiting + last))
 
 
-def _part(cache: Cache, layer: Layer, settings: TransformersSettings, rules: Rules, *, all_heads: bool) -> _Part:
+def _part(cache: Cache, layer: Layer, settings: TransformersSettings, rules: Rules, family: Family) -> _Part:
     element = settings.sequences * settings.dtype.bits / 8
     if isinstance(cache, (FullAttention, SlidingWindow, ChunkedLocal)):
-        heads = layer.num_heads if all_heads else cache.num_kv_heads
+        copies_heads = family.caches_all_heads and cache.num_kv_heads > 1
+        heads = layer.num_heads if copies_heads else cache.num_kv_heads
         return _Part(
             key_bytes=element * heads * cache.key_width,
             value_bytes=element * heads * cache.value_width,
@@ -123,17 +140,30 @@ def _part(cache: Cache, layer: Layer, settings: TransformersSettings, rules: Rul
     if isinstance(cache, LatentWindow):
         return _Part(key_bytes=element * (cache.latent_width + cache.rope_width), window=cache.window_tokens)
     if isinstance(cache, CompressedAttention):
-        return _Part(key_bytes=element * (cache.latent_width + cache.rope_width) / cache.ratio)
+        return _compressed(cache.latent_width + cache.rope_width, cache.ratio, cache.state, element)
     if isinstance(cache, IndexerKeys):
-        return _Part(key_bytes=element * cache.key_width / cache.ratio)
+        wide = settings.sequences * _STATE_BYTES if family.wide_indexer else element
+        return _compressed(cache.key_width, cache.ratio, cache.state, wide)
     if isinstance(cache, CrossAttention):
         width = cache.num_kv_heads * (cache.key_width + cache.value_width)
         return _Part(fixed_bytes=round(element * width * cache.source_tokens))
     if isinstance(cache, LinearState):
-        return _Part(fixed_bytes=_state_bytes(cache, settings))
+        return _Part(fixed_bytes=_state_bytes(cache, settings, family))
     if isinstance(cache, (SharedKV, NoCache)):
         return _Part()
     raise AssertionError(f"unhandled cache: {cache}")
+
+
+def _compressed(width: int, ratio: int, state: CompressorState | None, element: float) -> _Part:
+    """One entry for `ratio` tokens, and what the compressor keeps of tokens whose group is not full."""
+    if state is None:
+        return _Part(key_bytes=element * width, ratio=ratio)
+    return _Part(
+        key_bytes=element * width,
+        ratio=ratio,
+        buffer_bytes=element * state.width,
+        overlaps=state.tokens > ratio,
+    )
 
 
 def _window(
@@ -147,11 +177,12 @@ def _window(
     return cache.chunk_tokens if isinstance(cache, ChunkedLocal) else None
 
 
-def _state_bytes(state: LinearState, settings: TransformersSettings) -> int:
-    """A recurrent state: transformers keeps as many inputs as the convolution has taps, and the state in FP32."""
+def _state_bytes(state: LinearState, settings: TransformersSettings, family: Family) -> int:
+    """A recurrent state: transformers keeps as many inputs as the convolution has taps, and most states in FP32."""
     taps = state.conv_kernel
     conv = state.conv_elements // (taps - 1) * taps if taps > 1 else state.conv_elements
-    per_row = conv * settings.dtype.bits // 8 + state.state_elements * _STATE_BYTES
+    element = settings.dtype.bits // 8
+    per_row = conv * element + state.state_elements * (element if family.narrow_state else _STATE_BYTES)
     return settings.sequences * per_row
 
 

@@ -13,6 +13,7 @@ from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.domain.tensors import Role
 from memplan.engines.transformers.caches import layer_cache
+from memplan.engines.transformers.families import family_of
 from memplan.engines.transformers.loading import allocated, requests
 from memplan.engines.transformers.settings import TransformersSettings
 
@@ -38,5 +39,5 @@ def draft_bytes(draft: ModelSpec | None, settings: TransformersSettings, rules: 
     if draft is None:
         return 0
     tensors = [*draft.shared, *(tensor for layer in draft.layers for tensor in layer.tensors)]
-    cached = sum(layer_cache(layer, settings, rules).final_bytes for layer in draft.layers)
+    cached = sum(layer_cache(layer, settings, rules, family_of(draft)).final_bytes for layer in draft.layers)
     return allocated(requests(tensors, settings.dtype, rules), rules) + cached

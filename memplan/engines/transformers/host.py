@@ -11,6 +11,7 @@ from __future__ import annotations
 from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
 from memplan.engines.transformers.caches import layer_cache
+from memplan.engines.transformers.families import family_of
 from memplan.engines.transformers.fitted import Fitted
 from memplan.engines.transformers.loading import tensor_sizes
 from memplan.engines.transformers.placement import CPU
@@ -34,7 +35,7 @@ def host_bytes(
     base = round(fitted.host_base_gib * GIB)
     kept = placed.sizes.get(CPU, 0)
     if settings.cache in ("offloaded", "offloaded_static"):
-        kept += sum(layer_cache(layer, settings, rules).final_bytes for layer in spec.layers)
+        kept += sum(layer_cache(layer, settings, rules, family_of(spec)).final_bytes for layer in spec.layers)
     return base + kept + _staged(spec, stored_bytes, settings, rules)
 
 

@@ -218,7 +218,7 @@ def plan_device(
 ) -> DevicePlan:
     """Return a GPU's fullest moment over the prefill and the last generated token."""
     caches = {
-        id(layer): layer_cache(layer, settings, rules, all_heads=family.caches_all_heads)
+        id(layer): layer_cache(layer, settings, rules, family)
         for layer in {id(layer): layer for layer, _, _ in holding.layers}.values()
     }
     made = {

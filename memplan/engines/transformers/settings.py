@@ -232,6 +232,10 @@ def _cache(asked: ServingSettings, options: EngineOptions, family: Family, rules
     if word is None:
         return "static" if family.hybrid_cache and rules["hybrid_cache"] else "dynamic"
     chosen = _CACHES[word]
+    if family.dynamic_only and chosen not in ("dynamic", "none"):
+        raise UsageError(
+            f"this family caches in a way of its own, not in a {word} cache", hint="leave cache_implementation out"
+        )
     if chosen not in rules["caches"] and chosen != "none":
         raise UsageError(
             f"transformers {rules.version} has no {word} cache", hint=f"it has {', '.join(rules['caches'])}"
