@@ -59,9 +59,9 @@ def parse_count(text: str, *, what: str = "number", minimum: int = 1) -> int:
         raise UsageError(f"not a {what}: `{text}`", hint="write it as 8192, 8k (8,000) or 8K (8,192)")
     number = float(match[1].replace("_", "").replace(",", "")) * _COUNT_UNITS[match[2]]
     if number != int(number):
-        raise UsageError(f"not a whole {what}: `{text}`")
+        raise UsageError(f"not a whole {what}: `{text}`", hint="write it as 8192, 8k (8,000) or 8K (8,192)")
     if not minimum <= number < _LARGEST:
-        raise UsageError(f"{what} out of range: `{text}`", hint=f"it must be at least {minimum}")
+        raise UsageError(f"{what} out of range: `{text}`", hint=f"it must be at least {minimum}, and less than 2^60")
     return int(number)
 
 

@@ -53,7 +53,10 @@ def check_divides(spec: ModelSpec, layout: ParallelLayout) -> None:
             hint=f"use --tp {' or '.join(map(str, fits))}",
         )
     if layout.pipeline > spec.num_layers:
-        raise UsageError(f"{spec.num_layers} layers cannot be cut into --pp {layout.pipeline} stages")
+        raise UsageError(
+            f"{spec.num_layers} layers cannot be cut into --pp {layout.pipeline} stages",
+            hint=f"use --pp {spec.num_layers} or less",
+        )
 
 
 def tensor_bytes(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> int:

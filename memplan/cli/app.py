@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from memplan.errors import MemplanError
+from memplan.errors import MemplanError, UsageError, did_you_mean
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "estimate": (
@@ -27,6 +27,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
 }
 
+# The parser's own error, wherever this release of typer keeps it.
+_PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
 
 class LazyGroup(TyperGroup):
     """A command group whose commands are imported when they are looked up."""
@@ -36,8 +39,13 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return one command, or None for an unknown name."""
-        return load_command(cmd_name) if cmd_name in COMMANDS else None
+        """Import and return one command. Raises: UsageError for an unknown name."""
+        if cmd_name in COMMANDS:
+            return load_command(cmd_name)
+        if cmd_name.startswith("-"):
+            return None  # the parser says it better
+        hint = did_you_mean(cmd_name, list(COMMANDS)) or f"use one of {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command: `{cmd_name}`", hint=hint)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands from the table, without importing them."""
@@ -82,12 +90,16 @@ def root(
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command line and exit with its documented code."""
     try:
-        app(args=arguments, prog_name="memplan")
-        code = 0
+        code = app(args=arguments, prog_name="memplan", standalone_mode=False) or 0
+        if code == 130:
+            print("interrupted", file=sys.stderr)
     except MemplanError as error:
         _report(error)
         code = error.exit_code
-    except KeyboardInterrupt:
+    except _PARSER_ERROR as error:
+        _report(_usage_error(error))
+        code = UsageError.exit_code
+    except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         code = 130
     except BrokenPipeError:
@@ -96,6 +108,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         code = _report_bug(error)
     sys.exit(code)
+
+
+def _usage_error(error: Any) -> UsageError:
+    """What the parser did not understand, said as every other error is."""
+    message = error.format_message().strip().rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], hint="add --help to see the options")
 
 
 def _report_bug(error: Exception) -> int:

@@ -62,6 +62,8 @@ def check_output(given: Given) -> None:
     path: Path | None = given.get("output")
     if path is None:
         return
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory", hint="name a file in it")
     if path.exists() and not given.get("force"):
         raise UsageError(f"{path} exists already", hint="use --force to overwrite it, or another --output")
     if not path.parent.is_dir():
@@ -89,4 +91,4 @@ def write_file(path: Path, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        raise UsageError(f"cannot write {path}: {error.strerror}", hint="use another --output") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from memplan.cli.options import Given
-from memplan.cli.serving_options import Device, parse_devices, serving_settings
+from memplan.cli.serving_options import Device, listed, parse_devices, serving_settings
 from memplan.domain.holders import Holders
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
@@ -82,7 +82,7 @@ def ask(given: Given) -> Asked:
     given = filled_in(given)
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
     settings = serving_settings(given)
-    engines = tuple(parse_engine(name) for name in given.get("engine", "").split(","))
+    engines = tuple(parse_engine(name) for name in listed(given, "engine")) or (parse_engine(None),)
     source = {
         "revision": given.get("revision"),
         "offline": given.get("offline", False),
@@ -92,6 +92,6 @@ def ask(given: Given) -> Asked:
     spec = load_model(given["model"], **source)
     if draft := given.get("draft_model"):
         settings = replace(settings, draft=load_draft(spec, draft, **source))
-    quant = given.get("quant") or (given.get("online_quant") if not spec.quantization else None)
-    schemes = tuple(scheme.strip() for scheme in quant.split(",")) if quant else (None,)
+    online = given.get("online_quant") if not spec.quantization else None
+    schemes: tuple[str | None, ...] = listed(given, "quant") or (online,)
     return Asked(given=given, spec=spec, settings=settings, devices=devices, engines=engines, schemes=schemes)

@@ -33,14 +33,40 @@ def parse_devices(names: str | None, *, memory: str | None, free: str | None) ->
     """
     memory_bytes = parse_size_bytes(memory, what="--gpu-memory") if memory else None
     free_bytes = parse_size_bytes(free, what="--gpu-free") if free else None
-    if not names:
-        return (Device(gpu=unnamed_gpu(memory_bytes), free_bytes=free_bytes),) if memory_bytes else ()
-    devices = tuple(device for name in names.split(",") if name.strip() for device in _devices(name.strip()))
-    if memory_bytes:
-        devices = tuple(replace(device, gpu=_sized(device.gpu, memory_bytes)) for device in devices)
+    if names is None and memory_bytes is None and free_bytes:
+        raise UsageError("--gpu-free without a GPU", hint="name one with --gpu, or its size with --gpu-memory")
+    if names is None:
+        devices = (Device(gpu=unnamed_gpu(memory_bytes)),) if memory_bytes else ()
+    else:
+        devices = tuple(device for name in split_names(names, "--gpu") for device in _devices(name))
+        if memory_bytes:
+            devices = tuple(replace(device, gpu=_sized(device.gpu, memory_bytes)) for device in devices)
     if free_bytes:
-        devices = tuple(replace(device, free_bytes=free_bytes) for device in devices)
+        devices = tuple(_partly_free(device, free_bytes) for device in devices)
     return devices
+
+
+def listed(given: Given, name: str) -> tuple[str, ...]:
+    """The comma-separated names of an option; none when it was not given. Raises: UsageError when it is empty."""
+    return split_names(given[name], _flag(name)) if name in given else ()
+
+
+def split_names(text: str, flag: str) -> tuple[str, ...]:
+    """Split names at commas. Raises: UsageError when there is none, as from a shell variable that is not set."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise UsageError(f"{flag} is empty: `{text}`", hint=f"name one, or leave {flag} out")
+    return names
+
+
+def _partly_free(device: Device, free_bytes: int) -> Device:
+    if free_bytes > device.gpu.visible_high_bytes:
+        size = format_gib(device.gpu.memory_bytes)
+        raise UsageError(
+            f"--gpu-free is more than a {device.gpu.name} has: {format_gib(free_bytes)} of {size}",
+            hint="--gpu-memory says how large the card is",
+        )
+    return replace(device, free_bytes=free_bytes)
 
 
 def unnamed_gpu(memory_bytes: int) -> GpuSpec:

@@ -37,7 +37,7 @@ def parse_engine(text: str | None) -> tuple[str, str | None]:
 
     Raises: UsageError for an engine that is not known.
     """
-    name, _, version = (text or DEFAULT_ENGINE).strip().partition("@")
+    name, at, version = (text or DEFAULT_ENGINE).strip().partition("@")
     name = name.lower().replace("_", "-")
     name = {"trtllm": "tensorrt-llm", "trt-llm": "tensorrt-llm", "llamacpp": "llama.cpp", "llama-cpp": "llama.cpp"}.get(
         name, name
@@ -47,6 +47,8 @@ def parse_engine(text: str | None) -> tuple[str, str | None]:
         raise UsageError(
             f"unknown engine: `{name}`", hint=did_you_mean(name, known) or f"use one of {', '.join(known)}"
         )
+    if at and not version:
+        raise UsageError(f"no version behind the @: `{text}`", hint=f"write {name}@1.2.3, or {name} for the newest")
     return name, version.removeprefix("v") or None
 
 

@@ -72,7 +72,8 @@ def open_source(path: Path) -> Iterator[FileSource]:
 
 def _not_a_file(path: Path) -> SourceNotFound | CorruptFile:
     if path.exists():
-        return CorruptFile(f"not a regular file: `{path}`")
+        hint = "give a config.json, .safetensors, .gguf or a directory of them"
+        return CorruptFile(f"not a regular file: `{path}`", hint=hint)
     if path.is_symlink():
         hint = "download it again: its target is gone"
         return SourceNotFound(f"broken link: `{path}`", hint=hint)

@@ -34,6 +34,7 @@ _PATH_SUFFIXES = (".json", ".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckp
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX_SUFFIX = ".safetensors.index.json"
 _MAX_NAME = 4096
+_DEMO_FOLDER = Path(__file__).resolve().parents[1] / "catalog" / "demo"
 _HUB_PAGES = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
@@ -63,7 +64,8 @@ def resolve_model(
     """
     name = name.strip()
     if not name or len(name) > _MAX_NAME or "\x00" in name:
-        raise UsageError("no model named", hint="give a catalogue alias, a hub id or a path; see `memplan models`")
+        problem = f"not a model's name: `{show(name)}`" if name else "no model named"
+        raise UsageError(problem, hint="give a catalogue alias, a hub id or a path; see `memplan models`")
     if introspect not in ("auto", "torch"):
         raise UsageError(f"unknown way to introspect: `{introspect}`", hint="use auto or torch")
     if introspect == "torch":
@@ -78,11 +80,13 @@ def resolve_model(
         return spec_from_path(path)
     if (hub_name := _from_url(name)) is not None:
         return _from_hub(replace(hub_name, revision=revision or hub_name.revision), offline=offline)
-    if revision is None and (known := _in_catalogue(name)) is not None:
+    known = _in_catalogue(name)
+    if known is not None and revision is None:
         return _from_catalogue(known)
     if _is_path_like(name):
         raise _no_such_path(name)
-    return _from_hub(_hub_name(name, revision), offline=offline)
+    repo = (known.published_id or known.name) if known else name
+    return _from_hub(_hub_name(repo, revision), offline=offline)
 
 
 def spec_from_path(path: Path) -> ModelSpec:
@@ -117,7 +121,7 @@ def find_config(name: str, *, revision: str | None, offline: bool) -> tuple[Mapp
 
     Raises: as `resolve_model`.
     """
-    path = _existing_path(name)
+    path = _DEMO_FOLDER if name == "demo" else _existing_path(name)
     if path is not None:
         folder = LocalFolder(_snapshot_of(path) if path.is_dir() else path.parent)
         return read_object(folder, CONFIG_FILE if path.is_dir() else path.name), str(folder.path)
@@ -130,7 +134,9 @@ def find_config(name: str, *, revision: str | None, offline: bool) -> tuple[Mapp
 
 
 def _demo() -> ModelSpec:
-    raise SourceNotFound("the demo model is not part of this installation", hint="name a model: see `memplan models`")
+    """The small model that comes with memplan: a Llama of six layers, to try commands on without a download."""
+    spec = spec_from_folder(LocalFolder(_DEMO_FOLDER, "demo"), Wish(name="demo"))
+    return replace(spec, source="built in: demo")
 
 
 def _existing_path(name: str) -> Path | None:

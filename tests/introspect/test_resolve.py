@@ -223,10 +223,27 @@ def test_a_misspelt_path_suggests_what_is_beside_it(tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean config.json?"
 
 
-@pytest.mark.parametrize("name", ["", "   ", "a\x00b", "x" * 5000])
+@pytest.mark.parametrize("name", ["", "   "])
 def test_no_name_is_no_model(name: str) -> None:
     with pytest.raises(UsageError, match="no model named"):
         resolve_model(name)
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "x" * 5000])
+def test_what_can_be_no_name_is_shown_short(name: str) -> None:
+    with pytest.raises(UsageError, match="not a model's name: `.{1,80}`"):
+        resolve_model(name)
+
+
+def test_the_demo_model_comes_with_memplan() -> None:
+    spec = resolve_model("demo", offline=True)
+    assert (spec.name, spec.source, spec.architecture) == ("demo", "built in: demo", "LlamaForCausalLM")
+    assert 1_000_000 < spec.parameters < 10_000_000
+
+
+def test_a_revision_of_an_alias_is_one_of_its_repository() -> None:
+    with pytest.raises(Offline, match="meta-llama/Llama-3.1-8B-Instruct"):
+        resolve_model("llama-3.1-8b-instruct", revision="0123abc", offline=True)
 
 
 def test_an_unknown_way_to_introspect_is_refused() -> None:
