@@ -1,0 +1,235 @@
+"""Write the parts of docs/ that are computed: tables, errors of the scorers, and what the commands shown there print.
+
+    python benchmarks/render_docs.py [--check] [--score RECORDS_FOLDER --configs CONFIGS_FOLDER]
+
+- `<!-- table: NAME -->` in docs/memory-model.md gets the table of that name from memory_model_tables.py;
+- `<!-- errors -->` gets what the scorers found, from the summaries in benchmarks/results/;
+- a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
+  shows a file, which is made from what stands below it; `...` at the end of a block cuts the output there.
+
+`--score` first runs every scorer on the records of a folder, and writes benchmarks/results/. `--check` exits 1 when a
+page is not what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
+_TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_ERRORS = re.compile(r"(<!-- errors -->\n).*?(<!-- end -->)", re.DOTALL)
+_CONSOLE = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
+
+# A scorer, the records it takes, and whether its configs are an option or an argument.
+_SCORERS = {
+    "vllm": ("vllm/score.py", "vllm_logs.jsonl"),
+    "sglang": ("sglang/score.py", "sglang_logs.jsonl"),
+    "tensorrt_llm": ("tensorrt_llm/score.py", "trtllm_logs.jsonl"),
+    "llama_cpp": ("llama_cpp/score.py", "llamacpp_logs.jsonl"),
+    "verdicts": ("verdicts/score.py", "verdicts.jsonl"),
+    "parameters": ("parameters.py", "models.jsonl"),
+}
+# Engine and term, the summary that has it, its key there, the key of the share inside the interval, and the unit.
+_ROWS = (
+    ("vLLM, weights", "vllm", "weights_rel", "coverage_weights_gib", "%"),
+    ("vLLM, activation peak", "vllm", "activation_peak_gib", "coverage_activation_peak_gib", "GiB"),
+    ("vLLM, outside torch", "vllm", "non_torch_gib", "", "GiB"),
+    ("vLLM, CUDA graphs", "vllm", "cuda_graph_gib", "", "GiB"),
+    ("vLLM, KV cache, of the GPU's memory", "vllm", "kv_share", "", "%"),
+    ("vLLM, KV cache", "vllm", "kv_rel", "coverage_kv_gib", "%"),
+    ("SGLang, weights", "sglang", "weights", "weights_interval_coverage", "%"),
+    ("SGLang, KV cache in tokens", "sglang", "kv", "kv_interval_coverage", "%"),
+    ("SGLang, CUDA graphs for decoding", "sglang", "decode_graphs_gib", "", "GiB"),
+    ("TensorRT-LLM, weights", "tensorrt_llm", "weights", "weights_interval_coverage", "%"),
+    ("TensorRT-LLM, KV cache in tokens", "tensorrt_llm", "kv", "kv_interval_coverage", "%"),
+    ("TensorRT-LLM, profiled step", "tensorrt_llm", "activation_gib", "", "GiB"),
+    ("TensorRT-LLM, outside torch", "tensorrt_llm", "outside_gib", "", "GiB"),
+    ("llama.cpp, KV cache", "llama_cpp", "kv_rel", "", "%"),
+    ("llama.cpp, compute buffer", "llama_cpp", "compute_rel", "", "%"),
+    ("llama.cpp, all of the GPU", "llama_cpp", "device_total_rel", "", "%"),
+)
+
+
+def run_scorers(records: Path, configs: Path) -> None:
+    """Run every scorer that is there on the records of a folder, and keep the summaries."""
+    RESULTS.mkdir(exist_ok=True)
+    for name, (script, file) in _SCORERS.items():
+        path = ROOT / "benchmarks" / script
+        if not path.exists() or not (records / file).exists():
+            continue
+        where = [str(configs)] if name == "parameters" else ["--configs", str(configs)]
+        command = [sys.executable, str(path), str(records / file), *where, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not done.stdout.strip():
+            print(f"{script}: {done.stderr.strip()[-200:]}", file=sys.stderr)
+            continue
+        summary = json.loads(done.stdout)["summary"]
+        (RESULTS / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def _summary(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def errors_table() -> str:
+    """The scorers' medians and 90th percentiles, on how many runs, and how many lie in the interval."""
+    lines = [
+        "| term | runs | median error | 90th percentile | largest | inside the 90 % interval |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for title, name, key, inside_key, unit in _ROWS:
+        summary = _summary(name)
+        entry = summary.get(key)
+        if not isinstance(entry, dict) or not entry.get("n"):
+            continue
+        cells = [_amount(entry[part], unit) for part in ("median", "p90", "max")]
+        share = summary.get(inside_key)
+        share = share.get("share") if isinstance(share, dict) else share
+        inside = f"{100 * share:.0f} %" if isinstance(share, (int, float)) else "-"
+        lines.append(f"| {title} | {entry['n']} | {' | '.join(cells)} | {inside} |")
+    return "\n".join([*lines, *_counts()])
+
+
+def _counts() -> Iterator[str]:
+    """What is counted and not measured: verdicts, and facts that must be exact."""
+    verdicts = _summary("verdicts")
+    if verdicts:
+        yield ""
+        yield "| verdicts of real start-ups | of how many | share |"
+        yield "|---|---:|---:|"
+        for key, title in (
+            ("false_fits", "failed, and called `fits`"),
+            ("false_does_not_fit", "started, and called `does not fit`"),
+            ("tight", "called `tight`"),
+        ):
+            yield f"| {title}: {verdicts[key]['n']} | {verdicts['answered']} | {100 * verdicts[key]['share']:.1f} % |"
+    exact = _summary("parameters")
+    if exact:
+        yield ""
+        yield (
+            f"Parameters, cache bytes per token and recurrent states of {exact['models']} models:"
+            f" {exact['facts']} facts compared, {exact['wrong']} wrong."
+        )
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{100 * value:.2f} %" if unit == "%" else f"{value:.2f} GiB"
+
+
+def rendered(text: str, page: Path) -> str:
+    """A page with its computed parts filled in."""
+    if "<!-- table: " in text:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from memory_model_tables import TABLES, markdown
+
+        text = _TABLE.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]]())}\n{match[3]}", text)
+    text = _ERRORS.sub(lambda match: f"{match[1]}{errors_table()}\n{match[2]}", text)
+    if "```console" not in text:
+        return text
+    with tempfile.TemporaryDirectory() as folder:
+        return _CONSOLE.sub(lambda match: match[1] + printed(match[2], Path(folder)) + match[3], text)
+
+
+def printed(block: str, folder: Path) -> str:
+    """A console block with what its commands print now."""
+    lines: list[str] = []
+    cut = block.rstrip().endswith("\n...")
+    code = 0
+    for command, shown in steps(block):
+        lines.append(f"$ {command}")
+        if command.startswith("cat "):
+            (folder / command.split()[1]).write_text("".join(f"{line}\n" for line in shown), encoding="utf-8")
+            lines += shown
+        elif command == "echo $?":
+            lines.append(str(code))
+        elif not command.startswith("memplan"):
+            raise SystemExit(f"not a command that is run: {command}")
+        else:
+            code, output = run(command, folder)
+            if cut and len(output) > len(shown) > 0:
+                output = [*output[: len(shown) - 1], "..."]
+            lines += output
+    return "".join(f"{line}\n" for line in lines)
+
+
+def steps(block: str) -> Iterator[tuple[str, list[str]]]:
+    """Every command of a console block, with the lines that stand below it."""
+    command: str | None = None
+    shown: list[str] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            if command is not None:
+                yield command, shown
+            command, shown = line[2:], []
+        else:
+            shown.append(line)
+    if command is not None:
+        yield command, shown
+
+
+def run(command: str, folder: Path) -> tuple[int, list[str]]:
+    """Run a line with `memplan` in it as a shell would, offline, with a home of its own; its exit code and output."""
+    home = folder / ".home"
+    home.mkdir(exist_ok=True)
+    script = f'memplan() {{ "{sys.executable}" -m memplan "$@"; }}\nset -o pipefail\n{command}'
+    done = subprocess.run(
+        ["bash", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+        env=environment(home),
+        check=False,
+    )
+    return done.returncode, [line.rstrip() for line in done.stdout.rstrip().splitlines()]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables under which a command neither finds a person's files nor the network."""
+    return {
+        **os.environ,
+        "HOME": str(home),
+        "XDG_STATE_HOME": str(home / "state"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "HF_HOME": str(home / "hf"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+    }
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--score", type=Path, metavar="RECORDS_FOLDER")
+    parser.add_argument("--configs", type=Path)
+    options = parser.parse_args()
+    if options.score:
+        run_scorers(options.score.resolve(), options.configs.resolve())
+    stale = []
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = rendered(old, page)
+        if new != old:
+            stale.append(page.name)
+            if not options.check:
+                page.write_text(new, encoding="utf-8")
+    print(f"{'stale' if options.check else 'written'}: {', '.join(stale) or 'none'}")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
