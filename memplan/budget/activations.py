@@ -9,6 +9,9 @@ Formula (docs/memory-model.md, "Activations"), in elements per token of the step
     dense MLP       2 I (gate and up) + I (their product) + h H        without a gate: 2 I + h H
     attention       queries + keys + values + output + h H
     routed experts  k (max(2 I, H) + I) + shared + h H                 for at most `expert_chunk_tokens` tokens
+
+Weights that are unpacked before they are multiplied (bitsandbytes) add one projection's weights in 16 bits and its own
+output, or, where the kernel computes in another type than the model, the widest output once more.
 """
 
 from __future__ import annotations
@@ -30,13 +33,16 @@ from memplan.units import ceil_div
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardRules:
     """How an engine runs a layer: hidden states alive beside the widest projection, and the tokens experts take at a
-    time. `in_workspace` says that routed experts work in a buffer that is counted elsewhere.
+    time. `in_workspace` says that routed experts work in a buffer that is counted elsewhere, `unpacks` that a
+    projection's weights are unpacked before they are multiplied, `casts` that its output is then cast.
     """
 
     hidden_copies: float = 3.0
     expert_chunk_tokens: int = 32768
     shares_expert_buffers: bool = True
     in_workspace: bool = False
+    unpacks: bool = False
+    casts: bool = False
 
 
 def forward_peak_bytes(
@@ -75,7 +81,7 @@ def _mlp_elements(mlp: Mlp | None, hidden: int, tokens: int, ranks: int, rules: 
         return 0.0
     ups = 2 if mlp.gated else 1
     if not mlp.num_experts:
-        return (ups + 1) * mlp.intermediate / ranks * tokens
+        return _dense_elements(ups, mlp.intermediate / ranks, hidden, tokens, rules)
     routed = mlp.experts_per_token
     up, down = ups * mlp.intermediate / ranks, float(hidden)
     wide = max(up, down) if rules.shares_expert_buffers else up + down
@@ -84,6 +90,16 @@ def _mlp_elements(mlp: Mlp | None, hidden: int, tokens: int, ranks: int, rules: 
     if rules.in_workspace:
         experts = 0.0
     return experts + max(shared, hidden * tokens if mlp.shared_intermediate else 0)
+
+
+def _dense_elements(ups: int, inner: float, hidden: int, tokens: int, rules: ForwardRules) -> float:
+    """The up projections and their product; with weights to unpack, also the moments within the up projection."""
+    product = (ups + 1) * inner * tokens
+    if not rules.unpacks:
+        return product
+    cast = hidden * tokens if rules.casts else 0
+    unpacked = (ups + 1) * inner * tokens + inner * hidden + cast
+    return max(product, unpacked, 2 * ups * inner * tokens + cast if rules.casts else 0.0)
 
 
 def sampler_peak_bytes(sequences: int, vocab_size: int, bytes_per_logit: float) -> int:

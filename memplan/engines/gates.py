@@ -10,16 +10,20 @@ from memplan.records import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One condition of starting: by how many bytes it is met, and the half-width of a 90 % interval of that."""
+    """One condition: by how many bytes it is met, and the half-width of a 90 % interval of that.
+
+    A condition of starting (`stops`) refuses where it is missed; one of what comes later only makes it tight.
+    """
 
     margin_bytes: int
     spread_bytes: int
     reason: str
+    stops: bool = True
 
     @property
     def verdict(self) -> Verdict:
         if self.margin_bytes < -self.spread_bytes:
-            return "does_not_fit"
+            return "does_not_fit" if self.stops else "tight"
         return "fits" if self.margin_bytes >= self.spread_bytes else "tight"
 
 

@@ -7,50 +7,23 @@ over.
 
 from __future__ import annotations
 
-from math import sqrt
-
 from memplan.budget.kv_cache import model_token_bytes
 from memplan.catalog.rules import Rules
-from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provenance, Verdict
+from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provenance
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.engines.gates import Gate, worst_verdict
 from memplan.engines.vllm.engine import RankPlan
 from memplan.engines.vllm.fitted import Fitted
+from memplan.engines.vllm.intervals import Intervals, Width, intervals_of
 from memplan.engines.vllm.kv_groups import CacheGroups
 from memplan.engines.vllm.settings import VllmSettings
-from memplan.records import dataclass
-from memplan.units import GIB, MIB, format_gib
+from memplan.units import GIB, format_gib
 
 _HOST_BASE_BYTES = 4 * GIB
+_NCCL_GRAPHS_BYTES = 3 * GIB
 _FITTED = "catalog/engines/vllm_fitted.yaml"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """How far terms may be off at 90 %: half-widths in bytes, and of their sum."""
-
-    weights: int
-    activation: int
-    outside: int
-    graphs: int
-    memory: int
-    kv: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """One condition of starting: by how many bytes it is met, and how sure that is."""
-
-    margin_bytes: int
-    spread_bytes: int
-    reason: str
-
-    @property
-    def verdict(self) -> Verdict:
-        if self.margin_bytes < -self.spread_bytes:
-            return "does_not_fit"
-        return "fits" if self.margin_bytes >= self.spread_bytes else "tight"
 
 
 def budget_of(
@@ -63,11 +36,10 @@ def budget_of(
     plan: RankPlan,
 ) -> MemoryBudget:
     """Return the whole budget of the tightest rank."""
-    spread = _spread(spec, gpu, settings, fitted, plan)
-    capacity = _capacity(spec, asked, settings, rules, plan, spread)
-    gates = _gates(gpu, asked, settings, rules, plan, spread, capacity)
+    widths = intervals_of(spec, gpu, asked, settings, rules.release, fitted, plan)
+    capacity = _capacity(spec, asked, settings, rules, plan, widths.kv)
+    gates = _gates(gpu, asked, settings, rules, plan, widths, capacity)
     worst = min(gates, key=lambda gate: gate.margin_bytes - gate.spread_bytes)
-    verdict = _worst_verdict(gates)
     return MemoryBudget(
         model_name=spec.name,
         architecture=spec.architecture,
@@ -80,10 +52,10 @@ def budget_of(
         engine_name="vllm",
         engine_version=rules.version,
         settings=settings.as_dict(),
-        lines=_lines(plan, spread, settings, rules),
+        lines=_lines(plan, widths, settings, rules),
         kv=capacity,
         host_bytes=_HOST_BASE_BYTES * settings.layout.num_ranks + asked.weight_offload_bytes,
-        verdict=verdict,
+        verdict=worst_verdict(gates),
         shortfall_bytes=max(0, -worst.margin_bytes),
         reasons=tuple(gate.reason for gate in gates if gate.verdict != "fits"),
         warnings=_warnings(spec, rules, gpu),
@@ -91,47 +63,15 @@ def budget_of(
     )
 
 
-def _worst_verdict(gates: list[Gate]) -> Verdict:
-    verdicts = {gate.verdict for gate in gates}
-    if "does_not_fit" in verdicts:
-        return "does_not_fit"
-    return "tight" if "tight" in verdicts else "fits"
-
-
-def _spread(spec: ModelSpec, gpu: GpuSpec, settings: VllmSettings, fitted: Fitted, plan: RankPlan) -> Spread:
-    widths = fitted.intervals
-    share = widths.weights_quantized if spec.quantization else widths.weights
-    weights = round(plan.weight_bytes * share)
-    by_cause = {
-        "sampler": widths.activation_sampler,
-        "forward pass": widths.activation_forward,
-        "media tower": widths.activation_media,
-    }
-    activation = round(plan.activation.size_bytes * by_cause[plan.activation.cause] + widths.activation_mib * MIB)
-    ranks = settings.layout.tensor * settings.layout.pipeline
-    outside = round((widths.non_torch_mib if ranks == 1 else widths.non_torch_ranks_mib) * MIB)
-    graphs = round(max(plan.graphs.charged_bytes, plan.graphs.held_bytes) * widths.cuda_graph)
-    memory = round((gpu.visible_high_bytes - gpu.visible_low_bytes) / 2 * settings.utilization)
-    charged = (weights, activation, outside, memory, graphs if plan.graphs.charged_bytes else 0)
-    return Spread(
-        weights=weights,
-        activation=activation,
-        outside=outside,
-        graphs=graphs,
-        memory=memory,
-        kv=round(sqrt(sum(term**2 for term in charged))),
-    )
-
-
-def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules) -> tuple[Line, ...]:
-    lines = _weight_lines(plan, spread)
+def _lines(plan: RankPlan, widths: Intervals, settings: VllmSettings, rules: Rules) -> tuple[Line, ...]:
+    lines = _weight_lines(plan, widths.weights)
     peak = plan.activation
     lines.append(
         _line(
             "activation peak",
             "activation_peak",
             peak.size_bytes,
-            spread.activation,
+            widths.activation,
             "modelled",
             f"{peak.formula}, set by the {peak.cause}",
             "docs/memory-model.md, Activations",
@@ -142,7 +82,7 @@ def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules)
             "outside torch, charged",
             "non_torch",
             plan.outside.charged_bytes,
-            spread.outside,
+            widths.outside,
             "modelled",
             f"libraries and NCCL, accounting `{_accounting(settings, rules)}`",
             _FITTED,
@@ -151,16 +91,16 @@ def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules)
     graphs = plan.graphs
     if graphs.charged_bytes:
         note = f"{graphs.count} graphs, estimated and charged; they hold {format_gib(graphs.held_bytes)}"
-        lines.append(_line("CUDA graphs", "cuda_graph", graphs.charged_bytes, spread.graphs, "modelled", note, _FITTED))
+        lines.append(_line("CUDA graphs", "cuda_graph", graphs.charged_bytes, widths.graphs, "modelled", note, _FITTED))
     elif graphs.held_bytes:
         note = f"{graphs.count} graphs, outside the budget"
-        lines.append(_line("CUDA graphs", "cuda_graph", graphs.held_bytes, spread.graphs, "modelled", note, _FITTED))
+        lines.append(_line("CUDA graphs", "cuda_graph", graphs.held_bytes, widths.graphs, "modelled", note, _FITTED))
     lines.append(
         _line(
             "KV cache",
             "kv_cache",
             max(0, plan.kv_bytes),
-            spread.kv if settings.kv_cache_memory_bytes is None else 0,
+            widths.kv,
             "derived",
             "utilization x device - all that is charged"
             if settings.kv_cache_memory_bytes is None
@@ -175,7 +115,7 @@ def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules)
                 "outside the budget",
                 "outside_budget",
                 uncharged,
-                spread.outside,
+                widths.outside,
                 "modelled",
                 "CUDA context and NCCL that no release charges",
                 _FITTED,
@@ -184,7 +124,7 @@ def _lines(plan: RankPlan, spread: Spread, settings: VllmSettings, rules: Rules)
     return tuple(lines)
 
 
-def _weight_lines(plan: RankPlan, spread: Spread) -> list[Line]:
+def _weight_lines(plan: RankPlan, width: Width) -> list[Line]:
     """One line per role, and one for what the allocator and the engine add; the interval is spread over them."""
     parts = [(f"weights: {role.value}", size) for role, size in plan.weights.by_role.items()]
     extras = plan.extras
@@ -205,7 +145,7 @@ def _weight_lines(plan: RankPlan, spread: Spread) -> list[Line]:
             name,
             "weights",
             size,
-            round(spread.weights * abs(size) / total),
+            _part(width, abs(size) / total),
             "derived",
             "elements kept on a rank x bits" if not name.endswith("rounding") else "positions x width; torch's blocks",
             "docs/memory-model.md, Weights",
@@ -215,13 +155,18 @@ def _weight_lines(plan: RankPlan, spread: Spread) -> list[Line]:
     ]
 
 
-def _line(name: str, group: Group, size: int, spread: int, provenance: Provenance, formula: str, source: str) -> Line:
+def _part(width: Width, share: float) -> Width:
+    return Width(below_bytes=round(width.below_bytes * share), above_bytes=round(width.above_bytes * share))
+
+
+def _line(name: str, group: Group, size: int, width: Width, provenance: Provenance, formula: str, source: str) -> Line:
+    low = size - width.below_bytes
     return Line(
         name=name,
         group=group,
         size_bytes=size,
-        low_bytes=max(0, size - spread) if size >= 0 else size - spread,
-        high_bytes=size + spread,
+        low_bytes=max(0, low) if size >= 0 else low,
+        high_bytes=size + width.above_bytes,
         provenance=provenance,
         formula=formula,
         source=source,
@@ -238,7 +183,7 @@ def _capacity(
     settings: VllmSettings,
     rules: Rules,
     plan: RankPlan,
-    spread: Spread,
+    width: Width,
 ) -> KvCapacity:
     groups = plan.groups
     per_token = model_token_bytes(spec, settings.kv)
@@ -258,8 +203,8 @@ def _capacity(
     per_replica = -(-concurrency // settings.layout.data)
     needed_blocks = round(per_request * per_replica * asked.kv_keep_fraction) + _held_back(settings)
     low, high = (
-        _printed_tokens(groups, max(0, plan.kv_bytes + sign * spread.kv) // groups.block_bytes, settings, rules)
-        for sign in (-1, 1)
+        _printed_tokens(groups, max(0, plan.kv_bytes + shift) // groups.block_bytes, settings, rules)
+        for shift in (-width.below_bytes, width.above_bytes)
     )
     return KvCapacity(
         bytes_per_token=per_token,
@@ -293,7 +238,7 @@ def _gates(
     settings: VllmSettings,
     rules: Rules,
     plan: RankPlan,
-    spread: Spread,
+    widths: Intervals,
     capacity: KvCapacity,
 ) -> list[Gate]:
     free = min(gpu.memory_bytes, asked.gpu_free_bytes or gpu.memory_bytes)
@@ -301,7 +246,7 @@ def _gates(
     gates = [
         Gate(
             margin_bytes=free - context - plan.load_bytes,
-            spread_bytes=spread.weights,
+            spread_bytes=widths.weights.half_bytes,
             reason=f"the weights take {format_gib(plan.load_bytes)} of {format_gib(free - context)} that are free"
             + (" while they load" if plan.load_bytes > plan.weight_bytes else ""),
         )
@@ -310,32 +255,51 @@ def _gates(
         gates.append(
             Gate(
                 margin_bytes=free - context - plan.requested_bytes,
-                spread_bytes=spread.memory // 4,
+                spread_bytes=widths.memory_bytes // 4,
                 reason=f"utilization {settings.utilization:g} asks for {format_gib(plan.requested_bytes)},"
                 f" {format_gib(free - context)} are free at start",
             )
         )
-    if settings.kv_cache_memory_bytes is None:
-        others = gpu.memory_bytes - free if _counts_others(settings, rules) else 0
-        gates.append(_cache_gate(plan, spread, capacity, others))
-    else:
-        gates.append(
-            _cache_gate(plan, Spread(weights=0, activation=0, outside=0, graphs=0, memory=0, kv=0), capacity, 0)
-        )
+    counted = settings.kv_cache_memory_bytes is None and _counts_others(settings, rules)
+    gates.append(_cache_gate(plan, widths.sum_bytes, capacity, gpu.memory_bytes - free if counted else 0))
+    return [*gates, *_slack_gates(gpu, settings, plan, widths, free)]
+
+
+def _slack_gates(gpu: GpuSpec, settings: VllmSettings, plan: RankPlan, widths: Intervals, free: int) -> list[Gate]:
+    """What was never charged must fit beside the budget: when the server starts, and with the peak of a request."""
     graphs = max(0, plan.graphs.held_bytes - plan.graphs.charged_bytes)
     held = plan.charged_bytes + max(0, plan.kv_bytes) + plan.outside.uncharged_bytes + graphs
-    gates.append(
+    at_start = held - plan.activation.size_bytes
+    spread = max(widths.graphs.half_bytes // 2, widths.outside.half_bytes // 4) if settings.utilization > 0.9 else 0
+    if graphs and _reduces_by_nccl(gpu, settings):
+        spread = max(spread, _NCCL_GRAPHS_BYTES * settings.layout.tensor // 8 - graphs)
+    return [
+        Gate(
+            margin_bytes=free - at_start,
+            spread_bytes=0,
+            reason=f"{format_gib(at_start)} would be held at start, of {format_gib(free)}: capturing CUDA graphs would"
+            " run out of memory",
+        ),
         Gate(
             margin_bytes=free - held,
-            spread_bytes=max(spread.graphs // 2, spread.outside // 4) if settings.utilization > 0.9 else 0,
+            spread_bytes=spread,
             reason=f"{format_gib(held)} would be held in all, of {format_gib(free)}: CUDA graphs or the first request"
-            " would run out of memory",
-        )
-    )
-    return gates
+            " may run out of memory",
+            stops=False,
+        ),
+    ]
 
 
-def _cache_gate(plan: RankPlan, spread: Spread, capacity: KvCapacity, others: int) -> Gate:
+def _reduces_by_nccl(gpu: GpuSpec, settings: VllmSettings) -> bool:
+    """Whether V0's graphs hold NCCL's collectives: its own all-reduce wants NVLink for more than two GPUs.
+
+    Source: vllm/distributed/device_communicators/custom_all_reduce.py; the start-up log reckons with 1 to 3 GiB, taken for 8.
+    """
+    has_link = "nvl" in (gpu.interconnect or "").lower()
+    return settings.generation == "v0" and gpu.vendor == "nvidia" and settings.layout.tensor > 2 and not has_link
+
+
+def _cache_gate(plan: RankPlan, spread: int, capacity: KvCapacity, others: int) -> Gate:
     """The cache must hold the asked requests; `others` is memory of other processes that the release counts as its
     own.
     """
@@ -344,7 +308,7 @@ def _cache_gate(plan: RankPlan, spread: Spread, capacity: KvCapacity, others: in
         reason = f"{format_gib(-available)} are missing before any KV cache"
     else:
         reason = f"the KV cache gets {format_gib(available)}, the requests need {format_gib(capacity.needed_bytes)}"
-    return Gate(margin_bytes=available - capacity.needed_bytes, spread_bytes=spread.kv, reason=reason)
+    return Gate(margin_bytes=available - capacity.needed_bytes, spread_bytes=spread, reason=reason)
 
 
 def _checks_free_memory(settings: VllmSettings, rules: Rules) -> bool:

@@ -12,23 +12,11 @@ _FILE = Path("engines") / "vllm_fitted.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intervals:
-    """Half-widths of the 90 % intervals, as shares of the term or in MiB."""
-
-    weights: float
-    weights_quantized: float
-    activation_sampler: float
-    activation_forward: float
-    activation_media: float
-    activation_mib: float
-    non_torch_mib: float
-    non_torch_ranks_mib: float
-    cuda_graph: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """Fitted sizes in MiB; the YAML file says what each is."""
+    """Fitted sizes in MiB; the YAML file says what each is.
+
+    `intervals` holds, for a class of terms, how far real values lie below and above predicted ones, as a share.
+    """
 
     context_mib: float
     context_old_mib: float
@@ -56,7 +44,9 @@ class Fitted:
     graph_held_share: float
     graph_held_mib: float
     graph_residue_mib: float
-    intervals: Intervals
+    non_torch_width_mib: float
+    non_torch_ranks_width_mib: float
+    intervals: dict[str, list[float]]
 
 
 @cache
@@ -64,4 +54,4 @@ def load_fitted() -> Fitted:
     """Read the constants."""
     table = load_table(_FILE)
     sizes = {name: value for name, value in table.items() if name not in ("fitted_by", "intervals")}
-    return Fitted(**sizes, intervals=Intervals(**table["intervals"]))
+    return Fitted(**sizes, intervals=table["intervals"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from memplan.budget.activations import ForwardRules, forward_peak_bytes, media_tower_bytes, sampler_peak_bytes
 from memplan.catalog.rules import Rules
+from memplan.domain.dtypes import DType
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
@@ -30,6 +31,7 @@ _RAW_BYTES_PER_LOGIT = 2
 _PROMPT_LOGPROB_BYTES = 6
 _TRITON_LEAST_SEQUENCES = 8
 # Pixels in 16 bits and three colours behind one patch of a vision tower, 14 x 14.
+_SEQUENCES_V0 = 256
 _PIXEL_BYTES_PER_PATCH = 14 * 14 * 3 * 2
 # Hidden states that a compiled layer keeps beside its widest projection (residual, input, output), fitted.
 _COPIES_V1 = 3.6
@@ -39,7 +41,7 @@ _COPIES_V1 = 3.6
 class ActivationPeak:
     """The peak and which part of the run reached it.
 
-    `least_bytes` is the peak if the sampler ran on FlashInfer's kernels where the release leaves that open.
+    `least_bytes` is the peak if the sampler ran on FlashInfer's kernels, or the engine was V0, where that is open.
     """
 
     size_bytes: int
@@ -69,7 +71,7 @@ def activation_peak(
     hidden_bytes = tokens * spec.hidden_size * element_bytes
     workspace = shared_workspace_bytes(layers, spec, gpu, settings, rules)
     forward = forward_peak_bytes(
-        layers, spec, tokens, ranks, element_bytes, forward_rules(settings, rules, in_workspace=workspace > 0)
+        layers, spec, tokens, ranks, element_bytes, forward_rules(spec, settings, rules, in_workspace=workspace > 0)
     )
     media = media_peak(spec, asked, settings, element_bytes) if is_first else MediaPeak()
     received = 0 if is_first else 2 * hidden_bytes
@@ -90,15 +92,18 @@ def activation_peak(
         "media tower": (media.peak_bytes - media.kept_bytes, f"{media.items} x the largest input"),
     }
     cause = max(parts, key=lambda name: parts[name][0])
-    open_choice = path == "sort" and settings.generation == "v1"
-    least = max(forward, fused if open_choice else sampler, media.peak_bytes - media.kept_bytes)
+    if path == "sort" and settings.generation == "v1":
+        sampler = fused
+    if rules["generation"] == "mixed" and asked.max_num_seqs is None:
+        sampler = min(sampler, sampler * _SEQUENCES_V0 // sequences)
+    least = max(forward, sampler, media.peak_bytes - media.kept_bytes)
     return ActivationPeak(
         size_bytes=parts[cause][0] + kept,
         least_bytes=least + kept,
         cause=cause,
         formula=parts[cause][1],
         forward_bytes=forward,
-        sampler_bytes=sampler,
+        sampler_bytes=parts["sampler"][0],
         media_bytes=media.peak_bytes,
     )
 
@@ -133,20 +138,27 @@ def _sampler_bytes(path: str, gpu: GpuSpec, sequences: int, vocab_size: int) -> 
     return size + (triton_sampler_bytes(gpu, sequences, vocab_size) if path == "triton" else 0)
 
 
-def forward_rules(settings: VllmSettings, rules: Rules, *, in_workspace: bool) -> ForwardRules:
+def forward_rules(spec: ModelSpec, settings: VllmSettings, rules: Rules, *, in_workspace: bool) -> ForwardRules:
     """How this release runs a layer. Experts that work in the shared workspace are counted there."""
-    if settings.generation == "v1" and not settings.eager:
-        return ForwardRules(
-            hidden_copies=_COPIES_V1, expert_chunk_tokens=_expert_chunk(rules), in_workspace=in_workspace
-        )
-    copies = 3.0 if rules.release < (0, 6, 5) else 4.0
-    shares = rules.release >= (0, 8, 0)
+    is_compiled = settings.generation == "v1" and not settings.eager
+    unpacks = unpacks_weights(spec)
     return ForwardRules(
-        hidden_copies=copies,
+        hidden_copies=_COPIES_V1 if is_compiled else 3.0 if rules.release < (0, 6, 5) else 4.0,
         expert_chunk_tokens=_expert_chunk(rules),
-        shares_expert_buffers=shares,
+        shares_expert_buffers=is_compiled or rules.release >= (0, 8, 0),
         in_workspace=in_workspace,
+        unpacks=unpacks,
+        casts=unpacks and settings.dtype is not DType.BF16,
     )
+
+
+def unpacks_weights(spec: ModelSpec) -> bool:
+    """Whether projections unpack their weights to BF16 first, as bitsandbytes' 4-bit types do.
+
+    Source: vllm/model_executor/layers/quantization/bitsandbytes.py, 0.5 to 0.33: every shard of a projection is
+    multiplied by itself and copied into the output, which is cast to the model's type at last.
+    """
+    return (spec.quantization or "").startswith(("bnb-nf4", "bnb-fp4"))
 
 
 def _expert_chunk(rules: Rules) -> int:

@@ -12,7 +12,9 @@ from __future__ import annotations
 from memplan.budget.caching import Block, CachingAllocator
 from memplan.budget.kv_cache import kept_heads
 from memplan.domain.attention import ChunkedLocal, FullAttention, SlidingWindow
+from memplan.domain.dtypes import DType
 from memplan.domain.model import Layer, ModelSpec
+from memplan.engines.vllm.profile import unpacks_weights
 from memplan.engines.vllm.settings import VllmSettings
 
 _AWQ_PARTIAL_SUMS = 8
@@ -45,6 +47,8 @@ class _Run:
         self.tokens = settings.batched_tokens
         self.element_bytes = settings.dtype.bits // 8
         self.partial_sums = partial_sums
+        self.unpacks = unpacks_weights(spec)
+        self.casts = settings.dtype is not DType.BF16
         self.hidden_width = spec.hidden_size
         self.query_width = max(1, layer.query_width // ranks)
         keys = sum(kept_heads(c.num_kv_heads, ranks) * (c.key_width + c.value_width) for c in caches)
@@ -52,13 +56,19 @@ class _Run:
         mlp = layer.mlp
         self.inner_width = max(1, (mlp.intermediate if mlp else spec.hidden_size) // ranks)
         self.up_width = self.inner_width * (2 if mlp is None or mlp.gated else 1)
+        self.local_experts = mlp.num_experts // ranks if mlp and partial_sums else 0
+        self.expert_width = mlp.intermediate if mlp else 0
 
     def rows(self, width: int) -> Block:
         """A buffer of one row of `width` elements per token."""
         return self.memory.allocate(self.tokens * width * self.element_bytes)
 
-    def linear(self, width: int) -> Block:
-        """The output of a linear map, after the partial sums that an AWQ kernel makes of it."""
+    def linear(self, width: int, source: int, shards: int = 1) -> Block:
+        """The output of a linear map from `source` to `width` elements: after the partial sums that an AWQ kernel makes
+        of it, or shard by shard from weights that are unpacked first.
+        """
+        if self.unpacks:
+            return self._unpacked(width, source, shards)
         if self.partial_sums:
             sums = self.memory.allocate(self.tokens * width * self.element_bytes * self.partial_sums)
             output = self.rows(width)
@@ -66,23 +76,60 @@ class _Run:
             return output
         return self.rows(width)
 
+    def _unpacked(self, width: int, source: int, shards: int) -> Block:
+        """Every shard is multiplied by unpacked weights and copied into the output, which is cast at last."""
+        computed = self.rows(source) if self.casts else None
+        output = self.rows(width)
+        for _ in range(shards):
+            weight = self.memory.allocate(width // shards * source * 2)
+            part = self.rows(width // shards)
+            self.memory.free(weight)
+            self.memory.free(part)
+        if computed is None:
+            return output
+        cast = self.rows(width)
+        self.memory.free(output)
+        self.memory.free(computed)
+        return cast
+
     def attention(self, hidden: Block) -> Block:
         """Queries, keys and values, the attention's output, its projection."""
-        projected = self.linear(self.projected_width)
+        projected = self.linear(self.projected_width, self.hidden_width, 3)
         attended = self.rows(self.query_width)
-        output = self.linear(self.hidden_width)
+        output = self.linear(self.hidden_width, self.query_width)
         for block in (projected, attended, hidden):
             self.memory.free(block)
         return output
 
     def feed_forward(self, hidden: Block) -> Block:
         """Up projections, their product, the down projection."""
-        up = self.linear(self.up_width)
+        if self.local_experts:
+            return self._experts(hidden)
+        up = self.linear(self.up_width, self.hidden_width, self.up_width // self.inner_width)
         inner = self.rows(self.inner_width)
-        output = self.linear(self.hidden_width)
+        output = self.linear(self.hidden_width, self.inner_width)
         for block in (up, inner, hidden):
             self.memory.free(block)
         return output
+
+    def _experts(self, hidden: Block) -> Block:
+        """Whole experts one after the other, each over all tokens, as quantized Mixtral ran until 0.4."""
+        total: Block | None = None
+        for _ in range(self.local_experts):
+            gate = self.linear(self.expert_width, self.hidden_width)
+            active = self.rows(self.expert_width)
+            self.memory.free(gate)
+            up = self.linear(self.expert_width, self.hidden_width)
+            inner = self.rows(self.expert_width)
+            output = self.linear(self.hidden_width, self.expert_width)
+            for block in (active, up, inner):
+                self.memory.free(block)
+            if total is None:
+                total = output
+            else:
+                self.memory.free(output)
+        self.memory.free(hidden)
+        return total or self.rows(self.hidden_width)
 
     def sample(self, logits: int) -> None:
         """The sampler: logits in two widths, the sort with its indices and scratch, probabilities and their

@@ -19,6 +19,7 @@ from memplan.records import dataclass
 from memplan.units import GIB
 
 _TOKENS_V0 = 2048
+_LARGEST_GPU_GIB = 320
 _SEQS_V0 = 256
 _TOKENS_POOLING = 32768
 
@@ -234,9 +235,12 @@ def _tokens_v0(spec: ModelSpec, rules: Rules, context_tokens: int, chunked: bool
 
 
 def _tier(gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> tuple[int, int]:
-    """V1's defaults by device memory. Source: EngineArgs.get_batch_defaults."""
+    """V1's defaults by device memory. Source: EngineArgs.get_batch_defaults.
+
+    A size that no GPU has stands for one that is not known; vLLM gives a device it cannot read the last tier.
+    """
     for kind, least_gib, serving, offline, seqs in rules["batch_tiers"]:
-        if gpu.memory_bytes < least_gib * GIB:
+        if least_gib and not least_gib * GIB <= gpu.memory_bytes <= _LARGEST_GPU_GIB * GIB:
             continue
         if kind == "hopper" and not gpu.name.startswith(("h100", "h200", "gh200")):
             continue

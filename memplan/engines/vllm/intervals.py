@@ -1,0 +1,118 @@
+"""How far a budget's terms may be from what a run reports, at 90 %.
+
+Widths come from recorded start-ups, by what decides them: the scheme of the weights, what sets the activation peak, and
+for the cache the release and whether the batch and the utilization were told or left to the defaults. They are not
+symmetric: a sampler that may run on FlashInfer's kernels takes less, never more. benchmarks/vllm/calibrate.py fits
+them; docs/accuracy/vllm.md says how often they held.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import ModelSpec
+from memplan.domain.serving import ServingSettings
+from memplan.engines.vllm.engine import RankPlan
+from memplan.engines.vllm.fitted import Fitted
+from memplan.engines.vllm.settings import VllmSettings
+from memplan.records import dataclass
+from memplan.units import MIB
+
+# Engines print GiB with two digits.
+_PRINTED_BYTES = round(0.006 * 2**30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Width:
+    """How far the real value may lie below and above the predicted one, in bytes."""
+
+    below_bytes: int = 0
+    above_bytes: int = 0
+
+    @property
+    def half_bytes(self) -> int:
+        return (self.below_bytes + self.above_bytes) // 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intervals:
+    """The width of every term, of the card's visible memory, and of the cache as the sum of its terms."""
+
+    weights: Width
+    activation: Width
+    outside: Width
+    graphs: Width
+    kv: Width
+    memory_bytes: int
+    sum_bytes: int
+
+
+def intervals_of(
+    spec: ModelSpec,
+    gpu: GpuSpec,
+    asked: ServingSettings,
+    settings: VllmSettings,
+    release: tuple[int, ...],
+    fitted: Fitted,
+    plan: RankPlan,
+) -> Intervals:
+    """The widths of one rank's terms."""
+    shares = fitted.intervals
+    weights = _share(plan.weight_bytes, shares["weights_quantized" if spec.quantization else "weights"])
+    activation = _activation(plan, shares[activation_class(plan, settings, release)])
+    ranks = settings.layout.tensor * settings.layout.pipeline
+    outside = _around(fitted.non_torch_width_mib if ranks == 1 else fitted.non_torch_ranks_width_mib)
+    held = max(plan.graphs.charged_bytes, plan.graphs.held_bytes)
+    graphs = _share(held, shares["cuda_graph"])
+    memory = round((gpu.visible_high_bytes - gpu.visible_low_bytes) / 2 * settings.utilization)
+    charged = [weights.half_bytes, activation.half_bytes, outside.half_bytes, memory]
+    charged += [graphs.half_bytes] if plan.graphs.charged_bytes else []
+    return Intervals(
+        weights=weights,
+        activation=activation,
+        outside=outside,
+        graphs=graphs,
+        kv=_share(gpu.memory_bytes, shares[cache_class(asked, settings, release)])
+        if settings.kv_cache_memory_bytes is None
+        else Width(),
+        memory_bytes=memory,
+        sum_bytes=round(sqrt(sum(part**2 for part in charged))) if settings.kv_cache_memory_bytes is None else 0,
+    )
+
+
+def activation_class(plan: RankPlan, settings: VllmSettings, release: tuple[int, ...]) -> str:
+    """Which records an activation peak is compared with."""
+    cause = plan.activation.cause
+    if cause == "media tower":
+        return "activation_media"
+    era = "v0" if settings.generation == "v0" else "v1" if release < (0, 17, 0) else "fused"
+    return f"activation_{'sampler' if cause == 'sampler' else 'forward'}_{era}"
+
+
+def cache_class(asked: ServingSettings, settings: VllmSettings, release: tuple[int, ...]) -> str:
+    """Which records a cache is compared with."""
+    if settings.generation == "v0":
+        return "kv_v0_early" if release < (0, 7, 0) else "kv_v0"
+    if release < (0, 11, 0):
+        return "kv_v1_early"
+    told = (asked.gpu_memory_utilization, asked.max_num_seqs, asked.max_num_batched_tokens)
+    return "kv_v1_told" if None not in told else "kv_v1"
+
+
+def _activation(plan: RankPlan, shares: list[float]) -> Width:
+    width = _share(plan.activation.size_bytes, shares)
+    open_bytes = plan.activation.size_bytes - plan.activation.least_bytes
+    return Width(below_bytes=max(width.below_bytes, open_bytes + _PRINTED_BYTES), above_bytes=width.above_bytes)
+
+
+def _share(size: int, shares: list[float]) -> Width:
+    low, high = shares
+    return Width(
+        below_bytes=round(max(0.0, -low) * size) + _PRINTED_BYTES,
+        above_bytes=round(max(0.0, high) * size) + _PRINTED_BYTES,
+    )
+
+
+def _around(mib: float) -> Width:
+    return Width(below_bytes=round(mib * MIB), above_bytes=round(mib * MIB))
