@@ -63,6 +63,19 @@ class Asked:
         )
 
 
+def _with_config(given: Given) -> Given:
+    """Fill in what the engine config that is named says; what was given before wins."""
+    if "config" not in given:
+        return given
+    from memplan.cli.engine_config import merged, read_engine_config
+
+    found, notes = read_engine_config(given["config"], given.get("engine"))
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    both = merged(given, found)
+    return {name: value for name, value in both.items() if name != "config"}
+
+
 def ask(given: Given) -> Asked:
     """Read a command's options into what they ask; a config file and the directory's state fill in what is missing.
 
@@ -72,14 +85,7 @@ def ask(given: Given) -> Asked:
     from memplan.engines.registry import parse_engine
     from memplan.pipeline import load_draft, load_model
 
-    if "config" in given:
-        from memplan.cli.engine_config import merged, read_engine_config
-
-        found, notes = read_engine_config(given["config"], given.get("engine"))
-        given = merged(given, found)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-    given = filled_in(given)
+    given = _with_config(filled_in(_with_config(given)))
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
     settings = serving_settings(given)
     engines = tuple(parse_engine(name) for name in listed(given, "engine")) or (parse_engine(None),)

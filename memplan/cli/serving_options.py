@@ -35,6 +35,7 @@ def parse_devices(names: str | None, *, memory: str | None, free: str | None) ->
     free_bytes = parse_size_bytes(free, what="--gpu-free") if free else None
     if names is None and memory_bytes is None and free_bytes:
         raise UsageError("--gpu-free without a GPU", hint="name one with --gpu, or its size with --gpu-memory")
+    devices: tuple[Device, ...]
     if names is None:
         devices = (Device(gpu=unnamed_gpu(memory_bytes)),) if memory_bytes else ()
     else:

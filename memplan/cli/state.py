@@ -18,6 +18,7 @@ from memplan.errors import UsageError, did_you_mean
 
 PROJECT_FILE = "memplan.yaml"
 _MAX_BYTES = 1 << 20
+_RECIPE = "recipe"  # the title and the expected answer of a file of recipes/
 
 
 def filled_in(given: Given) -> Given:
@@ -32,10 +33,11 @@ def filled_in(given: Given) -> Given:
         remembered, where = read_project(project), PROJECT_FILE
     else:
         remembered, where = _last(), "the last command here"
-    if "model" not in remembered:
+    subject = remembered.get("model", remembered.get("config"))
+    if subject is None:
         raise UsageError("no model was named", hint="write memplan estimate llama-70b --gpu a100-80g")
     gpu = given.get("gpu", remembered.get("gpu"))
-    print(f"using {where}: {remembered['model']}{f' on {gpu}' if gpu else ''}", file=sys.stderr)
+    print(f"using {where}: {subject}{f' on {gpu}' if gpu else ''}", file=sys.stderr)
     return {**remembered, **given}
 
 
@@ -53,7 +55,7 @@ def remember(given: Given) -> None:
 
 
 def read_project(path: Path) -> dict[str, Any]:
-    """Read memplan.yaml: option names as keys, as on the command line.
+    """Read memplan.yaml: option names as keys, as on the command line. What a recipe says of itself is left aside.
 
     Raises: UsageError for a file that is not such a mapping, an unknown key or a value of the wrong type.
     """
@@ -67,8 +69,8 @@ def read_project(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error}") from None
     return {
         name: _typed(name, value, str(path))
-        for name, value in ((key.replace("-", "_"), value) for key, value in read_yaml(text, str(path)).items())
-        if value is not None
+        for name, value in ((str(key).replace("-", "_"), value) for key, value in read_yaml(text, str(path)).items())
+        if value is not None and name != _RECIPE
     }
 
 

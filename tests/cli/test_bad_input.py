@@ -244,3 +244,11 @@ def test_the_demo_model_is_answered_offline(memplan_here: Memplan) -> None:
     done = memplan_here("estimate", "demo", "--gpu", "a100-80g", "--offline")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("demo, 5,278,976 parameters")
+
+
+def test_an_interrupted_command_exits_130(memplan_here: Memplan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(question: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("memplan.pipeline.answer", interrupt)
+    assert memplan_here("estimate", *ON_L4) == (130, "", "interrupted\n")

@@ -1,0 +1,51 @@
+"""Every recipe is a memplan.yaml that a person can copy, and still has the answer that it says it has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memplan.cli.questions import ask
+from memplan.cli.state import read_project
+from memplan.pipeline import answer
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+FILES = sorted([*RECIPES.glob("*.yaml"), *RECIPES.glob("*/memplan.yaml")])
+VERDICTS = {"fits", "tight", "does_not_fit"}
+
+
+def said(path: Path) -> dict[str, object]:
+    recipe: dict[str, object] = yaml.safe_load(path.read_text())["recipe"]
+    return recipe
+
+
+def expected(path: Path) -> list[str]:
+    verdicts = said(path)["expect"]
+    return [verdicts] if isinstance(verdicts, str) else list(verdicts)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(RECIPES)))
+def test_a_recipe_has_the_verdict_that_it_expects(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    asked = ask({**read_project(path), "offline": True, "quiet": True})
+    if not asked.devices:
+        assert expected(path) == []
+        assert asked.holders().budgets
+        return
+    assert [answer(question).verdict for question in asked.questions()] == expected(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(RECIPES)))
+def test_a_recipe_says_what_it_is(path: Path) -> None:
+    recipe = said(path)
+    assert recipe.keys() == {"title", "expect"}
+    assert isinstance(recipe["title"], str)
+    assert set(expected(path)) <= VERDICTS
+
+
+def test_the_list_of_recipes_names_every_file_and_no_other() -> None:
+    linked = re.findall(r"\]\(([^)]+\.yaml)\)", (RECIPES / "README.md").read_text())
+    assert sorted(linked) == sorted(str(path.relative_to(RECIPES)) for path in FILES)
