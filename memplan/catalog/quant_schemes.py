@@ -96,7 +96,7 @@ _GGUF_TEXT = """
     iq4_nl iq4_xs mxfp4 mxfp4_moe nvfp4 q4_0_4_4 q4_0_4_8 q4_0_8_8 iq1_bn iq2_bn iq2_k iq3_k iq4_k iq5_k iq6_k
     iq2_ks iq3_ks iq4_ks iq4_kss iq5_ks iq1_kt iq2_kt iq3_kt iq4_kt iq2_kl iq3_kl q8_kv bf16_r16 q4_0_r8 q5_0_r4
     q8_0_r8 q2_k_r4 q3_k_r4 q4_k_r4 q5_k_r4 q6_k_r4 q8_k_r8 iq4_nl_r4 iq4_xs_r8 iq2_k_r4 iq3_k_r4 iq4_k_r4
-    iq5_k_r4 iq4_ks_r4 iq5_ks_r4
+    iq5_k_r4 iq4_ks_r4 iq5_ks_r4 q2_k_l q3_k_xl q4_k_l q5_k_l q6_k_l
 """
 _GGUF_NAMES = tuple(_GGUF_TEXT.split())
 

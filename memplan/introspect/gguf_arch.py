@@ -20,9 +20,11 @@ ARCHITECTURES: Mapping[str, str] = {
     "deepseek": "deepseek",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "deepseek_ref": "deepseek4",
     "deepseek_v32": "deepseek32",
     "deepseek_v4": "deepseek4",
     "deepseek_vl_v2": "deepseek2",
+    "distilbert": "bert",
     "ernie4_5": "ernie4_5",
     "ernie4_5_moe": "ernie4_5-moe",
     "exaone": "exaone",
@@ -39,6 +41,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "glm": "chatglm",
     "glm4": "glm4",
     "glm4_moe": "glm4moe",
+    "glm4_moe_lite": "deepseek2",
     "glm4v": "glm4",
     "glm4v_moe": "glm4moe",
     "glm_moe_dsa": "glm-dsa",
@@ -67,6 +70,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llama4_text": "llama4",
     "llava": "llama",
     "llava_llama": "llama",
+    "llava_next": "llama",
     "mamba": "mamba",
     "mamba2": "mamba2",
     "mimo": "qwen2",
@@ -74,15 +78,19 @@ ARCHITECTURES: Mapping[str, str] = {
     "minicpm": "minicpm",
     "minicpm3": "minicpm3",
     "minicpmv": "qwen2",
+    "minicpmv4_6": "qwen35",
     "minimax_m1": "minimax-01",
     "minimax_m2": "minimax-m2",
     "minimax_m3": "minimax-m3",
+    "minimax_m3_vl": "minimax-m3",
     "ministral3": "mistral3",
     "mistral": "llama",
     "mistral3": "llama",
     "mistral4": "mistral4",
     "mixtral": "llama",
+    "modernbert": "modern-bert",
     "mpt": "mpt",
+    "multi_modality": "llama",
     "nemotron": "nemotron",
     "nemotron-nas": "deci",
     "nemotron_h": "nemotron_h",
@@ -122,6 +130,28 @@ ARCHITECTURES: Mapping[str, str] = {
     "xlm-roberta": "bert",
     "xverse": "xverse",
 }
+
+# Every language model architecture that llama.cpp builds a graph for.
+_KNOWN = frozenset(
+    """
+    afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert bitnet bloom chameleon chatglm
+    codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 dots1
+    dots3note dream ernie4_5 ernie4_5-moe eurobert exaone exaone-moe exaone4 falcon falcon-h1 gemma gemma-embedding
+    gemma2 gemma3 gemma3n gemma4 glm-dsa glm4 glm4moe glm5-next gpt-oss gpt2 gptneox granite granite_swa granitehybrid
+    granitemoe graniteswitch grok grovemoe hrm_text hunyuan-dense hunyuan-moe hunyuan_vl hy_v3 hy_v4 internlm2 jais
+    jais2 jamba jina-bert-v2 jina-bert-v3 kimi-k3 kimi-linear laguna lfm2 lfm2moe llada llada-moe llama llama-embed
+    llama4 maincoder mamba mamba2 maple mellum mimo2 minicpm minicpm3 minimax-01 minimax-m2 minimax-m3 mistral3 mistral4
+    modern-bert mpt muse-glimmer nanbeige nemotron nemotron_h nemotron_h_moe neo-bert nomic-bert nomic-bert-moe olmo
+    olmo2 olmoe openelm orion paddleocr pangu-embedded phi2 phi3 phimoe plamo plamo2 plamo3 plm qwen qwen2 qwen2moe
+    qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3next qwen3vl qwen3vlmoe qwen4exp refact rnd1 rwkv6 rwkv6qwen2 rwkv7
+    seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2 step35 t5 t5encoder talkie xverse
+    """.split()  # noqa: SIM905
+)
+
+
+def is_known_architecture(name: str) -> bool:
+    """Whether llama.cpp runs an architecture, by its own name of it."""
+    return name in _KNOWN
 
 
 def gguf_architecture(model_type: str) -> str:

@@ -52,8 +52,11 @@ def is_gguf(spec: ModelSpec) -> bool:
     return any(tensor.name == _EMBEDDING for tensor in spec.shared)
 
 
-def to_gguf(spec: ModelSpec) -> ModelSpec:
-    """Return the model as a GGUF file of 16-bit weights would hold it; a model read from GGUF is returned as it is."""
+def to_gguf(spec: ModelSpec, *, splits_latents: bool = True) -> ModelSpec:
+    """Return the model as a GGUF file of 16-bit weights would hold it; a model read from GGUF is returned as it is.
+
+    `splits_latents` cuts a latent's up-projection into keys and values, as files since April 2025 (b5137) have it.
+    """
     if is_gguf(spec):
         return spec
     architecture = _architecture(spec)
@@ -62,14 +65,16 @@ def to_gguf(spec: ModelSpec) -> ModelSpec:
     for layer in spec.layers:
         if id(layer) not in made:
             made[id(layer)] = replace(
-                layer, tensors=tuple(_layer_tensors(layer, architecture)), caches=_caches(layer, architecture)
+                layer,
+                tensors=tuple(_layer_tensors(layer, architecture, splits_latents)),
+                caches=_caches(layer, architecture),
             )
         layers.append(made[id(layer)])
     return replace(
         spec,
         model_type=architecture,
         layers=tuple(layers),
-        shared=tuple(_shared_tensors(spec.shared)),
+        shared=tuple(_shared_tensors(spec, architecture)),
         towers=(),
         mtp=(),
         layer_prefix="blk.",
@@ -100,11 +105,12 @@ def _caches(layer: Layer, architecture: str) -> tuple[Cache, ...]:
     )
 
 
-def _layer_tensors(layer: Layer, architecture: str) -> Iterator[Tensor]:
+def _layer_tensors(layer: Layer, architecture: str, splits_latents: bool) -> Iterator[Tensor]:
     siblings = frozenset(tensor.name for tensor in layer.tensors)
     for tensor in layer.tensors:
         renamed = replace(tensor, name=layer_name(tensor.name, siblings))
-        for part in _parts(renamed, layer, architecture):
+        whole = renamed.name == "attn_kv_b.weight" and not splits_latents
+        for part in (renamed,) if whole else _parts(renamed, layer, architecture):
             yield _stored(part)
 
 
@@ -159,9 +165,11 @@ def _cut(tensor: Tensor, widths: tuple[int, ...], names: tuple[str, ...]) -> Ite
         yield replace(tensor, name=f"{name}.{suffix}", shape=(width, *tensor.shape[1:]))
 
 
-def _shared_tensors(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    for tensor in tensors:
+def _shared_tensors(spec: ModelSpec, architecture: str) -> Iterator[Tensor]:
+    for tensor in spec.shared:
         name = shared_name(tensor.name)
+        if name == "position_embd.weight" and architecture == "bert":  # RoBERTa's begin after the padding
+            tensor = replace(tensor, shape=(min(tensor.shape[0], spec.max_context_tokens), *tensor.shape[1:]))
         if name is not None:
             yield _stored(replace(tensor, name=name))
 

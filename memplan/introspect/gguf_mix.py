@@ -7,7 +7,9 @@ type's blocks falls back to a type with smaller blocks, at last to FP16.
 
 Mixes that need an importance matrix are taken to have one, others to have none; `has_imatrix` overrides that.
 `fused_as_values` treats a fused query-key-value weight like a value weight, as llama-quantize does since March 2026
-(b8259); older files have types of their own for it.
+(b8259); older files have types of their own for it. `tied_as_head` gives a tied embedding the type of a head, which
+files from before March 2024 (b2366) do not. The names q2_k_l, q3_k_xl, q4_k_l, q5_k_l and q6_k_l are a publisher's
+habit: the mix one size smaller with embedding and head in Q8_0.
 
 Not modelled: the mixes of the ik fork beyond their base type; hand-made mixes that share a name (Unsloth's UD files).
 
@@ -41,6 +43,13 @@ _BASE: Mapping[str, str] = {
     "iq3_kl": "iq3_k",
 }
 _SAME: Mapping[str, str] = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m", "mxfp4": "mxfp4_moe"}
+_RICH_HEAD: Mapping[str, str] = {
+    "q2_k_l": "q2_k",
+    "q3_k_xl": "q3_k_l",
+    "q4_k_l": "q4_k_m",
+    "q5_k_l": "q5_k_m",
+    "q6_k_l": "q6_k",
+}
 _SMALLER: Mapping[str, str] = {
     **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
     **dict.fromkeys(("q2_0", "q2_k", "q3_k", "tq1_0", "tq2_0"), "q4_0"),
@@ -78,10 +87,17 @@ class Mix:
     name: str
     has_imatrix: bool
     fused_as_values: bool = True
+    tied_as_head: bool = True
+    rich_head: bool = False
 
     @property
     def base(self) -> str:
         return _BASE.get(self.name, self.name)
+
+    @property
+    def shown(self) -> str:
+        """The name that asks for it."""
+        return next((wide for wide, name in _RICH_HEAD.items() if self.rich_head and name == self.name), self.name)
 
 
 @dataclass(slots=True)
@@ -92,13 +108,22 @@ class _Counts:
     downs: int = 0
 
 
-def parse_mix(name: str, *, has_imatrix: bool | None = None, fused_as_values: bool = True) -> Mix:
+def parse_mix(
+    name: str, *, has_imatrix: bool | None = None, fused_as_values: bool = True, tied_as_head: bool = True
+) -> Mix:
     """Return the mix that `name` means. Raises: UsageError for one whose base type ggml does not have."""
-    lowered = _SAME.get(name.lower(), name.lower())
+    given = name.lower()
+    lowered = _RICH_HEAD.get(given) or _SAME.get(given, given)
     if _BASE.get(lowered, lowered) not in _TYPES:
         raise UsageError(f"unknown GGUF mix: `{name}`", hint="for example q4_k_m, q8_0 or iq4_xs")
     imatrix = lowered in _NEEDS_IMATRIX if has_imatrix is None else has_imatrix
-    return Mix(name=lowered, has_imatrix=imatrix, fused_as_values=fused_as_values)
+    return Mix(
+        name=lowered,
+        has_imatrix=imatrix,
+        fused_as_values=fused_as_values,
+        tied_as_head=tied_as_head,
+        rich_head=given in _RICH_HEAD,
+    )
 
 
 def apply_mix(spec: ModelSpec, mix: Mix) -> ModelSpec:
@@ -121,7 +146,7 @@ def apply_mix(spec: ModelSpec, mix: Mix) -> ModelSpec:
         layers=tuple(layers),
         shared=shared,
         dtype={"f32": DType.F32, "bf16": DType.BF16}.get(mix.base, DType.F16),
-        quantization=None if plain else f"gguf:{mix.name}",
+        quantization=None if plain else f"gguf:{mix.shown}",
         stored_bytes=None,
     )
 
@@ -327,7 +352,10 @@ def _shared_type(tensor: Tensor, model: _Model, mix: Mix) -> str | None:
     if mix.base in ("f32", "f16", "bf16"):
         return mix.base
     is_embedding = tensor.name in ("token_embd.weight", "per_layer_token_embd.weight")
-    if tensor.name == "output.weight" or (model.is_tied and is_embedding):
+    is_head = tensor.name == "output.weight" or (model.is_tied and is_embedding and mix.tied_as_head)
+    if mix.rich_head and (is_head or is_embedding):
+        return _fallback("q8_0", tensor)
+    if is_head:
         return _fallback(_head_type(tensor, model, mix), tensor)
     if mix.name == "mxfp4_moe":
         return _fallback("q8_0", tensor)

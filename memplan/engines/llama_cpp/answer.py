@@ -16,6 +16,7 @@ from memplan.engines.llama_cpp.device import (
     HOST_PROCESS_BYTES,
 )
 from memplan.engines.llama_cpp.fitted import spreads
+from memplan.engines.llama_cpp.graph_traits import ENCODERS
 from memplan.engines.llama_cpp.limits import largest_context, largest_gpu_layers
 from memplan.engines.llama_cpp.plan import Plan
 from memplan.engines.llama_cpp.settings import LlamaSettings
@@ -195,7 +196,9 @@ def _warnings(spec: ModelSpec, rules: Rules, settings: LlamaSettings, unused: tu
         warnings.append(f"llama.cpp {rules.version} is outside the builds that are known; the nearest rules are used")
     if spec.weights_source != "headers" and spec.quantization is None:
         warnings.append("weights in 16 bit: name a mix with --quant gguf:q4_k_m, or give the .gguf file")
-    if settings.cache_ram_mib:
+    if spec.model_type in ENCODERS:
+        warnings.append(f"an encoder reads an input in one step: none longer than {settings.ubatch_size} tokens (-ub)")
+    elif settings.cache_ram_mib:
         size = format_gib(settings.cache_ram_mib * MIB)
         warnings.append(f"the server keeps prompts in up to {size} of host memory (--cache-ram)")
     if settings.fork == "ik":

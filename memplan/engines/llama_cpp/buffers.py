@@ -16,6 +16,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Tensor
 from memplan.engines.llama_cpp.ggml_graph import TYPES
 from memplan.engines.llama_cpp.graph_builder import ggml_type
+from memplan.engines.llama_cpp.graph_traits import ENCODERS
 from memplan.engines.llama_cpp.placement import Devices
 from memplan.records import dataclass
 from memplan.units import round_up
@@ -61,7 +62,9 @@ def weight_buffers(spec: ModelSpec, devices: Devices, backend: str, rules: Rules
 
 
 def tied_head(spec: ModelSpec) -> Tensor | None:
-    """The embedding, where it serves as the head, too."""
+    """The embedding, where it serves as the head, too; encoders end without one."""
+    if spec.model_type in ENCODERS:
+        return None
     names = {tensor.name: tensor for tensor in spec.shared}
     return None if "output.weight" in names else names.get("token_embd.weight")
 

@@ -22,6 +22,7 @@ from memplan.engines.llama_cpp.settings import LlamaSettings
 _HOST_ALIGNMENT = 32
 _ALIGNMENTS = {"CUDA": 128, "ROCm": 128, "SYCL": 128, "CANN": 128, "Metal": 32}
 _ROW_ELEMENTS = 512
+_PIPELINED = frozenset({"CUDA", "ROCm", "MUSA"})  # backends whose devices copy and signal asynchronously
 
 
 def compute_bytes(
@@ -42,6 +43,7 @@ def compute_bytes(
     graph = build_graph(spec, _batch(spec, settings, rules, cells), placement, _graph_rules(spec, settings, rules))
     pipelined = (
         rules["pipeline"]
+        and settings.backend in _PIPELINED
         and settings.num_gpus > 1
         and full
         and settings.split_mode == "layer"

@@ -16,6 +16,9 @@ from memplan.domain.serving import ServingSettings
 from memplan.engines.llama_cpp.answer import budget_of
 from memplan.engines.llama_cpp.plan import plan_devices
 from memplan.engines.llama_cpp.settings import resolve
+from memplan.errors import UnsupportedModel
+
+_ENCODER_DECODERS = frozenset({"t5", "t5encoder"})
 
 
 class LlamaCpp:
@@ -42,7 +45,19 @@ def rules_of(settings: ServingSettings, version: str | None) -> Rules:
 
 
 def as_stored(spec: ModelSpec) -> ModelSpec:
-    """The model under ggml's names; one that is not from a GGUF file is taken as its 16-bit conversion."""
+    """The model under ggml's names; one that is not from a GGUF file is taken as its 16-bit conversion.
+
+    Raises: UnsupportedModel for an architecture that llama.cpp has no graph for.
+    """
+    from memplan.introspect.gguf_arch import is_known_architecture
     from memplan.introspect.gguf_convert import to_gguf
 
-    return to_gguf(spec)
+    hint = "`--engine transformers` and `--engine vllm` budget models that llama.cpp does not run"
+    stored = to_gguf(spec)
+    if not is_known_architecture(stored.model_type):
+        raise UnsupportedModel(f"llama.cpp does not run this architecture: `{stored.model_type}`", hint=hint)
+    if stored.model_type in _ENCODER_DECODERS:
+        raise UnsupportedModel(f"encoder-decoder models are not budgeted under llama.cpp: `{spec.name}`", hint=hint)
+    if not any(tensor.name == "token_embd.weight" for tensor in stored.shared):
+        raise UnsupportedModel(f"no token embedding in {spec.name}: llama.cpp loads whole language models", hint=hint)
+    return stored

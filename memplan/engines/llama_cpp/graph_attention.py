@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memplan.domain.attention import ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
+from memplan.domain.attention import ChunkedLocal, FullAttention, LatentAttention, SharedKV, SlidingWindow
 from memplan.domain.model import Layer
 from memplan.engines.llama_cpp.ggml_graph import (
     Value,
@@ -20,6 +20,7 @@ from memplan.engines.llama_cpp.ggml_graph import (
     view,
 )
 from memplan.engines.llama_cpp.graph_builder import Builder, LayerWeights
+from memplan.engines.llama_cpp.graph_encoder import attend_within, heads_of
 
 Heads = FullAttention | SlidingWindow | ChunkedLocal
 
@@ -31,14 +32,35 @@ def attention(builder: Builder, layer: Layer, weights: LayerWeights, value: Valu
         from memplan.engines.llama_cpp.graph_latent import latent_attention
 
         return latent_attention(builder, latent, weights, value)
-    heads = next(kept for kept in layer.caches if isinstance(kept, Heads))
+    kept = next((kept for kept in layer.caches if isinstance(kept, Heads)), None)
+    if kept is not None and any(isinstance(other, SharedKV) for other in layer.caches):
+        return _reads_shared(builder, layer, kept, weights, value)
+    heads = kept or heads_of(layer, weights)
     query, key, values, gate = _projections(builder, layer, heads, weights, value)
     if builder.traits.scales_queries:
         query = like("scale", query)
-    made = attend(builder, weights, heads, query, key, values, has_window=not isinstance(heads, FullAttention))
+    if kept is None:
+        made = attend_within(builder, query, key, values)
+    else:
+        made = attend(builder, weights, heads, query, key, values, has_window=not isinstance(heads, FullAttention))
     if gate is not None:
         made = like("mul", made, like("unary", contiguous(gate, made.shape[0], made.shape[1])))
     return weights.linear(made, "attn_output") if "attn_output" in weights else made
+
+
+def _reads_shared(builder: Builder, layer: Layer, heads: Heads, weights: LayerWeights, value: Value) -> Value:
+    """Attention to the cache that an earlier layer has written in this step."""
+    query = reshape(weights.linear(value, "attn_q"), heads.key_width, layer.num_heads, builder.batch.tokens)
+    query, _ = _head_norms(weights, query, query)
+    if builder.traits.rotates(weights.index):
+        query = rotate(builder, weights, query)
+    if builder.traits.scales_queries:
+        query = like("scale", query)
+    builder.graph.expand(query)
+    name, cells = builder.cells_of(has_window=not isinstance(heads, FullAttention))
+    kept = _Cache(builder, weights.index, heads, cells)
+    made = scores(builder, query, kept.keys(), kept.values(), attention_mask(builder, name, cells))
+    return weights.linear(made, "attn_output")
 
 
 def _projections(
@@ -122,14 +144,13 @@ def attend(
     `after` is a weight per head that the result goes through, `values_in_keys` takes values as part of the keys where
     the release does so (latent attention).
     """
-    graph, batch = builder.graph, builder.batch
+    graph = builder.graph
     graph.expand(query)
     first, second = (values, key) if builder.rules.values_before_keys else (key, values)
     graph.expand(first)
     graph.expand(second)
-    cells = batch.window_cells if has_window and batch.window_differs else batch.cells
+    name, cells = builder.cells_of(has_window=has_window)
     kept = _Cache(builder, weights.index, heads, cells)
-    name = "window" if has_window and batch.window_differs else "full"
     graph.expand(kept.store_keys(key, name))
     mask = attention_mask(builder, name, cells)
     if values_in_keys and builder.rules.values_in_keys:
@@ -166,6 +187,7 @@ def scores(
     )
     query, keys, values = (permute(part, 0, 2, 1, 3) for part in (query, keys, values))
     if batch.flash:
+        keys, values = (cast(part, "f16") if part.type == "f32" else part for part in (keys, values))
         made = new("flash_attn", "f32", (values.shape[0], count, tokens // streams, streams), query, keys, values, mask)
         if after is not None:
             made = permute(matmul(after, permute(made, 0, 2, 1, 3)), 0, 2, 1, 3)

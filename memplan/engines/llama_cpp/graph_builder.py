@@ -93,6 +93,12 @@ class Builder:
             self.inputs[name] = leaf_input(name, kind, *shape)
         return self.inputs[name]
 
+    def cells_of(self, *, has_window: bool) -> tuple[str, int]:
+        """Which cache a layer reads: its name, and the cells of one stream."""
+        if has_window and self.batch.window_differs:
+            return "window", self.batch.window_cells
+        return "full", self.batch.cells
+
     def weights(self, layer: Layer, index: int) -> LayerWeights:
         """The weights of layer `index`."""
         return LayerWeights(self, index, {tensor.name: tensor for tensor in layer.tensors})

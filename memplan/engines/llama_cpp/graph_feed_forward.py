@@ -35,6 +35,8 @@ def feed_forward(builder: Builder, layer: Layer, weights: LayerWeights, value: V
 def dense(builder: Builder, weights: LayerWeights, value: Value, *, suffix: str = "") -> Value:
     """Up, gate, activation and down."""
     up_name, gate_name, down_name = f"ffn_up{suffix}", f"ffn_gate{suffix}", f"ffn_down{suffix}"
+    if up_name not in weights or down_name not in weights:  # a block without an MLP
+        return value
     up = weights.linear(value, up_name)
     down = weights[down_name]
     if gate_name in weights:

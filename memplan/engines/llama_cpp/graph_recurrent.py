@@ -3,7 +3,7 @@
 All share a form: the state of every sequence is copied out of the cache, the step's inputs are put behind the last
 inputs that the convolution keeps, a scan runs over the step, and states are written back.
 
-Not modelled: RWKV, KDA and lightning attention, which are taken for a gated delta net of the same state.
+Not modelled: RWKV, KDA and lightning attention (`graph_encoder.unknown_mixer` stands in for them).
 
 Source: mamba-base.cpp, delta-net-base.cpp, lfm2.cpp and build_rs of the snapshot in llama-cpp-python 0.3.36.
 """
@@ -26,6 +26,15 @@ from memplan.engines.llama_cpp.ggml_graph import (
     view,
 )
 from memplan.engines.llama_cpp.graph_builder import Builder, LayerWeights
+
+
+def is_modelled(weights: LayerWeights) -> bool:
+    """Whether the mixer of a layer is one of those below."""
+    if "shortconv.in_proj" in weights:
+        return True
+    if "ssm_out" not in weights or "ssm_conv1d" not in weights:
+        return False
+    return "ssm_in" in weights or "attn_qkv" in weights
 
 
 def recurrent(builder: Builder, state: LinearState, weights: LayerWeights, value: Value) -> Value:

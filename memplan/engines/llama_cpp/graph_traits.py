@@ -10,7 +10,21 @@ from memplan.records import dataclass
 _LAYER_NORM = frozenset(
     {
         *("bert", "bloom", "codeshell", "cohere2", "command-r", "dbrx", "falcon", "gpt2", "gptj", "gptneox", "jais"),
-        *("jina-bert-v2", "mpt", "nemotron", "nomic-bert", "olmo", "orion", "phi2", "phimoe", "stablelm", "starcoder"),
+        *(
+            "jina-bert-v2",
+            "jina-bert-v3",
+            "modern-bert",
+            "mpt",
+            "nemotron",
+            "nomic-bert",
+            "nomic-bert-moe",
+            "olmo",
+            "orion",
+            "phi2",
+            "phimoe",
+            "stablelm",
+            "starcoder",
+        ),
         "starcoder2",
     }
 )
@@ -28,14 +42,19 @@ _SCALED_RESIDUAL = frozenset({"granite", "granitemoe", "granitehybrid", "minicpm
 _SCALED_LOGITS = frozenset(
     {"cohere2", "command-r", "gemma2", "granite", "granitemoe", "granitehybrid", "grok", "minicpm"}
 )
-_WITHOUT_ROPE = frozenset({"bert", "bloom", "gpt2", "jais", "mpt", "refact", "starcoder", "t5", "jamba"})
+_WITHOUT_ROPE = frozenset(
+    {"bert", "bloom", "gpt2", "jais", "jina-bert-v2", "mpt", "refact", "starcoder", "t5", "jamba"}
+)
 # Every so many layers there is one without rotary positions.
 _SKIPPED_ROPE = {"smollm3": 4, "llama4": 4, "cohere2": 4, "exaone4": 4}
 _SIGMOID_GATE = frozenset({"qwen2moe", "qwen3next", "qwen35moe"})
 _UNNORMED_EXPERTS = frozenset({"deepseek", "qwen2moe", "olmoe", "gpt-oss"})
 _FOUR_POSITIONS = frozenset({"qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "paddleocr"})
 ENCODERS = frozenset(
-    {"bert", "jina-bert-v2", "jina-bert-v3", "modern-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}
+    {
+        *("bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed", "modern-bert"),
+        *("neo-bert", "nomic-bert", "nomic-bert-moe"),
+    }
 )
 
 

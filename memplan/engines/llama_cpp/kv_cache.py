@@ -40,7 +40,7 @@ _COMPRESSED = frozenset({"deepseek2", "deepseek32", "glm-dsa", "kimi-linear", "k
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cells:
-    """Cells per stream: of layers that keep the whole context, and of window layers (0 where they keep it, too)."""
+    """Cells per stream: of layers that keep the whole context, and of window layers (0 where a model has none)."""
 
     context: int
     window: int
@@ -65,9 +65,9 @@ def cells_of(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Cells:
     streams = settings.streams
     context = settings.ctx_size // streams
     window = window_tokens(spec)
-    if not window or rules["window_cache"] == "none" or settings.fork == "ik":
+    if not window:
         return Cells(context=context, window=0, streams=streams)
-    if settings.swa_full:
+    if settings.swa_full or rules["window_cache"] == "none" or settings.fork == "ik":
         return Cells(context=context, window=context, streams=streams)
     step = settings.batch_size if rules["window_cache"] == "batch" else settings.ubatch_size
     sequences = settings.slots if streams == 1 else 1

@@ -6,14 +6,16 @@ needed, so only the first two and the last of a run are built, in their order.
 
 from __future__ import annotations
 
-from memplan.domain.attention import LinearState
+from memplan.domain.attention import LinearState, SharedKV
 from memplan.domain.model import Layer, ModelSpec
 from memplan.engines.llama_cpp.ggml_graph import Graph, Value, get_rows, like, matmul
 from memplan.engines.llama_cpp.graph_attention import attention
 from memplan.engines.llama_cpp.graph_builder import Batch, Builder, GraphRules, LayerWeights, Placement
+from memplan.engines.llama_cpp.graph_encoder import encoder_layer, unknown_mixer
 from memplan.engines.llama_cpp.graph_feed_forward import feed_forward
-from memplan.engines.llama_cpp.graph_recurrent import recurrent
+from memplan.engines.llama_cpp.graph_recurrent import is_modelled, recurrent
 from memplan.engines.llama_cpp.graph_traits import traits_of
+from memplan.records import replace
 
 
 def build_graph(spec: ModelSpec, batch: Batch, placement: Placement, rules: GraphRules) -> Graph:
@@ -22,9 +24,18 @@ def build_graph(spec: ModelSpec, batch: Batch, placement: Placement, rules: Grap
     builder = Builder(traits=traits_of(spec.model_type), rules=rules, batch=batch, placement=placement, shared=shared)
     value = _embedding(builder, spec)
     for index in representative_layers(spec, placement):
-        value = _layer(builder, spec.layers[index], index, value, is_last=index == spec.num_layers - 1)
+        layer = _with_owner(spec, spec.layers[index])
+        value = _layer(builder, layer, index, value, is_last=index == spec.num_layers - 1)
     builder.graph.expand(_head(builder, spec, value))
     return builder.graph
+
+
+def _with_owner(spec: ModelSpec, layer: Layer) -> Layer:
+    """A layer that reads another's cache, with that cache beside the note that it is shared."""
+    shared = next((kept for kept in layer.caches if isinstance(kept, SharedKV)), None)
+    if shared is None or not 0 <= shared.source_layer < spec.num_layers:
+        return layer
+    return replace(layer, caches=(shared, *spec.layers[shared.source_layer].caches))
 
 
 def representative_layers(spec: ModelSpec, placement: Placement) -> list[int]:
@@ -57,6 +68,8 @@ def _embedding(builder: Builder, spec: ModelSpec) -> Value:
         builder.graph.expand(builder.input("embeddings", "f32", spec.hidden_size, batch.tokens))
     if builder.traits.scales_embedding:
         value = like("scale", value)
+    if "token_types.weight" in builder.shared:
+        value = like("add", value, _host_weight(builder, "token_types.weight"))
     if "position_embd.weight" in builder.shared:
         positions = builder.input("positions", "i32", batch.tokens)
         value = like("add", value, get_rows(_host_weight(builder, "position_embd.weight"), positions))
@@ -72,6 +85,8 @@ def _host_weight(builder: Builder, name: str) -> Value:
 
 def _layer(builder: Builder, layer: Layer, index: int, value: Value, *, is_last: bool) -> Value:
     weights = builder.weights(layer, index)
+    if "layer_output_norm" in weights:
+        return encoder_layer(builder, layer, weights, value, is_last=is_last)
     normed = weights.norm(value, "attn_norm")
     mixed = _mixer(builder, layer, weights, weights.norm(value, "attn_norm_2") if "attn_norm_2" in weights else normed)
     residual = value
@@ -102,8 +117,10 @@ def _mixer(builder: Builder, layer: Layer, weights: LayerWeights, value: Value) 
     """What mixes tokens: attention, a recurrence, both side by side, or nothing."""
     state = next((kept for kept in layer.caches if isinstance(kept, LinearState)), None)
     mixed = []
-    if state is not None:
+    if state is not None and is_modelled(weights):
         mixed.append(recurrent(builder, state, weights, value))
+    elif state is not None:
+        mixed.append(unknown_mixer(builder, weights, value))
     if (
         layer.num_heads
         and ("attn_output" in weights or "attn_q" in weights or "attn_qkv" in weights)
@@ -111,7 +128,7 @@ def _mixer(builder: Builder, layer: Layer, weights: LayerWeights, value: Value) 
     ):
         mixed.append(attention(builder, layer, weights, value))
     if not mixed:
-        return value
+        return unknown_mixer(builder, weights, value) if layer.num_heads else value
     return mixed[0] if len(mixed) == 1 else like("add", *mixed)
 
 
@@ -127,6 +144,8 @@ def _head(builder: Builder, spec: ModelSpec, value: Value) -> Value:
             builder.make_weight(bias, placement.output, -2) if bias else None,
             None,
         )
+    if builder.traits.is_encoder:
+        return value
     table = shared.get("output.weight") or shared["token_embd.weight"]
     logits = matmul(builder.make_weight(table, placement.output, -2), value, name="result_output")
     if "output.bias" in shared:

@@ -9,7 +9,8 @@ micro-batch (-ub). Everything else comes as an engine option:
     batch_size (-b)                  ubatch_size (-ub)                 flash_attention (-fa) on, off or auto
     cache_type_k, cache_type_v       split_mode (-sm) layer, row, none tensor_split (-ts)   main_gpu (-mg)
     kv_offload or no_kv_offload (-nkvo)  op_offload (--no-op-offload)      swa_full             mmap (--no-mmap)
-    cpu_moe (-cmoe), n_cpu_moe       cache_ram_mib (--cache-ram)       build, instead of llama.cpp@bNNNN
+    cpu_moe (-cmoe), n_cpu_moe       cache_ram_mib (--cache-ram)       device (-dev) none, for the CPU alone
+    build, instead of llama.cpp@bNNNN
     fork (ik) and mla_attn (-mla)    for ik_llama.cpp, as far as it follows the same rules
 
 Source: common/arg.cpp and tools/server of the builds that catalog/engines/llama.cpp.yaml names.
@@ -93,7 +94,7 @@ def resolve(
     Raises: UsageError for a value that the engine refuses.
     """
     options = EngineOptions("llama.cpp", asked.engine_options, ("build",))
-    num_gpus = asked.layout.num_ranks
+    num_gpus = 0 if options.word("device", among=("none",)) else asked.layout.num_ranks
     fork = options.word("fork", among=("ik", "mainline")) or ""
     flash = _flash_attention(options, rules)
     key_type = _cache_type(options, "cache_type_k", asked.kv_dtype, fork)
