@@ -187,23 +187,37 @@ def _state_bytes(state: LinearState, settings: TransformersSettings, family: Fam
 
 
 def _quantized(parts: list[_Part], settings: TransformersSettings) -> LayerCache:
-    """Packed elements with a scale and a zero point in the compute type for every group, and a plain rest.
+    """Packed elements with their scales, and a plain rest that is packed whenever it is full.
 
-    The prefill quantizes what it also hands to attention; every later step expands the layer again to append to it.
+    The prefill packs what it also hands to attention; every later step expands the layer again to append to it.
     """
-    quantized, share = settings.quantized, _quantized_share(settings)
-    plain_prompt = sum(part.tokens_bytes(settings.prompt_tokens, whole=True) for part in parts)
-    plain_end = sum(part.tokens_bytes(settings.context_tokens, whole=False) for part in parts)
-    rest = sum(part.tokens_bytes(quantized.residual_tokens, whole=False) for part in parts)
+    quantized = settings.quantized
+    prompt = _packed(parts, settings.prompt_tokens, settings)
+    generated = settings.context_tokens - settings.prompt_tokens
+    if quantized.backend == "fp8":
+        final = _packed(parts, settings.context_tokens, settings)
+    else:
+        rest = generated % quantized.residual_tokens if quantized.residual_tokens else 0
+        plain = sum(part.tokens_bytes(rest, whole=False) for part in parts)
+        final = _packed(parts, settings.context_tokens - rest, settings) + plain
     return LayerCache(
-        prefill_bytes=round(plain_prompt * share),
-        final_bytes=round(plain_end * share) + min(rest, plain_end),
-        beside_bytes=2 * plain_prompt,
-        growing_bytes=2 * plain_end,
+        prefill_bytes=prompt,
+        final_bytes=final,
+        beside_bytes=2 * sum(part.tokens_bytes(settings.prompt_tokens, whole=True) for part in parts),
+        growing_bytes=2 * sum(part.tokens_bytes(settings.context_tokens, whole=False) for part in parts),
     )
+
+
+def _packed(parts: list[_Part], tokens: int, settings: TransformersSettings) -> int:
+    """Some tokens of a layer, packed: keys and values are two tensors."""
+    share = _quantized_share(settings)
+    scales = 2 * _STATE_BYTES if settings.quantized.backend == "fp8" else 0
+    return sum(round(part.tokens_bytes(tokens, whole=True) * share) + scales for part in parts)
 
 
 def _quantized_share(settings: TransformersSettings) -> float:
     """Packed bits of an element, its share of a scale and a zero point, over the compute type's bits."""
     width = settings.dtype.bits
+    if settings.quantized.backend == "fp8":
+        return 8 / width
     return (settings.quantized.bits + 2 * width / settings.quantized.group) / width

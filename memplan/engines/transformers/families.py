@@ -26,10 +26,10 @@ class Family:
     without a gate, `more_hidden` counts hidden states that live longer than in Llama. `wide_routing` weighs the
     experts' outputs in FP32. `dense_experts` sends every token to every expert. `wide_rotary` rotates queries in
     FP32. `hybrid_cache` had a static cache by default in the releases that have the rule of that name.
-    `caches_all_heads` copies grouped keys to every query head before it caches them. `wide_indexer` caches indexer keys
-    in FP32, `narrow_state` its recurrent state in the compute type. `dynamic_only` refuses every other cache.
-    `keeps_all_logits` has no way to leave the prompt's logits out. `block_mask_bytes` is what a sparse attention's own mask takes for every score of
-    every head. `always_masks` makes a mask even where none is needed.
+    `caches_all_heads` copies grouped keys to every query head before it caches them. `wide_indexer` caches indexer
+    keys in FP32, `narrow_state` its recurrent state in the compute type. `dynamic_only` refuses every other cache.
+    `keeps_all_logits` has no way to leave the prompt's logits out. `block_mask_bytes` is what a sparse attention's
+    own mask takes for every score of every head. `always_masks` makes a mask even where none is needed.
     """
 
     eager_since: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from memplan.catalog.rules import Rules
+from memplan.domain.attention import FullAttention, LatentAttention
 from memplan.domain.dtypes import DType, parse_compute_dtype
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
@@ -21,6 +22,7 @@ from memplan.units import GIB, parse_size_bytes
 
 Attention = Literal["sdpa", "eager", "flash"]
 CacheKind = Literal["dynamic", "static", "offloaded", "offloaded_static", "quantized", "none"]
+Backend = Literal["quanto", "hqq", "fp8"]
 DeviceMap = Literal["auto", "balanced", "balanced_low_0", "sequential", "cuda"]
 
 _ATTENTION: dict[str, Attention] = {
@@ -40,6 +42,7 @@ _CACHES: dict[str, CacheKind] = {
     "quantized": "quantized",
     "none": "none",
 }
+_BACKENDS: dict[str, Backend] = {"quanto": "quanto", "hqq": "hqq", "fp8": "fp8"}
 _DEVICE_MAPS: dict[str, DeviceMap] = {
     "auto": "auto",
     "balanced": "balanced",
@@ -64,6 +67,7 @@ KNOWN_OPTIONS = (
     "padding",
     "prefill_chunk_size",
     "kernels",
+    "cache_backend",
     "cache_nbits",
     "cache_group_size",
     "cache_residual_length",
@@ -72,8 +76,12 @@ KNOWN_OPTIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizedCache:
-    """The numbers of a quantized cache: bits of an element, elements that share a scale, tokens kept plain."""
+    """The numbers of a quantized cache: bits of an element, elements that share a scale, tokens kept plain.
 
+    The backend fp8 has one scale for each tensor, and keeps no token plain.
+    """
+
+    backend: Backend = "quanto"
     bits: int = 4
     group: int = 64
     residual_tokens: int = 128
@@ -160,8 +168,8 @@ def resolve(
         dtype=_dtype(spec, asked, rules),
         attention=_attention(gpu, options, family, rules),
         is_default_attention=not options.has("attn_implementation"),
-        cache=_cache(asked, options, family, rules),
-        quantized=_quantized_cache(options),
+        cache=_cache(spec, asked, options, family, rules),
+        quantized=_quantized_cache(asked, options, rules),
         device_map=_DEVICE_MAPS[options.word("device_map", among=_DEVICE_MAPS) or "auto"],
         num_gpus=num_gpus,
         context_tokens=context,
@@ -218,17 +226,19 @@ def _attention(gpu: GpuSpec, options: EngineOptions, family: Family, rules: Rule
     return chosen
 
 
-def _cache(asked: ServingSettings, options: EngineOptions, family: Family, rules: Rules) -> CacheKind:
+def _cache(spec: ModelSpec, asked: ServingSettings, options: EngineOptions, family: Family, rules: Rules) -> CacheKind:
     """The cache that is asked for, else the release's default for the family.
 
     Raises: UsageError for one that the release does not have yet.
     """
     word = options.word("cache_implementation", among=_CACHES)
     if asked.kv_dtype not in (None, "auto") and word is None:
-        raise UsageError(
-            f"transformers caches in the compute type, not in {asked.kv_dtype}",
-            hint="use --set cache_implementation=quantized",
-        )
+        if asked.kv_dtype != "fp8" or "fp8" not in rules["cache_backends"]:
+            raise UsageError(
+                f"transformers {rules.version} caches in the compute type, not in {asked.kv_dtype}",
+                hint="use --set cache_implementation=quantized",
+            )
+        word = "quantized"
     if word is None:
         return "static" if family.hybrid_cache and rules["hybrid_cache"] else "dynamic"
     chosen = _CACHES[word]
@@ -240,7 +250,17 @@ def _cache(asked: ServingSettings, options: EngineOptions, family: Family, rules
         raise UsageError(
             f"transformers {rules.version} has no {word} cache", hint=f"it has {', '.join(rules['caches'])}"
         )
+    if chosen == "quantized" and rules["quantized_full_only"] and not _attends_fully(spec):
+        raise UsageError(
+            "a quantized cache is for full attention on every layer, which this model does not have",
+            hint="leave cache_implementation out",
+        )
     return chosen
+
+
+def _attends_fully(spec: ModelSpec) -> bool:
+    """Whether every layer keeps keys and values, or latents, of the whole sequence and nothing else."""
+    return all(isinstance(cache, (FullAttention, LatentAttention)) for layer in spec.layers for cache in layer.caches)
 
 
 def _keeps_all_logits(options: EngineOptions, family: Family, rules: Rules) -> bool:
@@ -251,12 +271,23 @@ def _keeps_all_logits(options: EngineOptions, family: Family, rules: Rules) -> b
     return asked != 1
 
 
-def _quantized_cache(options: EngineOptions) -> QuantizedCache:
+def _quantized_cache(asked: ServingSettings, options: EngineOptions, rules: Rules) -> QuantizedCache:
+    """The backend's numbers. Raises: UsageError for a backend that the release does not have."""
     plain = QuantizedCache()
+    backend = _BACKENDS[
+        options.word("cache_backend", among=_BACKENDS) or ("fp8" if asked.kv_dtype == "fp8" else "quanto")
+    ]
+    if backend not in rules["cache_backends"] and options.has("cache_backend"):
+        raise UsageError(
+            f"transformers {rules.version} has no cache backend {backend}",
+            hint=f"it has {', '.join(rules['cache_backends']) or 'none'}",
+        )
+    residual = options.count("cache_residual_length", minimum=0)
     return QuantizedCache(
+        backend=backend,
         bits=options.count("cache_nbits") or plain.bits,
         group=options.count("cache_group_size") or plain.group,
-        residual_tokens=options.count("cache_residual_length", minimum=0) or plain.residual_tokens,
+        residual_tokens=plain.residual_tokens if residual is None else residual,
     )
 
 

@@ -4,15 +4,19 @@ module trees.
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from memplan.domain.model import ModelSpec
 from memplan.engines.transformers.module_tree import Module, ModuleTree
+from memplan.introspect.config import Config
+from memplan.introspect.families import build_spec
 
 # Widths that make layers, embeddings and heads of different sizes weigh against each other.
 _WIDTHS = {
@@ -28,6 +32,7 @@ _WIDTHS = {
     "eos_token_id": 2,
 }
 _EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_ALL_HEADS = {"num_key_value_heads": 4}  # families that know no groups, and keep what they are given
 _LATENT = {
     "q_lora_rank": 16,
     "kv_lora_rank": 16,
@@ -55,30 +60,69 @@ FAMILIES: dict[str, dict[str, object]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 32, "query_pre_attn_scalar": 16},
     "phi": {},
     "phi3": {},
-    "gpt2": {"n_embd": 64, "n_layer": 9, "n_head": 4, "n_positions": 256},
-    "gpt_neox": {},
+    "gpt2": {**_ALL_HEADS, "n_embd": 64, "n_layer": 9, "n_head": 4, "n_positions": 256},
+    "gpt_neox": _ALL_HEADS,
     "gpt_oss": {**_EXPERTS, "head_dim": 16, "sliding_window": 32},
-    "falcon": {},
-    "bloom": {"n_layer": 9, "n_head": 4},
+    "falcon": {"num_key_value_heads": 1},
+    "falcon-grouped": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "bloom": {**_ALL_HEADS, "n_layer": 9, "n_head": 4},
     "olmo2": {},
     "cohere": {},
     "starcoder2": {},
     "stablelm": {},
-    "opt": {"ffn_dim": 160, "word_embed_proj_dim": 64},
+    "opt": {**_ALL_HEADS, "ffn_dim": 160, "word_embed_proj_dim": 64},
     "granite": {},
     "qwen3_next": {**_EXPERTS, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2},
     "mamba": {"state_size": 8},
 }
+# Caches of other kinds, whose placement is like that of one above.
+STATEFUL: dict[str, dict[str, object]] = {
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1, "expand": 2},
+    "bamba": {"attn_layer_indices": [2, 5], "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 8},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "head_dim": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"] * 3},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 4,
+        "head_dim": 16,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 3,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 1000,
+        "intermediate_size": 160,
+        "laurel_rank": 8,
+        "activation_sparsity_pattern": [0.0] * 9,
+    },
+    "llama4_text": {**_EXPERTS, "head_dim": 16, "attention_chunk_size": 32, "intermediate_size_mlp": 160},
+    "deepseek_v32": {
+        **_LATENT,
+        "num_key_value_heads": 4,
+        "num_experts_per_tok": 2,
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "index_topk": 8,
+    },
+    "minimax": {**_EXPERTS, "head_dim": 16},
+}
 
 
-def build(family: str, **changes: object) -> PreTrainedModel:
-    """Return a model of a family on the meta device, in bfloat16; `llama-tied` is a llama with a tied head."""
-    values = {**_WIDTHS, **FAMILIES[family], **changes}
-    config = AutoConfig.for_model(family.partition("-")[0], **values)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+def config_of(family: str, **changes: object) -> PretrainedConfig:
+    """Return the small config of a family; `llama-tied` is a llama with a tied head."""
+    values = {**_WIDTHS, **{**FAMILIES, **STATEFUL}[family], **changes}
+    return AutoConfig.for_model(family.partition("-")[0], **values)
+
+
+def build(config: PretrainedConfig, device: str = "meta", dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """Return the model of a config."""
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.tie_weights()
     return model.eval()
+
+
+def spec_of(model: PreTrainedModel) -> ModelSpec:
+    """Return what memplan reads from the model's config, as a file would hold it."""
+    raw = json.loads(json.dumps(model.config.to_dict()))
+    return build_spec(Config({**raw, "architectures": [type(model).__name__], "dtype": "bfloat16"}), "small")
 
 
 def tree_of(model: PreTrainedModel) -> ModuleTree:

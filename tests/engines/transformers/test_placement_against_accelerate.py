@@ -27,7 +27,7 @@ accelerate = pytest.importorskip("accelerate")
 integration = pytest.importorskip("transformers.integrations.accelerate")
 
 from accelerate.utils import modeling  # noqa: E402
-from real_models import FAMILIES, build, tree_of  # noqa: E402
+from real_models import FAMILIES, build, config_of, tree_of  # noqa: E402
 
 ACCELERATE = PlacementRules(slack="first", opens_always=False)
 OF_ITS_OWN = PlacementRules(slack="leaf", opens_always=True)
@@ -88,7 +88,7 @@ def by_transformers(model: object, memory: dict[Device, float], mode: str) -> di
 def test_every_module_goes_where_the_real_algorithm_puts_it(
     family: str, real: Callable[[object, dict[Device, float], str], dict[str, Device]], rules: PlacementRules
 ) -> None:
-    model = build(family)
+    model = build(config_of(family))
     tree = tree_of(model)
     seen: set[Device] = set()
     for mode, memory in memory_maps(module_sizes(tree)[""], family):
