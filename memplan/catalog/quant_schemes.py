@@ -9,6 +9,8 @@ What stays in 16 bit is what the tools that write such checkpoints leave alone b
   recipes exclude them; vLLM builds them without a quantization config.
 - towers: GPTQ, AWQ, llm-compressor's and ModelOpt's published recipes leave vision towers alone. bitsandbytes
   replaces every `nn.Linear` but the head, and so does vLLM where the model hands its tower the quantization config.
+- recurrent mixers (gated delta net, Mamba): llm-compressor's and ModelOpt's published FP8 and FP4 checkpoints of
+  hybrid models ignore `linear_attn` and most of Mamba; FP8 in blocks and the 4-bit integer tools do not.
 - sparse-attention indexers: left alone, but for the FP8 that DeepSeek and GLM publish in blocks.
 
 MLA's projections are quantized like any Linear layer; engines that absorb `kv_b_proj` expand it again, which is
@@ -27,6 +29,7 @@ from memplan.errors import UsageError, did_you_mean
 
 _DECODER = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Role.SHARED_EXPERT})
 _WITH_INDEXER = _DECODER | {Role.INDEXER}
+_WITHOUT_STATE = _DECODER - {Role.STATE}
 
 _FIXED_NAMES = (
     "none",
@@ -147,11 +150,11 @@ def _fixed(name: str) -> QuantScheme:
     if name == "w8a16-int8":
         return _scheme(name, "compressed-tensors", formats.packed(8, 0, scheme=name), in_multiple=4)
     if name == "w8a8-int8":
-        return _scheme(name, "compressed-tensors", formats.int8())
+        return _scheme(name, "compressed-tensors", formats.int8(), roles=_WITHOUT_STATE)
     made = {"fp8": formats.fp8, "fp8-channel": formats.fp8_channel, "mxfp8": formats.mxfp8}
     made |= {"mxfp4": formats.mxfp4, "nvfp4": formats.nvfp4}
     storage = made[name]()
-    return _scheme(name, name.split("-")[0], storage, in_multiple=storage.group_in or 1)
+    return _scheme(name, name.split("-")[0], storage, roles=_WITHOUT_STATE, in_multiple=storage.group_in or 1)
 
 
 def _patterned(match: re.Match[str], text: str) -> QuantScheme:

@@ -318,7 +318,7 @@ def test_a_config_without_exclusions_says_so() -> None:
     nemotron = apply_quantization(
         mixture(), None, hf_quant_config={"quant_algo": "FP8"}, config={"model_type": "nemotron_h"}
     )
-    assert quantized_names(nemotron, 1) == EXPERTS | SHARED
+    assert quantized_names(nemotron, 1) == EXPERTS  # recorded start-ups hold its shared experts in 16 bits
 
 
 # --- libraries that replace Linear layers ----------------------------------------------------------------------------
