@@ -293,7 +293,8 @@ def _slack_gates(gpu: GpuSpec, settings: VllmSettings, plan: RankPlan, widths: I
 def _reduces_by_nccl(gpu: GpuSpec, settings: VllmSettings) -> bool:
     """Whether V0's graphs hold NCCL's collectives: its own all-reduce wants NVLink for more than two GPUs.
 
-    Source: vllm/distributed/device_communicators/custom_all_reduce.py; the start-up log reckons with 1 to 3 GiB, taken for 8.
+    Source: vllm/distributed/device_communicators/custom_all_reduce.py. The start-up log reckons with 1 to 3 GiB, which
+    is taken for 8 GPUs.
     """
     has_link = "nvl" in (gpu.interconnect or "").lower()
     return settings.generation == "v0" and gpu.vendor == "nvidia" and settings.layout.tensor > 2 and not has_link

@@ -24,6 +24,7 @@ class Fitted:
     own_v1_mib: float
     own_hopper_mib: float
     own_amd_mib: float
+    own_cdna_mib: float
     nccl_mib: float
     nccl_growth_mib: float
     nccl_multicast_mib_per_peer: float

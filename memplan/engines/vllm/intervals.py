@@ -60,7 +60,7 @@ def intervals_of(
     """The widths of one rank's terms."""
     shares = fitted.intervals
     weights = _share(plan.weight_bytes, shares["weights_quantized" if spec.quantization else "weights"])
-    activation = _activation(plan, shares[activation_class(plan, settings, release)])
+    activation = _activation(plan, shares[activation_class(plan.activation.cause, settings.generation, release)])
     ranks = settings.layout.tensor * settings.layout.pipeline
     outside = _around(fitted.non_torch_width_mib if ranks == 1 else fitted.non_torch_ranks_width_mib)
     held = max(plan.graphs.charged_bytes, plan.graphs.held_bytes)
@@ -73,7 +73,7 @@ def intervals_of(
         activation=activation,
         outside=outside,
         graphs=graphs,
-        kv=_share(gpu.memory_bytes, shares[cache_class(asked, settings, release)])
+        kv=_share(gpu.memory_bytes, shares[cache_class(asked, settings.generation, release)])
         if settings.kv_cache_memory_bytes is None
         else Width(),
         memory_bytes=memory,
@@ -81,18 +81,17 @@ def intervals_of(
     )
 
 
-def activation_class(plan: RankPlan, settings: VllmSettings, release: tuple[int, ...]) -> str:
-    """Which records an activation peak is compared with."""
-    cause = plan.activation.cause
+def activation_class(cause: str, generation: str, release: tuple[int, ...]) -> str:
+    """Which records an activation peak is compared with, by the part of the run that reached it."""
     if cause == "media tower":
         return "activation_media"
-    era = "v0" if settings.generation == "v0" else "v1" if release < (0, 17, 0) else "fused"
+    era = "v0" if generation == "v0" else "v1" if release < (0, 17, 0) else "fused"
     return f"activation_{'sampler' if cause == 'sampler' else 'forward'}_{era}"
 
 
-def cache_class(asked: ServingSettings, settings: VllmSettings, release: tuple[int, ...]) -> str:
+def cache_class(asked: ServingSettings, generation: str, release: tuple[int, ...]) -> str:
     """Which records a cache is compared with."""
-    if settings.generation == "v0":
+    if generation == "v0":
         return "kv_v0_early" if release < (0, 7, 0) else "kv_v0"
     if release < (0, 11, 0):
         return "kv_v1_early"

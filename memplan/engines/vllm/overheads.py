@@ -56,7 +56,8 @@ def _captures_whole(gpu: GpuSpec, settings: VllmSettings) -> bool:
 def _own_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> int:
     """Libraries and kernels that a process loads after the snapshot."""
     if gpu.vendor == "amd":
-        return round(fitted.own_amd_mib * MIB)
+        is_data_centre = gpu.architecture.startswith("cdna")
+        return round((fitted.own_cdna_mib if is_data_centre else fitted.own_amd_mib) * MIB)
     own = fitted.own_v0_mib if settings.generation == "v0" else fitted.own_v1_mib
     is_hopper = gpu.cuda_capability in (9.0, 10.0, 10.3)
     return round((own + (fitted.own_hopper_mib if is_hopper else 0.0)) * MIB)

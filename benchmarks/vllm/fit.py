@@ -1,0 +1,92 @@
+"""Fit the constants of the vLLM model on recorded start-ups.
+
+    python benchmarks/vllm/fit.py RECORDS.jsonl ... --configs DIR [--only NAME ...] [--rounds N] [--write]
+
+One constant at a time is moved while that makes the whole smaller: the weighted sum of the errors of non-torch memory,
+CUDA graphs and the KV cache, in GiB. An error counts linearly up to 1 GiB and not at all beyond it: such a run had a
+setting that it did not print, and no constant should follow it. Without --write the result is only shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from fitting import Weighted, weighted_questions, write_constant
+from records import real_kv_gib
+
+from memplan.engines.vllm import engine
+from memplan.engines.vllm.fitted import Fitted, load_fitted
+from memplan.errors import MemplanError
+from memplan.units import GIB
+
+_STEPS = (0.3, -0.3, 0.1, -0.1, 0.03, -0.03)
+_CLIP_GIB = 1.0
+_NOT_FITTED = ("intervals", "non_torch_width_mib", "non_torch_ranks_width_mib")
+
+
+def loss(questions: list[Weighted], fitted: Fitted) -> float:
+    """The weighted sum of clipped errors in GiB."""
+    engine.load_fitted = lambda: fitted  # type: ignore[assignment]
+    return sum(each.weight * _error(each) for each in questions)
+
+
+def _error(each: Weighted) -> float:
+    try:
+        budget = each.question.ask()
+    except MemplanError:
+        return _CLIP_GIB
+    record, errors = each.question.record, []
+    for group, key in (("non_torch", "non_torch_gib"), ("cuda_graph", "cuda_graph_gib")):
+        if record["truth"].get(key) is not None:
+            errors.append(budget.group_bytes(group) / GIB - record["truth"][key])
+    real = real_kv_gib(record, budget) if record.get("scored") == "kv" else None
+    if real and real > 0:
+        errors.append(budget.group_bytes("kv_cache") / GIB - real)
+    return sum(min(abs(error), _CLIP_GIB) for error in errors)
+
+
+def descend(questions: list[Weighted], fitted: Fitted, names: list[str], rounds: int) -> Fitted:
+    """Move one constant at a time by shares of itself, while the loss falls."""
+    best = loss(questions, fitted)
+    print(f"loss {best:.3f} over {len(questions)} records")
+    for turn in range(rounds):
+        before = best
+        for name in names:
+            for step in _STEPS:
+                tried = replace(fitted, **{name: round(getattr(fitted, name) * (1 + step), 3)})
+                found = loss(questions, tried)
+                if found < best - 1e-3:
+                    print(f"{name}: {getattr(fitted, name)} -> {getattr(tried, name)}, loss {found:.3f}", flush=True)
+                    fitted, best = tried, found
+        if best > before - 0.01:
+            print(f"settled after {turn + 1} rounds")
+            break
+    return fitted
+
+
+def main() -> int:
+    """Fit, show, and write when asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--configs", type=Path, required=True)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    start = load_fitted()
+    names = options.only or [name for name in Fitted.__annotations__ if name not in _NOT_FITTED]
+    found = descend(weighted_questions(options.records, options.configs), start, names, options.rounds)
+    for name in names:
+        if getattr(found, name) != getattr(start, name):
+            if options.write:
+                write_constant(name, f"{getattr(found, name):.3g}")
+            print(f"{name}: {getattr(start, name)} -> {getattr(found, name):.3g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
