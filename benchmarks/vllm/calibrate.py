@@ -2,9 +2,10 @@
 
     python benchmarks/vllm/calibrate.py RECORDS.jsonl ... --configs DIR [--write]
 
-For every class of terms: the weighted 4 % and 96 % quantiles (90 % and a margin for runs not seen) of (real - predicted) over predicted, for the cache over
-the card's memory. Run after fit.py. A class of fewer than eight records keeps what the file says. Runs off by more than
-half of the term, or by 15 % of the card, had a setting that they did not print, and are left out.
+For every class of terms: the weighted 4 % and 96 % quantiles, which are 90 % and a margin for runs not seen, of
+(real - predicted) over predicted; for the cache over the card's memory. Run after fit.py. A class of fewer than eight
+records keeps what the file says. Runs off by more than half of the term, or by 15 % of the card, had a setting that
+they did not print, and are left out.
 """
 
 from __future__ import annotations
