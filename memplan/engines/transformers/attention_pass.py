@@ -7,13 +7,13 @@ an element, S the scores of a head and n the query heads:
     query norm          2 H + q                               x R e, and 8 q R for its FP32 copies
     fused kernel        2 H + q + output                      x R e, and 4 n R for the logarithms of the sums
     with a mask         the same, S e for the mask in the compute type, and keys and values repeated to all heads
-    plain kernel        13 n S: scores in FP32 three times and a mask
+    plain kernel        13 n S: scores in FP32 three times and a mask; keys and values of every head, queries in FP32
     eager               2 H + q + repeated keys and values    x R e, and 10 n S in 16 bit, 8 n S in float32
 
 Source: integrations/sdpa_attention.py, models/llama/modeling_llama.py (eager_attention_forward), masking_utils.py;
 aten/src/ATen/native/transformers/attention.cpp (convert_boolean_attn_mask, _scaled_dot_product_attention_math) and
 cuda/sdp_utils.cpp of PyTorch (which kernel takes what).
-Checked by: benchmarks/transformers/score_passes.py.
+Checked by: benchmarks/transformers/score.py.
 """
 
 from __future__ import annotations
@@ -98,15 +98,12 @@ def _fused(heads: Heads, hidden: int, step: Step) -> Moment:
     if step.attention == "flash":
         unpadded = rows * (heads.query + heads.keys + heads.values + heads.output) * step.element_bytes
         return Moment(held + (unpadded if step.is_padded else 0), "flash attention", "queries and output, no scores")
-    if step.tokens == 1:
-        return Moment(held, "SDPA", "queries and output")
-    is_masked = step.is_padded or is_cut(heads, step)
+    is_masked = step.is_padded or (step.tokens > 1 and is_cut(heads, step))
     fits_gqa = step.gqa_head_limit is None or heads.head_width <= step.gqa_head_limit
     uses_gqa = not is_masked and not step.repeats_heads and fits_gqa
     has_kernel = step.has_fused_kernels and heads.head_width <= _FLASH_HEAD_LIMIT
     if heads.is_grouped and uses_gqa and not has_kernel:
-        size = held + _PLAIN_SCORE_BYTES * heads.num_heads * step.scores
-        return Moment(size, "SDPA without a fused kernel", f"{heads.num_heads} heads x {step.scores:,} scores x 13 B")
+        return _plain(heads, held, step)
     repeated = 0
     if heads.is_grouped and not uses_gqa:
         width = heads.num_heads * heads.head_width + heads.output
@@ -114,6 +111,19 @@ def _fused(heads: Heads, hidden: int, step: Step) -> Moment:
     mask = step.scores * step.element_bytes if is_masked and not step.wide_mask else 0
     parts = ["queries", "output", *(["repeated keys and values"] if repeated else []), *(["mask"] if mask else [])]
     return Moment(held + repeated + mask, "SDPA with a mask" if is_masked else "SDPA", ", ".join(parts))
+
+
+def _plain(heads: Heads, held: int, step: Step) -> Moment:
+    """SDPA without a kernel: FP32 copies of keys and values for every head, and scores that are copied twice."""
+    keys, narrow = step.sequences * step.keys, step.element_bytes < _WIDE
+    width = heads.num_heads * heads.head_width
+    copies = keys * (width + heads.output) + (keys * (heads.keys + heads.values) if narrow else 0)
+    if step.tokens == 1:
+        size = held + _WIDE * (copies + keys * width)
+        return Moment(size, "SDPA without a fused kernel", f"{keys:,} keys of {heads.num_heads} heads in FP32")
+    copies += step.rows * heads.query * (2 if narrow else 1) + step.tokens * step.keys
+    size = held + _WIDE * copies + _PLAIN_SCORE_BYTES * heads.num_heads * step.scores
+    return Moment(size, "SDPA without a fused kernel", f"{heads.num_heads} heads x {step.scores:,} scores x 13 B")
 
 
 def _eager(heads: Heads, hidden: int, step: Step) -> Moment:

@@ -39,14 +39,17 @@ _STATE_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCache:
-    """One layer's cache, in bytes of one device: after the prefill, at the end of the context, what is there beside it
-    while the prefill attends, and while a generated token is appended.
+    """One layer's cache, in bytes of one device: after the prefill and at the end of the context.
+
+    Beside it, for a moment: `beside_bytes` while the prefill attends, `growing_bytes` while a generated token is
+    appended, `expanded_bytes` while that token attends.
     """
 
     prefill_bytes: int
     final_bytes: int
     beside_bytes: int = 0
     growing_bytes: int = 0
+    expanded_bytes: int = 0
 
 
 def layer_cache(layer: Layer, settings: TransformersSettings, rules: Rules, family: Family) -> LayerCache:
@@ -200,11 +203,13 @@ def _quantized(parts: list[_Part], settings: TransformersSettings) -> LayerCache
         rest = generated % quantized.residual_tokens if quantized.residual_tokens else 0
         plain = sum(part.tokens_bytes(rest, whole=False) for part in parts)
         final = _packed(parts, settings.context_tokens - rest, settings) + plain
+    expanded = sum(part.tokens_bytes(settings.context_tokens, whole=False) for part in parts)
     return LayerCache(
         prefill_bytes=prompt,
         final_bytes=final,
         beside_bytes=2 * sum(part.tokens_bytes(settings.prompt_tokens, whole=True) for part in parts),
-        growing_bytes=2 * sum(part.tokens_bytes(settings.context_tokens, whole=False) for part in parts),
+        growing_bytes=2 * expanded,
+        expanded_bytes=expanded,
     )
 
 

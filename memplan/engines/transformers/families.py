@@ -1,7 +1,7 @@
 """What transformers' own code of a family does that its architecture does not tell: which attention it has, in which
 type it weighs experts, how many buffers its activation function holds at once.
 
-Read off the family's modelling file by benchmarks/transformers/trace_models.py; see catalog/engines/transformers.yaml.
+Read off the family's modelling file by benchmarks/transformers/score.py; see catalog/engines/transformers.yaml.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Family:
     FP32. `hybrid_cache` had a static cache by default in the releases that have the rule of that name.
     `caches_all_heads` copies grouped keys to every query head before it caches them. `wide_indexer` caches indexer
     keys in FP32, `narrow_state` its recurrent state in the compute type. `dynamic_only` refuses every other cache.
-    `keeps_all_logits` has no way to leave the prompt's logits out. `block_mask_bytes` is what a sparse attention's
+    `keeps_all_logits` has no way to leave the prompt's logits out, `logits_copies` counts logits that are there at
+    once (where they are scaled or capped). `block_mask_bytes` is what a sparse attention's
     own mask takes for every score of every head. `always_masks` makes a mask even where none is needed.
     """
 
@@ -46,6 +47,7 @@ class Family:
     narrow_state: bool = False
     dynamic_only: bool = False
     keeps_all_logits: bool = False
+    logits_copies: int = 1
     block_mask_bytes: int = 0
     always_masks: bool = False
 

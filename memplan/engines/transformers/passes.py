@@ -6,7 +6,7 @@ have filled and the largest moment of one layer; nothing of a layer that is done
 at the last layer of the widest kind, not the sum over layers.
 
 Source: generation/utils.py (`_prefill`, `_sample`), masking_utils.py, modeling files, 4.31 to 5.23.
-Checked by: benchmarks/transformers/score_passes.py.
+Checked by: benchmarks/transformers/score.py.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def prefill_step(settings: TransformersSettings, gpu: GpuSpec, family: Family, r
     """The pass over the prompt, or over its last chunk."""
     tokens = min(settings.prefill_chunk or settings.prompt_tokens, settings.prompt_tokens)
     is_static = settings.cache in ("static", "offloaded_static")
-    keys = settings.context_tokens if is_static and settings.is_padded else settings.prompt_tokens
+    is_whole = is_static and (settings.is_padded or settings.attention == "eager")
+    keys = settings.context_tokens if is_whole else settings.prompt_tokens
     element_bytes = settings.dtype.bits // 8
     old_card = gpu.vendor == "nvidia" and (gpu.cuda_capability or 9.0) < 8.0
     return Step(
@@ -103,19 +104,34 @@ def device_peak(
     )
     for index in last.values():
         each = placed[index]
-        moment = layer_moment(spec, each.shape, step, 0 if is_decode else each.cache.prefill_bytes)
-        extra = each.streamed_bytes + (each.cache.growing_bytes if is_decode else each.cache.beside_bytes)
-        cache = before[-1] if is_decode else before[index]
-        if not is_decode and not moment.is_cached:
-            cache -= each.cache.prefill_bytes
-        peak = Peak(
-            phase=_phase(is_decode),
-            cache_bytes=cache,
-            kept_bytes=kept,
-            moment=Moment(moment.size_bytes + extra, moment.name, moment.working),
-        )
-        best = max(best, peak, key=lambda one: one.total_bytes)
+        moments = _decode_moments(spec, each, step) if is_decode else [_prefill_moment(spec, each, step)]
+        for moment in moments:
+            cache = before[-1] if is_decode else before[index]
+            if not is_decode and not moment.is_cached:
+                cache -= each.cache.prefill_bytes
+            peak = Peak(phase=_phase(is_decode), cache_bytes=cache, kept_bytes=kept, moment=moment)
+            best = max(best, peak, key=lambda one: one.total_bytes)
     return best
+
+
+def _prefill_moment(spec: ModelSpec, placed: PlacedLayer, step: Step) -> Moment:
+    """The fullest moment of a layer in a prefill, with the weights that were brought for it."""
+    moment = layer_moment(spec, placed.shape, step, placed.cache.prefill_bytes)
+    return _with(moment, placed.streamed_bytes + placed.cache.beside_bytes)
+
+
+def _decode_moments(spec: ModelSpec, placed: PlacedLayer, step: Step) -> list[Moment]:
+    """The two moments of a layer that may be fullest for one token: while it is appended to the cache, and after."""
+    moment = layer_moment(spec, placed.shape, step)
+    growing = Moment(step.rows * spec.hidden_size * step.element_bytes, "growing cache", "keys or values, old and new")
+    return [
+        _with(moment, placed.streamed_bytes + placed.cache.expanded_bytes),
+        _with(growing, placed.streamed_bytes + placed.cache.growing_bytes),
+    ]
+
+
+def _with(moment: Moment, more_bytes: int) -> Moment:
+    return Moment(moment.size_bytes + more_bytes, moment.name, moment.working, moment.is_cached)
 
 
 def _phase(is_decode: bool) -> str:
@@ -183,7 +199,8 @@ def _head(spec: ModelSpec, settings: TransformersSettings, step: Step, has_head:
         Moment(sampler, "sampling", f"{settings.sequences} rows x {spec.vocab_size:,} words x {_SAMPLER_BYTES} B"),
     ]
     if settings.keeps_all_logits:
-        width = step.element_bytes + (_WIDE if step.element_bytes == 2 and step.copies_logits else 0)
+        width = step.element_bytes * step.family.logits_copies
+        width += _WIDE if step.element_bytes == 2 and step.copies_logits else 0
         size = step.rows * (spec.hidden_size * step.element_bytes + spec.vocab_size * width)
         moments.append(
             Moment(size, "logits of every token", f"{step.rows:,} tokens x {spec.vocab_size:,} words x {width} B")

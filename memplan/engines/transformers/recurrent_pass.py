@@ -12,7 +12,7 @@ Formula (docs/engines/transformers.md, "Recurrent mixers"), in FP32 elements per
 
 Source: models/qwen3_next/modeling_qwen3_next.py (torch_chunk_gated_delta_rule), models/mamba2/modeling_mamba2.py
 (torch_forward), models/mamba/modeling_mamba.py (slow_forward), models/kimi_linear.
-Checked by: benchmarks/transformers/score_passes.py.
+Checked by: benchmarks/transformers/score.py.
 """
 
 from __future__ import annotations
