@@ -3,7 +3,7 @@
     python benchmarks/render_docs.py [--check] [--score RECORDS_FOLDER --configs CONFIGS_FOLDER]
 
 - `<!-- table: NAME -->` in docs/memory-model.md gets the table of that name from memory_model_tables.py;
-- `<!-- errors -->` gets what the scorers found, from the summaries in benchmarks/results/;
+- `<!-- errors -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from benchmarks/results/;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
   shows a file, which is made from what stands below it; `...` at the end of a block cuts the output there.
 
@@ -29,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ERRORS = re.compile(r"(<!-- errors -->\n).*?(<!-- end -->)", re.DOTALL)
+_INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
 _CONSOLE = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
 
 # A scorer, the records it takes, and whether its configs are an option or an argument.
@@ -55,9 +56,10 @@ _ROWS = (
     ("TensorRT-LLM, KV cache in tokens", "tensorrt_llm", "kv", "kv_interval_coverage", "%"),
     ("TensorRT-LLM, profiled step", "tensorrt_llm", "activation_gib", "", "GiB"),
     ("TensorRT-LLM, outside torch", "tensorrt_llm", "outside_gib", "", "GiB"),
-    ("llama.cpp, KV cache", "llama_cpp", "kv_rel", "", "%"),
-    ("llama.cpp, compute buffer", "llama_cpp", "compute_rel", "", "%"),
-    ("llama.cpp, all of the GPU", "llama_cpp", "device_total_rel", "", "%"),
+    ("llama.cpp, weights", "llama_cpp", "mainline.weights", "mainline.weights_interval_coverage", "%"),
+    ("llama.cpp, KV cache", "llama_cpp", "mainline.kv", "mainline.kv_interval_coverage", "%"),
+    ("llama.cpp, compute buffers", "llama_cpp", "mainline.compute", "mainline.compute_interval_coverage", "%"),
+    ("llama.cpp, all of the GPUs", "llama_cpp", "mainline.total", "", "%"),
 )
 
 
@@ -83,6 +85,24 @@ def _summary(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def _found(name: str, path: str) -> Any:
+    """An entry of a summary, by keys with dots between them; None where there is none."""
+    entry: Any = _summary(name)
+    for key in path.split("."):
+        entry = entry.get(key) if isinstance(entry, dict) else None
+    return entry
+
+
+def error_text(path: str, unit: str) -> str:
+    """An error in a sentence: `vllm.weights_rel` is the entry of that name in the summary of vllm."""
+    name, _, key = path.partition(".")
+    entry = _found(name, key)
+    if not isinstance(entry, dict) or not entry.get("n"):
+        return "not scored yet"
+    runs = f"on {entry['n']} runs"
+    return f"median {_amount(entry['median'], unit)}, 90th percentile {_amount(entry['p90'], unit)} {runs}"
+
+
 def errors_table() -> str:
     """The scorers' medians and 90th percentiles, on how many runs, and how many lie in the interval."""
     lines = [
@@ -90,12 +110,11 @@ def errors_table() -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for title, name, key, inside_key, unit in _ROWS:
-        summary = _summary(name)
-        entry = summary.get(key)
+        entry = _found(name, key)
         if not isinstance(entry, dict) or not entry.get("n"):
             continue
         cells = [_amount(entry[part], unit) for part in ("median", "p90", "max")]
-        share = summary.get(inside_key)
+        share = _found(name, inside_key)
         share = share.get("share") if isinstance(share, dict) else share
         inside = f"{100 * share:.0f} %" if isinstance(share, (int, float)) else "-"
         lines.append(f"| {title} | {entry['n']} | {' | '.join(cells)} | {inside} |")
@@ -135,6 +154,7 @@ def rendered(text: str, page: Path) -> str:
         from memory_model_tables import TABLES, markdown
 
         text = _TABLE.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]]())}\n{match[3]}", text)
+    text = _INLINE.sub(lambda match: f"{match[1]}{error_text(match[2], match[3])}{match[4]}", text)
     text = _ERRORS.sub(lambda match: f"{match[1]}{errors_table()}\n{match[2]}", text)
     if "```console" not in text:
         return text

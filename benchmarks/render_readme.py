@@ -2,8 +2,8 @@
 
     python benchmarks/render_readme.py [--check]
 
-The example is what `memplan` prints now. The table comes from the summaries in benchmarks/results/, which the scorers
-write with `--json`. `--check` exits 1 when the README is not what would be written.
+The example is what `memplan` prints now. The table comes from the summaries in benchmarks/results/, which
+benchmarks/render_docs.py writes with `--score`. `--check` exits 1 when the README is not what would be written.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ ROWS: tuple[Row, ...] = (
     ("vLLM, weights of one GPU", "vllm", share("weights_rel")),
     ("vLLM, KV cache, as a share of the GPU's memory", "vllm", share("kv_share")),
     ("vLLM, KV cache, relative", "vllm", share("kv_rel")),
-    ("SGLang, KV cache in tokens", "sglang", share("kv_tokens_rel")),
-    ("TensorRT-LLM, KV cache in tokens", "tensorrt_llm", share("kv_tokens_rel")),
-    ("llama.cpp, KV cache", "llama_cpp", share("kv_rel")),
-    ("llama.cpp, device total", "llama_cpp", share("device_total_rel")),
+    ("SGLang, KV cache in tokens", "sglang", share("kv")),
+    ("TensorRT-LLM, KV cache in tokens", "tensorrt_llm", share("kv")),
+    ("llama.cpp, KV cache", "llama_cpp", share("mainline", "kv")),
+    ("llama.cpp, device total", "llama_cpp", share("mainline", "total")),
 )
 
 
