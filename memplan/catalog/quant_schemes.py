@@ -9,8 +9,9 @@ What stays in 16 bit is what the tools that write such checkpoints leave alone b
   recipes exclude them; vLLM builds them without a quantization config.
 - towers: GPTQ, AWQ, llm-compressor's and ModelOpt's published recipes leave vision towers alone. bitsandbytes
   replaces every `nn.Linear` but the head, and so does vLLM where the model hands its tower the quantization config.
-- recurrent mixers (gated delta net, Mamba): llm-compressor's and ModelOpt's published FP8 and FP4 checkpoints of
-  hybrid models ignore `linear_attn` and most of Mamba; FP8 in blocks and the 4-bit integer tools do not.
+- recurrent mixers (gated delta net, Mamba): llm-compressor's and ModelOpt's published checkpoints of hybrid models in
+  FP8 by channel and NVFP4 ignore `linear_attn` and most of Mamba; Qwen's own FP8 and engines that quantize while they
+  load do not.
 - sparse-attention indexers: left alone, but for the FP8 that DeepSeek and GLM publish in blocks.
 
 MLA's projections are quantized like any Linear layer; engines that absorb `kv_b_proj` expand it again, which is
@@ -53,7 +54,7 @@ _ALIASES: Mapping[str, str] = {
     "bfloat16": "none",
     "fp16": "none",
     "float16": "none",
-    "fp8-dynamic": "fp8",
+    "fp8-dynamic": "fp8-channel",
     "fp8-static": "fp8",
     "fp8-per-tensor": "fp8",
     "fp8-per-block": "fp8-block",
@@ -154,7 +155,8 @@ def _fixed(name: str) -> QuantScheme:
     made = {"fp8": formats.fp8, "fp8-channel": formats.fp8_channel, "mxfp8": formats.mxfp8}
     made |= {"mxfp4": formats.mxfp4, "nvfp4": formats.nvfp4}
     storage = made[name]()
-    return _scheme(name, name.split("-")[0], storage, roles=_WITHOUT_STATE, in_multiple=storage.group_in or 1)
+    roles = _WITHOUT_STATE if name in ("fp8-channel", "nvfp4") else _DECODER
+    return _scheme(name, name.split("-")[0], storage, roles=roles, in_multiple=storage.group_in or 1)
 
 
 def _patterned(match: re.Match[str], text: str) -> QuantScheme:
