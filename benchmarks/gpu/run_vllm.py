@@ -110,11 +110,18 @@ def sweep(points: tuple[Point, ...], bench: Bench, budget: Budget, known: list[P
         if not budget.allows(point.seconds):
             put_off += 1
             continue
-        limit_s = min(budget.left_s, max(LEAST_S, PATIENCE * budget.expected_s(point.seconds)))
-        ended, answers = measure(point, bench, limit_s)
+        patience_s = max(LEAST_S, PATIENCE * budget.expected_s(point.seconds))
+        left_s = budget.left_s
+        ended, answers = measure(point, bench, min(left_s, patience_s))
         record = record_of(point, bench, ended, answers)
-        budget.learn(point.seconds, ended.seconds)
         keep_log(bench.into / "logs.txt.gz", point.id, ended.output)
+        if ended.code is None and left_s < patience_s:
+            put_off += 1  # cut off by the sweep's end, which says nothing about the point: what it told is kept, apart
+            if "problem" not in record:
+                write_config(point, bench.into)
+                journal.append({**record, "key": f"{key}-part"})
+            continue
+        budget.learn(point.seconds, ended.seconds)
         if "problem" in record:
             failed += 1
             failures.append(record)

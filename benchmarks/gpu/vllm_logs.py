@@ -75,7 +75,7 @@ _FIRST: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
             rf"rest of the memory reserved for KV Cache is {_GIB}",
             rf"kv_cache_size={_GIB}",
             rf"reserved {_GIB} memory for KV Cache",
-            rf"Explicitly set \({_NUMBER}/",
+            rf"(?:Explicitly|Auto) set \({_NUMBER}/",
         ),
     ),
     "kv_blocks": (_count, (r"# (?:GPU|CPU|cuda|cpu) blocks: ([\d,]+)",)),
