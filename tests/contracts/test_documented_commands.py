@@ -66,5 +66,16 @@ def test_commands_without_output_are_answered(page: Path, tmp_path: Path) -> Non
             assert code in allowed, f"{command}: exit code {code}\n" + "\n".join(output)
 
 
+@pytest.mark.parametrize("engine", ["sglang", "tensorrt_llm", "llama_cpp", "transformers", "vllm"])
+def test_the_options_of_an_engines_page_are_read_by_the_engine(engine: str) -> None:
+    name = {"tensorrt_llm": "tensorrt-llm", "llama_cpp": "llama.cpp"}.get(engine, engine)
+    page = (ROOT / "docs" / "engines" / f"{name}.md").read_text(encoding="utf-8")
+    modelled = page.partition("## Not modelled")[0]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "memplan" / "engines" / engine).glob("*.py"))
+    options = set(re.findall(r"`(?:--set )?([a-z]+_[a-z_0-9]+)(?:=[\w.]*)?`", modelled))
+    assert options
+    assert sorted(option for option in options if option not in code) == []
+
+
 def test_the_pages_show_many_commands() -> None:
     assert sum(1 for page in PAGES if page.name == "estimate.md" for _ in commands(page)) >= 20
