@@ -15,6 +15,7 @@ from typing import Any, Literal
 from memplan.domain.attention import (
     Cache,
     FullAttention,
+    IndexerKeys,
     LatentAttention,
     LinearState,
     NoCache,
@@ -51,12 +52,17 @@ def kept_caches(torch: Any, model: Any, config: Any, layers: Sequence[Mapping[st
     if not entries:
         return _by_attributes(config, layers)
     kept: list[Kept] = []
+    silent = 0
     for index in range(len(layers)):
         own = _entry(entries[index], config, layers[index]) if index < len(entries) else ()
         if not own and any("q_proj" in name for name in layers[index]):  # it attends, and keeps nothing of its own
             own = (SharedKV(_owner(kept, index, config)),)
+        silent += not own and any("attn" in name or "A_log" in name for name in layers[index])
         kept.append(own or (NoCache(),))
-    return KeptCaches(layers=tuple(kept), grows=True)
+    notes = (f"{silent} layers keep nothing that their cache object shows",) if silent else ()
+    if any(hasattr(entry, "compressed_kv") for entry in entries):
+        notes = (*notes, "compressed keys and values are not counted, nor are those that wait to be compressed")
+    return KeptCaches(layers=tuple(kept), grows=True, notes=notes)
 
 
 def attribute(config: Any, name: str) -> Any:
@@ -72,10 +78,13 @@ def _entry(entry: Any, config: Any, own: Mapping[str, Any]) -> Kept:
     keys, values = getattr(entry, "keys", None), getattr(entry, "values", None)
     if keys is not None and values is not None and len(keys.shape) == 4:
         caches.append(_attention(entry, keys.shape, values.shape, config))
+    indexer = getattr(entry, "indexer_keys", None)
+    if indexer is not None:
+        caches.append(IndexerKeys(int(indexer.shape[-1])))
     conv = _first(getattr(entry, "conv_states", None))
     recurrent = _first(getattr(entry, "recurrent_states", None))
     if conv is not None or recurrent is not None:
-        caches.append(_state(conv, recurrent, own))
+        caches.append(_state(conv, recurrent, own, config))
     return tuple(caches)
 
 
@@ -94,16 +103,21 @@ def _attention(entry: Any, keys: Sequence[int], values: Sequence[int], config: A
     return FullAttention(heads, key_width, value_width)
 
 
-def _state(conv: Any, recurrent: Any, own: Mapping[str, Any]) -> LinearState:
-    """A recurrent state. transformers keeps one more column of the convolution than engines do."""
+def _state(conv: Any, recurrent: Any, own: Mapping[str, Any], config: Any) -> LinearState:
+    """A recurrent state. transformers keeps one more column of the convolution than engines do, and states in FP32
+    that engines keep in a type of their choice.
+    """
     kernel = int(conv.shape[-1]) if conv is not None else 0
     channels = prod(int(axis) for axis in conv.shape[1:-1]) if conv is not None else 0
     elements = prod(int(axis) for axis in recurrent.shape[1:]) if recurrent is not None else 0
     units = int(recurrent.shape[1]) if recurrent is not None and len(recurrent.shape) > 2 else channels
-    dtype = _FLOATS.get(str(recurrent.dtype).removeprefix("torch.")) if recurrent is not None else None
-    return LinearState(
-        _kind(own, elements), channels * max(kernel - 1, 0), elements, max(units, 1), dtype, None, kernel
-    )
+    kind = _kind(own, elements)
+    dtype = None
+    if kind == "linear_attention":
+        dtype = _FLOATS.get(str(recurrent.dtype).removeprefix("torch."))
+    if kind == "gated_delta_net":
+        units = int(attribute(config, "linear_num_key_heads") or units)
+    return LinearState(kind, channels * max(kernel - 1, 0), elements, max(units, 1), dtype, None, kernel)
 
 
 def _kind(
@@ -116,7 +130,7 @@ def _kind(
         return "gated_delta_net"
     if "x_proj" in names or "dt_proj" in names:
         return "mamba1"
-    return "mamba2" if "A_log" in names else "linear_attention"
+    return "mamba2" if any(name.endswith(".D") for name in own) else "linear_attention"
 
 
 def _first(states: Any) -> Any:
