@@ -59,7 +59,7 @@ def budget_of(
         shortfall_bytes=max(0, -worst.margin_bytes),
         reasons=tuple(gate.reason for gate in gates if gate.verdict != "fits"),
         warnings=_warnings(spec, rules, gpu),
-        extra={"kv_available_bytes": plan.kv_bytes},
+        extra={"kv_available_bytes": plan.kv_bytes, "cuda_graph_estimate_bytes": plan.graphs.estimate_bytes},
     )
 
 
@@ -267,6 +267,8 @@ def _gates(
 
 def _slack_gates(gpu: GpuSpec, settings: VllmSettings, plan: RankPlan, widths: Intervals, free: int) -> list[Gate]:
     """What was never charged must fit beside the budget: when the server starts, and with the peak of a request."""
+    if plan.kv_bytes <= 0:
+        return []
     graphs = max(0, plan.graphs.held_bytes - plan.graphs.charged_bytes)
     held = plan.charged_bytes + max(0, plan.kv_bytes) + plan.outside.uncharged_bytes + graphs
     at_start = held - plan.activation.size_bytes
@@ -277,14 +279,15 @@ def _slack_gates(gpu: GpuSpec, settings: VllmSettings, plan: RankPlan, widths: I
         Gate(
             margin_bytes=free - at_start,
             spread_bytes=0,
-            reason=f"{format_gib(at_start)} would be held at start, of {format_gib(free)}: capturing CUDA graphs would"
-            " run out of memory",
+            reason=f"{format_gib(at_start)} would be held at start, of {format_gib(free)}"
+            + (": capturing CUDA graphs would run out of memory" if graphs else ""),
         ),
         Gate(
             margin_bytes=free - held,
             spread_bytes=spread,
-            reason=f"{format_gib(held)} would be held in all, of {format_gib(free)}: CUDA graphs or the first request"
-            " may run out of memory",
+            reason=f"{format_gib(held)} would be held in all, of {format_gib(free)}: the first request"
+            + (" or capturing CUDA graphs" if graphs else "")
+            + " may run out of memory",
             stops=False,
         ),
     ]

@@ -32,6 +32,8 @@ class Fitted:
     nccl_multicast_mib_of_experts: float
     nccl_multicast_growth_mib: float
     nccl_multicast_growth_mib_per_rank: float
+    fused_all_reduce_mib: float
+    rccl_mib_per_pair: float
     activation_kept_mib: float
     graph_v0_mib: float
     graph_first_mib: float

@@ -35,8 +35,12 @@ _OTHER_KERNELS = ("gemma3", "gemma4", "gpt_oss")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphMemory:
-    """`charged_bytes` are taken off the budget; `held_bytes` is what the captured graphs hold when serving starts."""
+    """`charged_bytes` are taken off the budget; `held_bytes` is what the captured graphs hold when serving starts.
 
+    `estimate_bytes` is what releases from 0.18 on log as their estimate, charged or not.
+    """
+
+    estimate_bytes: int = 0
     charged_bytes: int = 0
     held_bytes: int = 0
     count: int = 0
@@ -56,7 +60,7 @@ def graph_memory(
     estimate = _estimate(spec, layers, gpu, settings, fitted, pieces, full)
     held = round(estimate * fitted.graph_held_share) + round(fitted.graph_held_mib * MIB)
     charged = estimate if _is_charged(gpu, settings, rules) else 0
-    return GraphMemory(charged_bytes=charged, held_bytes=held, count=len(pieces) + len(full))
+    return GraphMemory(estimate_bytes=estimate, charged_bytes=charged, held_bytes=held, count=len(pieces) + len(full))
 
 
 def capture_sizes(settings: VllmSettings, rules: Rules) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -74,19 +74,24 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitte
     """Communication buffers of one rank: those of NCCL's groups, and what collectives add with the first pass.
 
     Where NVSwitch multicast is used, early releases of NCCL kept a buffer for every further rank; later ones one for
-    every group of ranks, routed experts making a group of their own.
+    every group of ranks, routed experts making a group of their own. From 0.17 on FlashInfer fuses the all-reduce with
+    the norm behind it and has buffers for that. What RCCL adds was seen to grow with the square of the peers.
     """
     ranks = settings.layout.tensor
     if ranks * settings.layout.pipeline == 1:
         return 0, 0
     if ranks == 1:
         return round(fitted.nccl_mib * MIB), 0
+    if gpu.vendor == "amd":
+        return round(fitted.nccl_mib * MIB), round(fitted.rccl_mib_per_pair * (min(ranks, 8) - 1) ** 2 * MIB)
     if not has_multicast(gpu):
         return round(fitted.nccl_mib * MIB), round(fitted.nccl_growth_mib * MIB)
     if rules["nccl_multicast"] == "peer":
         return round(fitted.nccl_multicast_mib_per_peer * (min(ranks, 8) - 1) * MIB), 0
     groups = fitted.nccl_multicast_mib + (fitted.nccl_multicast_mib_of_experts if routed else 0.0)
     growth = fitted.nccl_multicast_growth_mib + fitted.nccl_multicast_growth_mib_per_rank * min(ranks, 8)
+    if rules["fuses_all_reduce"] and settings.layout.pipeline == settings.layout.data == 1:
+        growth += fitted.fused_all_reduce_mib
     return round(groups * MIB), round(growth * MIB)
 
 
