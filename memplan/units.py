@@ -25,7 +25,7 @@ _SIZE_UNITS = {
     **{prefix + "ib": 1024**power for power, prefix in enumerate(("k", "m", "g", "t"), start=1)},
 }
 _COUNT_UNITS = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2, "g": 1000**3, "G": 1024**3}
-_NUMBER = re.compile(r"([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_NUMBER = re.compile(r"([0-9][0-9_,]{0,40}(?:\.[0-9]{1,20})?)\s*([A-Za-z]*)")
 _LARGEST = 1 << 60
 
 
@@ -39,13 +39,14 @@ def parse_size_bytes(text: str, *, what: str = "size") -> int:
     """
     match = _NUMBER.fullmatch(text.strip())
     if not match or match[2].lower() not in _SIZE_UNITS:
-        raise UsageError(f"not a {what}: `{text}`", hint="write it as 80GB, 79.2GiB or 512MiB")
-    number = float(match[1].replace("_", "").replace(",", ""))
-    size_bytes = int(number * _SIZE_UNITS[match[2].lower()])
+        raise UsageError(f"not a {what}: `{text:.60}`", hint="write it as 80GB, 79.2GiB or 512MiB")
+    size_bytes, _ = _times(match[1], _SIZE_UNITS[match[2].lower()])
     if not match[2] and 0 < size_bytes < MIB:
-        raise UsageError(f"{what} without a unit: `{text}`", hint=f"write {text}GiB or {text}GB")
+        raise UsageError(f"{what} without a unit: `{text:.60}`", hint=f"write {text}GiB or {text}GB")
     if not 0 < size_bytes < _LARGEST:
-        raise UsageError(f"{what} out of range: `{text}`", hint="it must be more than zero bytes and less than 1 EiB")
+        raise UsageError(
+            f"{what} out of range: `{text:.60}`", hint="it must be more than zero bytes and less than 1 EiB"
+        )
     return size_bytes
 
 
@@ -56,13 +57,22 @@ def parse_count(text: str, *, what: str = "number", minimum: int = 1) -> int:
     """
     match = _NUMBER.fullmatch(text.strip())
     if not match or match[2] not in _COUNT_UNITS:
-        raise UsageError(f"not a {what}: `{text}`", hint="write it as 8192, 8k (8,000) or 8K (8,192)")
-    number = float(match[1].replace("_", "").replace(",", "")) * _COUNT_UNITS[match[2]]
-    if number != int(number):
-        raise UsageError(f"not a whole {what}: `{text}`", hint="write it as 8192, 8k (8,000) or 8K (8,192)")
+        raise UsageError(f"not a {what}: `{text:.60}`", hint="write it as 8192, 8k (8,000) or 8K (8,192)")
+    number, is_whole = _times(match[1], _COUNT_UNITS[match[2]])
+    if not is_whole:
+        raise UsageError(f"not a whole {what}: `{text:.60}`", hint="write it as 8192, 8k (8,000) or 8K (8,192)")
     if not minimum <= number < _LARGEST:
-        raise UsageError(f"{what} out of range: `{text}`", hint=f"it must be at least {minimum}, and less than 2^60")
-    return int(number)
+        raise UsageError(
+            f"{what} out of range: `{text:.60}`", hint=f"it must be at least {minimum}, and less than 2^60"
+        )
+    return number
+
+
+def _times(digits: str, unit: int) -> tuple[int, bool]:
+    """A decimal number times `unit`, rounded down, and whether it came out whole: exact, where a float is not."""
+    whole, _, part = digits.replace("_", "").replace(",", "").partition(".")
+    product, rest = divmod(int(whole + part) * unit, 10 ** len(part))
+    return product, rest == 0
 
 
 def format_gib(size_bytes: int | float, *, digits: int = 2) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from math import floor
 
 from memplan.domain.budget import Group, Line, Provenance, Verdict
 from memplan.records import dataclass
@@ -38,6 +39,21 @@ def worst_verdict(gates: Iterable[Gate]) -> Verdict:
 def shortfall_bytes(gates: Iterable[Gate]) -> int:
     """By how much the gate that is met least is missed; 0 when all are met."""
     return max(0, -min(gate.margin_bytes for gate in gates))
+
+
+def room_for(holds: Callable[[int], bool], share: float, *, groups: int) -> float:
+    """How many requests have room over `groups` of ranks that serve requests of their own.
+
+    `holds` says whether one group has room for so many, `share` is an upper bound with its fraction, which is kept for
+    a single group: 0.63 of a request says how much is missing.
+    """
+    low, high = 0, floor(share)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle - 1)
+    if groups > 1 and low:
+        return float(groups * low)
+    return floor(min(share, low + 0.99) * 100) / 100
 
 
 def spread_line(

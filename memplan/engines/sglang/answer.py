@@ -14,7 +14,7 @@ from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provena
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
-from memplan.engines.gates import Gate, shortfall_bytes, spread_line, worst_verdict
+from memplan.engines.gates import Gate, room_for, shortfall_bytes, spread_line, worst_verdict
 from memplan.engines.sglang.device import max_running
 from memplan.engines.sglang.engine import RankPlan
 from memplan.engines.sglang.fitted import Fitted
@@ -217,7 +217,8 @@ def _capacity(
             needed_bytes=0,
             needed_tokens=0,
         )
-    share = ceil_div(asked.workload.concurrency, settings.ranks.attention_groups * settings.ranks.replicas)
+    groups = settings.ranks.attention_groups * settings.ranks.replicas
+    share = ceil_div(asked.workload.concurrency, groups)
     # States come in whole slots, so a little less memory may be one slot less and more tokens.
     slot_tokens = round(pools.state_bytes / pools.token_bytes) if pools.state_bytes and pools.token_bytes else 0
     needed = round(pools.needed_bytes(settings.context_tokens, share, settings.step_tokens) * asked.kv_keep_fraction)
@@ -226,7 +227,7 @@ def _capacity(
         capacity_tokens=plan.tokens,
         blocks=plan.tokens // settings.page_size,
         block_size=settings.page_size,
-        max_concurrency=_max_concurrency(settings, plan),
+        max_concurrency=_max_concurrency(settings, plan, groups),
         max_context_tokens=_max_context(spec, settings, plan),
         needed_bytes=needed,
         needed_tokens=settings.context_tokens * asked.workload.concurrency,
@@ -235,12 +236,15 @@ def _capacity(
     )
 
 
-def _max_concurrency(settings: SglangSettings, plan: RankPlan) -> float:
-    """Requests of the full context that one rank's pools hold; by tokens, and by slots where there are states."""
-    by_tokens = plan.tokens / settings.context_tokens
-    if not plan.pools.state_bytes:
-        return round(by_tokens, 2)
-    return round(min(by_tokens, plan.pools.slots(plan.pool_bytes) / plan.pools.slots_per_request), 2)
+def _max_concurrency(settings: SglangSettings, plan: RankPlan, groups: int) -> float:
+    """Requests of the full context that the pools hold: by pages, and by slots where there are states."""
+    pools, context, step = plan.pools, settings.context_tokens, settings.step_tokens
+    share = plan.tokens / (ceil_div(context, pools.page_size) * pools.page_size)
+    if pools.state_bytes:
+        share = min(share, pools.slots(plan.pool_bytes) / pools.slots_per_request)
+    return room_for(
+        lambda requests: pools.needed_bytes(context, requests, step) <= plan.pool_bytes, share, groups=groups
+    )
 
 
 def _max_context(spec: ModelSpec, settings: SglangSettings, plan: RankPlan) -> int:

@@ -10,8 +10,8 @@ from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provena
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
-from memplan.engines.gates import Gate, shortfall_bytes, spread_line, worst_verdict
-from memplan.engines.tensorrt_llm.engine import RankPlan
+from memplan.engines.gates import Gate, room_for, shortfall_bytes, spread_line, worst_verdict
+from memplan.engines.tensorrt_llm.engine import RankPlan, max_blocks
 from memplan.engines.tensorrt_llm.fitted import Fitted
 from memplan.engines.tensorrt_llm.settings import TrtllmSettings, has_windows
 from memplan.records import dataclass
@@ -202,12 +202,13 @@ def _capacity(
     size = settings.tokens_per_block
     low, high = (pools.blocks(plan.cache_bytes + sign * spread.cache) * size for sign in (-1, 1))
     tokens = plan.blocks * size
+    room = plan.blocks / per_request
     return KvCapacity(
         bytes_per_token=per_token,
         capacity_tokens=tokens,
         blocks=plan.blocks,
         block_size=size,
-        max_concurrency=round(plan.blocks / per_request, 2) if per_request else None,
+        max_concurrency=room_for(lambda requests: per_request * requests <= plan.blocks, room, groups=groups),
         max_context_tokens=_max_context(spec, settings, plan),
         needed_bytes=pools.used_bytes(needed),
         needed_tokens=settings.context_tokens * asked.workload.concurrency,
@@ -217,10 +218,13 @@ def _capacity(
 
 
 def _max_context(spec: ModelSpec, settings: TrtllmSettings, plan: RankPlan) -> int:
+    """The longest request that has room alone, in pools as they would be cut for its length."""
     low, high = 0, max(spec.max_context_tokens, settings.context_tokens)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = plan.pools.request_blocks(middle) <= plan.blocks
+        pools = plan.pools.at_context(middle)
+        blocks = min(pools.blocks(plan.cache_bytes), max_blocks(settings))
+        fits = pools.request_blocks(middle) <= blocks
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 

@@ -32,10 +32,14 @@ from memplan.units import ceil_div
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowPool:
-    """Layers with one attention window: `token_bytes` is one token in all of them on one rank."""
+    """Layers with one attention window: `token_bytes` is one token in all of them on one rank.
+
+    `limit_tokens` is the window that was given, where one was; `window_tokens` is no longer than the context.
+    """
 
     window_tokens: int
     token_bytes: float
+    limit_tokens: int | None = None
 
     @property
     def weight(self) -> float:
@@ -78,6 +82,11 @@ class BlockPools:
         widest = blocks * self.tokens_per_block * self.widest.token_bytes
         return round(widest * sum(pool.weight for pool in self.pools) / self.widest.weight)
 
+    def at_context(self, tokens: int) -> BlockPools:
+        """The pools of the same layers when a request may be `tokens` long."""
+        pools = [replace(pool, window_tokens=min(tokens, pool.limit_tokens or tokens)) for pool in self.pools]
+        return replace(self, pools=tuple(pools))
+
     def request_blocks(self, tokens: int) -> int:
         """Blocks of the widest pool that a request of `tokens` tokens claims, in the pool that runs out first."""
         if not self.pools:
@@ -91,7 +100,7 @@ class BlockPools:
 
 def plan_blocks(spec: ModelSpec, layers: tuple[Layer, ...], settings: TrtllmSettings) -> BlockPools:
     """The pools of one rank that holds `layers`."""
-    by_window: dict[int, float] = {}
+    by_limit: dict[int | None, float] = {}
     states = 0.0
     attention = 0
     for layer in layers:
@@ -103,21 +112,19 @@ def plan_blocks(spec: ModelSpec, layers: tuple[Layer, ...], settings: TrtllmSett
             size = _token_bytes(cache, settings)
             if not size:
                 continue
-            window = _window(attention, settings)
-            by_window[window] = by_window.get(window, 0.0) + size
+            limit = settings.windows[attention % len(settings.windows)] if settings.windows else None
+            by_limit[limit] = by_limit.get(limit, 0.0) + size
             attention += not isinstance(cache, IndexerKeys)
+    context = settings.context_tokens
     return BlockPools(
-        pools=tuple(WindowPool(window_tokens=window, token_bytes=size) for window, size in sorted(by_window.items())),
+        pools=tuple(
+            WindowPool(window_tokens=min(context, limit or context), token_bytes=size, limit_tokens=limit)
+            for limit, size in by_limit.items()
+        ),
         tokens_per_block=settings.tokens_per_block,
         rounds_up=settings.flow == "tensorrt",
         state_bytes=round(states),
     )
-
-
-def _window(index: int, settings: TrtllmSettings) -> int:
-    if not settings.windows:
-        return settings.context_tokens
-    return min(settings.windows[index % len(settings.windows)], settings.context_tokens)
 
 
 def _token_bytes(cache: Cache, settings: TrtllmSettings) -> float:

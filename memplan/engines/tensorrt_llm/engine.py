@@ -27,6 +27,8 @@ from memplan.engines.tensorrt_llm.weights import draft_layers
 from memplan.errors import UsageError
 from memplan.records import dataclass
 
+_NO_LIMIT = 1 << 62
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankPlan:
@@ -61,7 +63,7 @@ class TensorrtLlm:
         plans = [
             plan_rank(spec, gpu, settings, resolved, rules, fitted, stage) for stage in range(resolved.layout.pipeline)
         ]
-        tightest = min(plans, key=lambda plan: (plan.blocks if plan.pools.pools else 1 << 62, plan.cache_bytes))
+        tightest = min(plans, key=lambda plan: (plan.blocks if plan.pools.pools else _NO_LIMIT, plan.cache_bytes))
         return budget_of(spec, gpu, settings, resolved, rules, fitted, tightest, unused)
 
 
@@ -89,7 +91,10 @@ def plan_rank(
     cache = int(free * settings.free_fraction)
     if settings.max_cache_bytes is not None:
         cache = min(cache, settings.max_cache_bytes)
-    blocks = pools.blocks(cache)
-    if settings.max_tokens is not None:
-        blocks = min(blocks, settings.max_tokens // settings.tokens_per_block)
+    blocks = min(pools.blocks(cache), max_blocks(settings))
     return RankPlan(held=held, pools=pools, free_bytes=free, cache_bytes=cache, blocks=blocks)
+
+
+def max_blocks(settings: TrtllmSettings) -> int:
+    """As many blocks as max_tokens allows."""
+    return _NO_LIMIT if settings.max_tokens is None else settings.max_tokens // settings.tokens_per_block
