@@ -21,8 +21,10 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings, Workload
 from memplan.engines.llama_cpp.buffers import file_bytes
+from memplan.engines.llama_cpp.compute import planned_schedule
 from memplan.engines.llama_cpp.engine import rules_of
 from memplan.engines.llama_cpp.kv_cache import cache_bytes, cells_of
+from memplan.engines.llama_cpp.overrides import Override
 from memplan.engines.llama_cpp.placement import place
 from memplan.engines.llama_cpp.plan import Plan, plan_devices
 from memplan.engines.llama_cpp.settings import LlamaSettings, resolve
@@ -50,6 +52,7 @@ class Printed:
     weights: tuple[float, ...] | None
     host_weights: float | None
     cache: float | None
+    gpu_cache: float | None
     compute: tuple[float, ...] | None
     host_compute: float | None
 
@@ -99,6 +102,7 @@ def question_of(record: Record, configs: Path) -> Question:
     scale = 1 / (1 + error) if by_header and error is not None else 1.0
     settings = _divided(record, spec, settings, rules, gpus)
     settings = _with_host_experts(spec, settings, rules, printed, scale)
+    settings = _with_offload(record, spec, settings, rules) if is_fork else settings
     return Question(
         spec=spec,
         settings=settings,
@@ -158,7 +162,7 @@ def _whole(record: Record, key: str) -> int | None:
 
 
 def _buffers(record: Record, key: str) -> list[tuple[str, float]]:
-    listed = record.get(key)
+    listed = record.get(key) or []
     assert isinstance(listed, list)
     return [(str(name), float(size)) for name, size in listed]
 
@@ -207,13 +211,25 @@ def _printed(record: Record, gpus: list[str]) -> Printed:
     gpu_weights, host_weights = _by_gpu(weights, gpus)
     gpu_compute, host_compute = _by_gpu(compute.items(), gpus)
     total = record.get("kv_total_mib")
+    cache = _of_target(_buffers(record, "kv_buffers_mib"), total)
     return Printed(
         weights=gpu_weights if weights else None,
         host_weights=host_weights if weights else None,
         cache=float(total) if isinstance(total, (int, float)) else None,
+        gpu_cache=sum(_by_gpu(cache, gpus)[0]) if cache else None,
         compute=gpu_compute if compute else None,
         host_compute=host_compute if compute else None,
     )
+
+
+def _of_target(buffers: list[tuple[str, float]], total: object) -> list[tuple[str, float]]:
+    """The cache's parts of the first model: those of a draft follow once the printed sum is reached."""
+    if isinstance(total, (int, float)):
+        sums = list(accumulate(size for _, size in buffers))
+        for count, reached in enumerate(sums, start=1):
+            if abs(reached - total) < 0.01 * count:
+                return buffers[:count]
+    return buffers
 
 
 def _options(record: Record, spec: ModelSpec, gpus: list[str], is_fork: bool, build: int) -> dict[str, object]:
@@ -226,7 +242,7 @@ def _options(record: Record, spec: ModelSpec, gpus: list[str], is_fork: bool, bu
         "cache_type_k": record.get("cache_type_k"),
         "cache_type_v": record.get("cache_type_v"),
         "flash_attention": str(record["flash_attn"]) not in ("0", "false", "disabled")
-        if record["flash_attn"]
+        if record.get("flash_attn")
         else None,
         "cache_ram_mib": 0,
     }
@@ -263,7 +279,7 @@ def _offloaded(record: Record, spec: ModelSpec, gpus: list[str]) -> int:
 
 def _divided(record: Record, spec: ModelSpec, settings: LlamaSettings, rules: Rules, gpus: list[str]) -> LlamaSettings:
     """Settings with each GPU's share of the layers, read back from its part of the cache."""
-    parts, _ = _by_gpu(_buffers(record, "kv_buffers_mib"), gpus)
+    parts, _ = _by_gpu(_of_target(_buffers(record, "kv_buffers_mib"), record.get("kv_total_mib")), gpus)
     if len(gpus) < 2 or not all(parts):
         return settings
     alone = replace(settings, num_gpus=1, tensor_split=(), split_mode="layer")
@@ -289,20 +305,42 @@ def _layer_mib(spec: ModelSpec, index: int, settings: LlamaSettings, rules: Rule
     return cache_bytes(only, alone, rules, place(only, alone, rules), cells).total_bytes / MIB
 
 
+def _with_offload(record: Record, spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> LlamaSettings:
+    """Settings of the fork with experts on the host or offloaded, whichever the printed number of splits is nearer to.
+
+    Its fused experts, types without a CUDA kernel and its offload policy all keep large batches on the host.
+    """
+    splits = _whole(record, "graph_splits")
+    routed = any("exps." in tensor.name for layer in spec.layers for tensor in layer.tensors)
+    if splits is None or not routed or not settings.num_gpus:
+        return settings
+    cells, devices = cells_of(spec, settings, rules), place(spec, settings, rules)
+
+    def off(choice: LlamaSettings) -> int:
+        return abs(planned_schedule(spec, choice, rules, devices, cells, every_layer=True).num_splits - splits)
+
+    return min(replace(settings, expert_offload=False), settings, key=off)
+
+
 def _with_host_experts(
     spec: ModelSpec, settings: LlamaSettings, rules: Rules, printed: Printed, scale: float
 ) -> LlamaSettings:
-    """Settings with as many layers' experts in host memory as the printed weights of the GPUs show."""
+    """Settings with as many layers' experts in host memory as the printed weights of the GPUs show: the experts alone,
+    or with them the router and the norm, as the pattern `ffn` takes them.
+    """
     from memplan.engines.llama_cpp.buffers import weight_buffers
 
     routed = any("exps." in tensor.name for layer in spec.layers for tensor in layer.tensors)
     if not routed or printed.weights is None or not settings.num_gpus or not settings.n_gpu_layers:
         return settings
 
-    def off(count: int) -> float:
-        devices = place(spec, replace(settings, n_cpu_moe=count), rules)
-        held = weight_buffers(spec, devices, settings.backend, rules)
+    def off(choice: LlamaSettings) -> float:
+        held = weight_buffers(spec, place(spec, choice, rules), settings.backend, rules)
         return abs(sum(held.by_device[:-1]) * scale / MIB - sum(printed.weights or ()))
 
-    best = min(range(spec.num_layers + 1), key=off)
-    return replace(settings, n_cpu_moe=best) if off(best) < 0.5 * off(0) else settings
+    best = min((replace(settings, n_cpu_moe=count) for count in range(spec.num_layers + 1)), key=off)
+    if off(best) >= 0.5 * off(settings):
+        return settings
+    layers = "|".join(str(index) for index in range(best.n_cpu_moe))
+    whole = Override(rf"^blk\.({layers})\.ffn_", "CPU", settings.num_gpus)
+    return min(best, replace(settings, override_tensor=(whole,)), key=off)

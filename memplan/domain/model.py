@@ -52,12 +52,14 @@ class Layer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotaryTable:
     """Cosines and sines that an engine precomputes: `width` values for each of `positions` positions, in the model's
-    type. `is_multimodal` marks positions in time, height and width, for which engines make a longer table.
+    type. `is_multimodal` marks positions in time, height and width, for which engines make a longer table. `factors`
+    names the scaling whose factors GGUF files store as tensors.
     """
 
     positions: int
     width: int
     is_multimodal: bool = False
+    factors: Literal["", "llama3", "longrope"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,8 +4,7 @@ it.
 Norms, biases, routers, convolutions and positions are FP32; matrices keep the file's 16-bit type until a mix is
 chosen. Experts are stacked (here: counted), a latent attention's up-projection is cut into keys and values, fused
 projections that the converter takes apart are taken apart.
-
-Not modelled: tensors that hold constants (rotary factors of Llama 3.1 and Phi-3, less than 100 kB).
+Rotary factors of Llama 3.1 and Phi-3 become tensors.
 
 Source: `prepare_tensors` of conversion/base.py and `modify_tensors` of the families, llama-cpp-python 0.3.36.
 """
@@ -74,7 +73,7 @@ def to_gguf(spec: ModelSpec, *, splits_latents: bool = True) -> ModelSpec:
         spec,
         model_type=architecture,
         layers=tuple(layers),
-        shared=tuple(_shared_tensors(spec, architecture)),
+        shared=(*_shared_tensors(spec, architecture), *_rotary_factors(spec)),
         towers=(),
         mtp=(),
         layer_prefix="blk.",
@@ -167,11 +166,20 @@ def _cut(tensor: Tensor, widths: tuple[int, ...], names: tuple[str, ...]) -> Ite
 
 def _shared_tensors(spec: ModelSpec, architecture: str) -> Iterator[Tensor]:
     for tensor in spec.shared:
-        name = shared_name(tensor.name)
+        name = shared_name(tensor.name, is_encoder=architecture == "bert")
         if name == "position_embd.weight" and architecture == "bert":  # RoBERTa's begin after the padding
             tensor = replace(tensor, shape=(min(tensor.shape[0], spec.max_context_tokens), *tensor.shape[1:]))
         if name is not None:
             yield _stored(replace(tensor, name=name))
+
+
+def _rotary_factors(spec: ModelSpec) -> Iterator[Tensor]:
+    """The factors of every frequency: small, but they make operations wait for a copy when layers are on the host."""
+    names = {"llama3": ("rope_freqs",), "longrope": ("rope_factors_long", "rope_factors_short")}
+    for table in spec.rotary[:1]:
+        for name in names.get(table.factors, ()):
+            weight = Tensor(name=f"{name}.weight", shape=(table.width // 2,), role=Role.OTHER, is_buffer=True)
+            yield replace(weight, dtype=DType.F32)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -137,9 +137,14 @@ _LEFT_OUT = re.compile(
     r"|vocab_transform|vocab_layer_norm|vocab_projector|^head\.(dense|norm)|^decoder\.bias"
 )
 
+# A reranker's head, which encoders keep.
+_CLASSIFIER = re.compile(r"^classifier\.(dense|out_proj)\.")
 
-def shared_name(name: str) -> str | None:
+
+def shared_name(name: str, *, is_encoder: bool = False) -> str | None:
     """Return ggml's name of a tensor outside the layers; None for one that the converter leaves out."""
+    if is_encoder and (found := _CLASSIFIER.search(name)):
+        return f"cls{'.output' if found[1] == 'out_proj' else ''}.{name.rpartition('.')[2]}"
     if _LEFT_OUT.search(name):
         return None
     suffix = "bias" if name.endswith(".bias") else "weight"

@@ -9,6 +9,8 @@ Source: transformers' configuration keys; which rows an engine makes of them was
 
 from __future__ import annotations
 
+from typing import Literal
+
 from memplan.domain.model import RotaryTable
 from memplan.errors import UnsupportedModel
 from memplan.introspect.config import Config
@@ -67,7 +69,10 @@ def _tables(config: Config) -> tuple[RotaryTable, ...]:
     elif kind in ("longrope", "su"):
         positions += config.optional_int("original_max_position_embeddings", minimum=1) or original
     is_multimodal = scaling is not None and scaling.has("mrope_section")
-    table = RotaryTable(positions=positions, width=width, is_multimodal=is_multimodal)
+    factors: Literal["", "llama3", "longrope"] = "llama3" if kind == "llama3" else ""
+    if kind in ("longrope", "su"):
+        factors = "longrope"
+    table = RotaryTable(positions=positions, width=width, is_multimodal=is_multimodal, factors=factors)
     if config.has("rope_local_base_freq") or (scaling is not None and scaling.has("sliding_attention")):
         return (table, RotaryTable(positions=unscaled, width=width))
     return (table,)

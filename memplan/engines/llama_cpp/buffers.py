@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from memplan.budget.storage import storage_bytes
 from memplan.catalog.rules import Rules
-from memplan.domain.model import ModelSpec
+from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.tensors import Tensor
 from memplan.engines.llama_cpp.ggml_graph import TYPES
 from memplan.engines.llama_cpp.graph_builder import ggml_type
@@ -41,23 +41,19 @@ class WeightBuffers:
 def weight_buffers(spec: ModelSpec, devices: Devices, backend: str, rules: Rules) -> WeightBuffers:
     """Return what every device holds of the weights of a model that goes by ggml's names."""
     held = _Held([{} for _ in range(devices.num_gpus + 1)], devices, backend)
+    made: dict[object, list[dict[str, int]]] = {}
     for index, layer in enumerate(spec.layers):
-        device = devices.layers[index]
-        for tensor in layer.tensors:
-            routed = "exps." in tensor.name
-            part = "routed experts" if routed else "layers"
-            if routed and index in devices.experts_on_host:
-                held.add(devices.host, tensor, part)
-            elif devices.row_shares and device != devices.host and len(tensor.shape) > 1 and not routed:
-                held.add_rows(tensor, part)
-            else:
-                held.add(device, tensor, part)
+        key = id(layer), devices.layers[index], index if devices.overrides else index in devices.experts_on_host
+        if key not in made:
+            made[key] = _layer_parts(layer, index, devices, backend)
+        held.add_all(made[key])
     for tensor in spec.shared:
         for device, part in _shared_places(tensor, devices, rules):
-            held.add(device, tensor, part)
+            held.add(devices.shared_device(tensor.name, device), tensor, part)
     tied = tied_head(spec)
-    if tied is not None and devices.output != devices.host:
-        held.add(devices.output, tied, "head")
+    output = devices.shared_device("output.weight", devices.output)
+    if tied is not None and output != devices.host:
+        held.add(output, tied, "head")
     return WeightBuffers(by_device=tuple(sum(parts.values()) for parts in held.parts), by_part=tuple(held.parts))
 
 
@@ -67,6 +63,20 @@ def tied_head(spec: ModelSpec) -> Tensor | None:
         return None
     names = {tensor.name: tensor for tensor in spec.shared}
     return None if "output.weight" in names else names.get("token_embd.weight")
+
+
+def _layer_parts(layer: Layer, index: int, devices: Devices, backend: str) -> list[dict[str, int]]:
+    """What every device holds of one layer."""
+    held = _Held([{} for _ in range(devices.num_gpus + 1)], devices, backend)
+    for tensor in layer.tensors:
+        routed = "exps." in tensor.name
+        part = "routed experts" if routed else "layers"
+        device = devices.weight_device(index, tensor.name)
+        if devices.row_shares and device != devices.host and len(tensor.shape) > 1 and not routed:
+            held.add_rows(tensor, part)
+        else:
+            held.add(device, tensor, part)
+    return held.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,12 @@ class _Held:
     def add(self, device: int, tensor: Tensor, part: str, fraction: float = 1.0) -> None:
         size = held_bytes(tensor, self.backend if device != self.devices.host else "CPU")
         self.parts[device][part] = self.parts[device].get(part, 0) + round(size * fraction)
+
+    def add_all(self, parts: list[dict[str, int]]) -> None:
+        """Add what devices hold of one layer."""
+        for mine, more in zip(self.parts, parts, strict=True):
+            for part, size in more.items():
+                mine[part] = mine.get(part, 0) + size
 
     def add_rows(self, tensor: Tensor, part: str) -> None:
         """Cut a matrix over the GPUs by their shares."""

@@ -12,7 +12,7 @@ from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
 from memplan.engines.llama_cpp.ggml_allocator import reserve
 from memplan.engines.llama_cpp.ggml_graph import TYPES, Value
-from memplan.engines.llama_cpp.ggml_scheduler import PIPELINE_COPIES, Backends, schedule
+from memplan.engines.llama_cpp.ggml_scheduler import PIPELINE_COPIES, Backends, Schedule, schedule
 from memplan.engines.llama_cpp.graph_builder import Batch, GraphRules, Placement
 from memplan.engines.llama_cpp.kv_cache import Cells, caches_latents
 from memplan.engines.llama_cpp.model_graph import build_graph
@@ -29,6 +29,15 @@ def compute_bytes(
     spec: ModelSpec, settings: LlamaSettings, rules: Rules, devices: Devices, cells: Cells
 ) -> tuple[int, ...]:
     """Return the compute buffer of every device, the host's last."""
+    planned = planned_schedule(spec, settings, rules, devices, cells)
+    alignments = [_ALIGNMENTS.get(settings.backend, 128)] * settings.num_gpus + [_HOST_ALIGNMENT]
+    return tuple(reserve(planned.nodes, planned.leafs, alignments, _size_on(settings)))
+
+
+def planned_schedule(
+    spec: ModelSpec, settings: LlamaSettings, rules: Rules, devices: Devices, cells: Cells, *, every_layer: bool = False
+) -> Schedule:
+    """Return the graph of the largest step, divided over the backends; `every_layer` leaves none out."""
     full = settings.n_gpu_layers > spec.num_layers
     forgets = rules["reserve_forgets"]
     placement = Placement(
@@ -36,11 +45,14 @@ def compute_bytes(
         caches=devices.caches,
         output=devices.output,
         cpu=devices.host,
-        experts_on_cpu=devices.experts_on_host,
+        weight_device=devices.weight_device,
+        divided=devices.divides_layers,
+        head=devices.shared_device("output.weight", devices.output),
         forces_norms=full and not forgets,
         attends_on_cpu=not settings.kv_offload and not forgets,
     )
-    graph = build_graph(spec, _batch(spec, settings, rules, cells), placement, _graph_rules(spec, settings, rules))
+    batch, graph_rules = _batch(spec, settings, rules, cells), _graph_rules(spec, settings, rules)
+    graph = build_graph(spec, batch, placement, graph_rules, every_layer=every_layer)
     pipelined = (
         rules["pipeline"]
         and settings.backend in _PIPELINED
@@ -48,16 +60,15 @@ def compute_bytes(
         and full
         and settings.split_mode == "layer"
         and settings.kv_offload
-        and not devices.experts_on_host
+        and not (devices.experts_on_host or devices.overrides)
     )
     backends = Backends(
         num_gpus=settings.num_gpus,
         op_offload=settings.op_offload and rules["offloads_large_batches"],
+        expert_offload=settings.expert_offload,
         copies=PIPELINE_COPIES if pipelined else 1,
     )
-    planned = schedule(graph, backends)
-    alignments = [_ALIGNMENTS.get(settings.backend, 128)] * settings.num_gpus + [_HOST_ALIGNMENT]
-    return tuple(reserve(planned.nodes, planned.leafs, alignments, _size_on(settings)))
+    return schedule(graph, backends)
 
 
 def _batch(spec: ModelSpec, settings: LlamaSettings, rules: Rules, cells: Cells) -> Batch:
@@ -94,6 +105,7 @@ def _graph_rules(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Grap
         copies_fused=rules["copies_fused"],
         embeds_either=rules["embeds_either"],
         selects_rows=rules["rows_of_outputs"] == "sequences",
+        factors_per_layer=rules["factors_per_layer"],
     )
 
 

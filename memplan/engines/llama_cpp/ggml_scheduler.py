@@ -25,11 +25,13 @@ class Backends:
     """The backends of one context: `num_gpus` GPUs and the CPU.
 
     `op_offload` lets the first GPU run large batches on weights in host memory, `copies` is how many copies of every
-    input a pipeline keeps, `supports` refuses operations that a GPU does not have.
+    input a pipeline keeps, `supports` refuses operations that a GPU does not have. Without `expert_offload` experts in
+    host memory are multiplied there, whatever the batch.
     """
 
     num_gpus: int
     op_offload: bool = True
+    expert_offload: bool = True
     copies: int = 1
     supports: Callable[[Value], bool] = field(default=lambda value: True)
 
@@ -91,7 +93,8 @@ def _backend_of(value: Value, backends: Backends) -> int | None:
         assert source.device is not None
         if source.device != backends.cpu:
             return source.device if backends.supports(value) else backends.cpu
-        if backends.op_offload and backends.num_gpus and backends.supports(value) and offloads(value):
+        wanted = backends.op_offload and (backends.expert_offload or value.op != "mul_mat_id")
+        if wanted and backends.num_gpus and backends.supports(value) and offloads(value):
             return 0
         return backends.cpu
     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from memplan.domain.model import Layer
 from memplan.domain.tensors import Tensor
@@ -24,6 +24,7 @@ class GraphRules:
     head cut in two. `copies_parts`: parts of a latent are copied before they are normed or rotated. `copies_fused`:
     queries, keys and values of a fused projection are copied apart. `embeds_either`: an input for ready embeddings is
     always part of the graph. `selects_rows`: the last layer goes on with the rows that are asked for.
+    `factors_per_layer`: every layer has rotary factors of its own.
     """
 
     fused_glu: bool = True
@@ -40,6 +41,7 @@ class GraphRules:
     copies_fused: bool = False
     embeds_either: bool = True
     selects_rows: bool = True
+    factors_per_layer: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +65,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Devices of one context, by number: of each layer's weights, of its cache, of the head; the CPU is the last."""
+    """Devices of one context, by number: of each layer, its cache and single weights; of the output layer and of the
+    head's matrix. The CPU is the last. `divided`: weights of a layer may lie apart from it.
+    """
 
     layers: tuple[int, ...]
     caches: tuple[int, ...]
     output: int
     cpu: int
-    experts_on_cpu: frozenset[int] = frozenset()
+    weight_device: Callable[[int, str], int]
+    divided: bool
+    head: int
     forces_norms: bool = False
     attends_on_cpu: bool = False
 
@@ -146,10 +152,7 @@ class LayerWeights:
         tensor = self.tensors.get(f"{name}.{suffix}")
         if tensor is None:
             return None
-        placement = self.builder.placement
-        device = placement.layers[self.index]
-        if "exps." in tensor.name and self.index in placement.experts_on_cpu:
-            device = placement.cpu
+        device = self.builder.placement.weight_device(self.index, tensor.name)
         return self.builder.make_weight(tensor, device, self.index)
 
     def __getitem__(self, name: str) -> Value:
@@ -162,7 +165,8 @@ class LayerWeights:
         for name in ("rope_freqs.weight", "rope_factors_long.weight"):
             tensor = self.builder.shared.get(name) or self.tensors.get(name)
             if tensor is not None:
-                return self.builder.make_weight(tensor, self.builder.placement.layers[self.index], -3)
+                owner = self.index if self.builder.rules.factors_per_layer else -3
+                return self.builder.make_weight(tensor, self.builder.placement.layers[self.index], owner)
         return None
 
     def bias(self, name: str) -> Value | None:

@@ -33,8 +33,9 @@ def attend_within(builder: Builder, query: Value, key: Value, values: Value) -> 
     """Attention of every token to all tokens of the step."""
     from memplan.engines.llama_cpp.graph_attention import scores
 
-    for part in (query, key, values):
-        builder.graph.expand(part)
+    if not builder.rules.copies_parts:  # before llama-graph.cpp, values came first, for want of an order
+        for part in (query, key, values):
+            builder.graph.expand(part)
     batch = builder.batch
     padded = -(-batch.tokens // builder.rules.mask_multiple) * builder.rules.mask_multiple
     kind = "f16" if batch.flash and builder.rules.half_mask else "f32"

@@ -27,8 +27,9 @@ from memplan.domain.attention import (
     SharedKV,
     SlidingWindow,
 )
-from memplan.domain.model import ModelSpec
+from memplan.domain.model import Layer, ModelSpec
 from memplan.engines.llama_cpp.ggml_graph import TYPES
+from memplan.engines.llama_cpp.graph_traits import ENCODERS
 from memplan.engines.llama_cpp.placement import Devices
 from memplan.engines.llama_cpp.settings import LlamaSettings
 from memplan.records import dataclass
@@ -98,7 +99,7 @@ def cache_bytes(
     token = 0
     for index, layer in enumerate(spec.layers):
         device = devices.caches[index]
-        for cache in layer.caches:
+        for cache in kept_caches(spec, layer, rules):
             if isinstance(cache, LinearState):
                 states[device] += 4 * (cache.conv_elements + cache.state_elements) * settings.slots
                 continue
@@ -107,6 +108,14 @@ def cache_bytes(
             kept[device] += row * cells.streams * (cells.window if is_window else cells.context)
             token += row
     return CacheBytes(keys_and_values=tuple(kept), states=tuple(states), token_bytes=token)
+
+
+def kept_caches(spec: ModelSpec, layer: Layer, rules: Rules) -> tuple[Cache, ...]:
+    """What a layer keeps: older builds allocate a cache for encoders, too, as for any other attention."""
+    if spec.model_type not in ENCODERS or not rules["encoder_cache"]:
+        return layer.caches
+    width = max(layer.query_width // max(layer.num_heads, 1), 1)
+    return (FullAttention(num_kv_heads=layer.num_heads, key_width=width, value_width=width),)
 
 
 def row_bytes(cache: Cache, spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
-from memplan.engines.llama_cpp.plan import Plan, plan_devices
+from memplan.engines.llama_cpp.plan import Plan, least_bytes, plan_devices
 from memplan.engines.llama_cpp.settings import LlamaSettings
 from memplan.records import replace
 from memplan.units import round_up
@@ -14,29 +16,46 @@ _STEP = 256
 
 def largest_gpu_layers(spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits_in: int) -> int | None:
     """The largest -ngl whose GPUs all hold at most `fits_in` bytes; None when not even 0 does."""
-    low, high = -1, spec.num_layers + 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        plan = plan_devices(spec, replace(settings, n_gpu_layers=middle), rules)
-        low, high = (middle, high) if fits(plan, fits_in) else (low, middle - 1)
-    return low if low >= 0 else None
+
+    def fitting(layers: int) -> bool:
+        return _fits(spec, replace(settings, n_gpu_layers=layers), rules, fits_in)
+
+    found = _largest(-1, spec.num_layers + 1, fitting)
+    return found if found >= 0 else None
 
 
-def largest_context(spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits_in: int) -> int | None:
+def largest_context(spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits_in: int) -> int:
     """The longest context of one slot, up to the model's own; 0 when not even the shortest fits."""
-    limit = round_up(spec.max_context_tokens, _STEP) // _STEP
-    low, high = 0, limit
+
+    def fitting(steps: int) -> bool:
+        return _fits(spec, with_context(settings, steps * _STEP), rules, fits_in)
+
+    steps = _largest(0, round_up(spec.max_context_tokens, _STEP) // _STEP, fitting)
+    return min(steps * _STEP, spec.max_context_tokens)
+
+
+def with_context(settings: LlamaSettings, slot_tokens: int) -> LlamaSettings:
+    """The settings with another context of one slot."""
+    shared = settings.slot_tokens == settings.ctx_size
+    total = slot_tokens if shared else slot_tokens * settings.slots
+    return replace(settings, slot_tokens=slot_tokens, ctx_size=total)
+
+
+def _largest(low: int, high: int, fitting: Callable[[int], bool]) -> int:
+    """The largest number above `low`, at most `high`, that fits; `low` where none does. The greatest is tried first."""
+    if high > low and fitting(high):
+        return high
+    high -= 1
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(_with_context(spec, settings, rules, middle), fits_in) else (low, middle - 1)
-    return min(low * _STEP, spec.max_context_tokens)
+        low, high = (middle, high) if fitting(middle) else (low, middle - 1)
+    return low
 
 
-def _with_context(spec: ModelSpec, settings: LlamaSettings, rules: Rules, steps: int) -> Plan:
-    slot = steps * _STEP
-    shared = settings.slot_tokens == settings.ctx_size
-    total = slot if shared else slot * settings.slots
-    return plan_devices(spec, replace(settings, slot_tokens=slot, ctx_size=total), rules)
+def _fits(spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits_in: int) -> bool:
+    if least_bytes(spec, settings, rules) > fits_in:
+        return False
+    return fits(plan_devices(spec, settings, rules), fits_in)
 
 
 def fits(plan: Plan, fits_in: int) -> bool:

@@ -18,12 +18,14 @@ from memplan.engines.llama_cpp.graph_traits import traits_of
 from memplan.records import replace
 
 
-def build_graph(spec: ModelSpec, batch: Batch, placement: Placement, rules: GraphRules) -> Graph:
+def build_graph(
+    spec: ModelSpec, batch: Batch, placement: Placement, rules: GraphRules, *, every_layer: bool = False
+) -> Graph:
     """Return the graph of one worst-case step of a model that goes by ggml's names."""
     shared = {tensor.name: tensor for tensor in spec.shared}
     builder = Builder(traits=traits_of(spec.model_type), rules=rules, batch=batch, placement=placement, shared=shared)
     value = _embedding(builder, spec)
-    for index in representative_layers(spec, placement):
+    for index in range(spec.num_layers) if every_layer else representative_layers(spec, placement):
         layer = _with_owner(spec, spec.layers[index])
         value = _layer(builder, layer, index, value, is_last=index == spec.num_layers - 1)
     builder.graph.expand(_head(builder, spec, value))
@@ -40,8 +42,15 @@ def _with_owner(spec: ModelSpec, layer: Layer) -> Layer:
 
 def representative_layers(spec: ModelSpec, placement: Placement) -> list[int]:
     """The layers that are built: the first two and the last two of each run of equal layers on one device."""
+    shapes = {id(layer): _shape_of(layer) for layer in spec.layers}
     keys = [
-        (id(spec.layers[index].caches), _shape_of(spec.layers[index]), placement.layers[index], placement.caches[index])
+        (
+            id(spec.layers[index].caches),
+            shapes[id(spec.layers[index])],
+            placement.layers[index],
+            placement.caches[index],
+            placement.divided and tuple(placement.weight_device(index, one.name) for one in spec.layers[index].tensors),
+        )
         for index in range(spec.num_layers)
     ]
     kept = []
@@ -72,7 +81,8 @@ def _embedding(builder: Builder, spec: ModelSpec) -> Value:
         value = like("add", value, _host_weight(builder, "token_types.weight"))
     if "position_embd.weight" in builder.shared:
         positions = builder.input("positions", "i32", batch.tokens)
-        value = like("add", value, get_rows(_host_weight(builder, "position_embd.weight"), positions))
+        placed = get_rows(_host_weight(builder, "position_embd.weight"), positions)
+        value = like("add", placed, value) if builder.traits.is_encoder else like("add", value, placed)
     if "token_embd_norm.weight" in builder.shared:
         bias = _host_weight(builder, "token_embd_norm.bias") if "token_embd_norm.bias" in builder.shared else None
         value = builder.norm(value, _host_weight(builder, "token_embd_norm.weight"), bias, None)
@@ -147,7 +157,7 @@ def _head(builder: Builder, spec: ModelSpec, value: Value) -> Value:
     if builder.traits.is_encoder:
         return value
     table = shared.get("output.weight") or shared["token_embd.weight"]
-    logits = matmul(builder.make_weight(table, placement.output, -2), value, name="result_output")
+    logits = matmul(builder.make_weight(table, placement.head, -2), value, name="result_output")
     if "output.bias" in shared:
         logits = like("add", logits, builder.make_weight(shared["output.bias"], placement.output, -2))
     if builder.traits.scales_logits:

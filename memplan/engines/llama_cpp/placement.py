@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
+from memplan.engines.llama_cpp.overrides import Override
 from memplan.engines.llama_cpp.settings import LlamaSettings
 from memplan.records import dataclass
 
@@ -27,10 +28,27 @@ class Devices:
     output: int
     experts_on_host: frozenset[int]
     row_shares: tuple[float, ...] = ()
+    overrides: tuple[Override, ...] = ()
 
     @property
     def host(self) -> int:
         return self.num_gpus
+
+    @property
+    def divides_layers(self) -> bool:
+        """Whether single weights of a layer may lie apart from it."""
+        return bool(self.overrides or self.experts_on_host)
+
+    def weight_device(self, index: int, name: str) -> int:
+        """Where a weight of layer `index` lies."""
+        for override in self.overrides:
+            if override.matches(f"blk.{index}.{name}"):
+                return override.device
+        return self.host if "exps." in name and index in self.experts_on_host else self.layers[index]
+
+    def shared_device(self, name: str, device: int) -> int:
+        """Where a weight outside the layers lies that would be on `device`."""
+        return next((override.device for override in self.overrides if override.matches(name)), device)
 
     @property
     def uses_gpu(self) -> bool:
@@ -63,6 +81,7 @@ def place(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Devices:
         caches=tuple(layer if settings.kv_offload else host for layer in layers),
         output=output,
         experts_on_host=frozenset(range(settings.n_cpu_moe)),
+        overrides=settings.override_tensor,
         row_shares=shares if settings.split_mode == "row" and settings.num_gpus > 1 else (),
     )
 

@@ -38,6 +38,17 @@ class Plan:
         return max(range(max(1, self.devices.num_gpus)), key=self.device_bytes)
 
 
+def least_bytes(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> int:
+    """What the fullest GPU holds of weights and cache: quick to tell, and never more than with compute buffers."""
+    devices = place(spec, settings, rules)
+    weights = weight_buffers(spec, devices, settings.backend, rules)
+    cache = cache_bytes(spec, settings, rules, devices, cells_of(spec, settings, rules))
+    return max(
+        (weights.by_device[gpu] + cache.keys_and_values[gpu] + cache.states[gpu] for gpu in range(devices.num_gpus)),
+        default=0,
+    )
+
+
 def plan_devices(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Plan:
     """Return the buffers of a model that goes by ggml's names."""
     devices = place(spec, settings, rules)

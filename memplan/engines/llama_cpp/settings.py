@@ -10,8 +10,9 @@ micro-batch (-ub). Everything else comes as an engine option:
     cache_type_k, cache_type_v       split_mode (-sm) layer, row, none tensor_split (-ts)   main_gpu (-mg)
     kv_offload or no_kv_offload (-nkvo)  op_offload (--no-op-offload)      swa_full             mmap (--no-mmap)
     cpu_moe (-cmoe), n_cpu_moe       cache_ram_mib (--cache-ram)       device (-dev) none, for the CPU alone
-    build, instead of llama.cpp@bNNNN
-    fork (ik) and mla_attn (-mla)    for ik_llama.cpp, as far as it follows the same rules
+    build, instead of llama.cpp@bNNNN    override_tensor (-ot) PATTERN=DEVICE,... for weights by name
+    fork (ik) and mla_attn (-mla)    for ik_llama.cpp, as far as it follows the same rules; expert_offload: false where
+                                     its fused or repacked experts (-fmoe, -rtr) keep the GPU from taking large batches
 
 Source: common/arg.cpp and tools/server of the builds that catalog/engines/llama.cpp.yaml names.
 """
@@ -22,6 +23,7 @@ from memplan.catalog.rules import Rules
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.engines.llama_cpp.overrides import Override, read_overrides
 from memplan.engines.options import EngineOptions
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import dataclass
@@ -65,9 +67,11 @@ class LlamaSettings:
     main_gpu: int
     kv_offload: bool
     op_offload: bool
+    expert_offload: bool
     swa_full: bool
     mmap: bool
     n_cpu_moe: int
+    override_tensor: tuple[Override, ...]
     cache_ram_mib: int
     fork: str
     mla_attn: int
@@ -81,8 +85,9 @@ class LlamaSettings:
         """The settings as a report shows them."""
         shown: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
         shown["tensor_split"] = list(self.tensor_split)
+        shown["override_tensor"] = ",".join(str(override) for override in self.override_tensor)
         if not self.fork:
-            del shown["fork"], shown["mla_attn"]
+            del shown["fork"], shown["mla_attn"], shown["expert_offload"]
         return shown
 
 
@@ -123,10 +128,12 @@ def resolve(
         tensor_split=_tensor_split(options, num_gpus),
         main_gpu=_main_gpu(options, num_gpus),
         kv_offload=_flag(options, "kv_offload", default=True) and not _flag(options, "no_kv_offload", default=False),
-        op_offload=_flag(options, "op_offload", default=True),
+        op_offload=_flag(options, "op_offload", default=True) and not _flag(options, "no_op_offload", default=False),
+        expert_offload=_flag(options, "expert_offload", default=True),
         swa_full=_flag(options, "swa_full", default=False),
         mmap=_flag(options, "mmap", default=True),
         n_cpu_moe=_cpu_experts(options, spec),
+        override_tensor=read_overrides(options.word("override_tensor", "ot"), num_gpus),
         cache_ram_mib=_number(options.count("cache_ram_mib", "cache_ram", minimum=0), rules["prompt_cache_mib"]),
         fork=fork if fork != "mainline" else "",
         mla_attn=_number(options.count("mla_attn", minimum=0), 0),
