@@ -77,6 +77,7 @@ def run_scorers(records: Path, configs: Path) -> None:
             print(f"{script}: {done.stderr.strip()[-200:]}", file=sys.stderr)
             continue
         summary = json.loads(done.stdout)["summary"]
+        summary.pop("median_ms", None)  # of the machine, not of memplan
         (RESULTS / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
