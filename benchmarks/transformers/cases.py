@@ -110,7 +110,7 @@ def measure(model: Any, case: Case, *, as_on_gpu: bool = True) -> Measured:
     gc.collect()
     with torch.no_grad(), _kernels(as_on_gpu), LiveBytes(known) as live:
         answer = model(input_ids=words, **given)
-        choose(answer.logits)
+        held = choose(answer.logits)
         prefill_bytes, prefill_at = live.peak_bytes, live.peak_at
         name = "past_key_values" if "past_key_values" in answer else "cache_params"
         given[name] = answer[name]
@@ -120,19 +120,24 @@ def measure(model: Any, case: Case, *, as_on_gpu: bool = True) -> Measured:
             given["attention_mask"] = torch.cat([given["attention_mask"], more], dim=1)
         live.forget_peak()
         answer = model(input_ids=words[:, :1], **given)
-        choose(answer.logits)
+        held = held[1:]
+        held = (*held, *choose(answer.logits))
     return Measured(
         prefill_bytes=prefill_bytes, prefill_at=prefill_at, decode_bytes=live.peak_bytes, decode_at=live.peak_at
     )
 
 
-def choose(logits: torch.Tensor) -> torch.Tensor:
-    """Sample a token as `generate` does under temperature, top-k and top-p."""
+def choose(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Sample a token as `generate` does under temperature, top-k and top-p; return what its loop still holds while the
+    next pass runs.
+    """
     last = logits[:, -1, :].to(copy=True, dtype=torch.float32)
     scores = last
     for warper in (TemperatureLogitsWarper(0.7), TopKLogitsWarper(50), TopPLogitsWarper(0.9)):
         scores = warper(None, scores)
-    return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)
+    likely = torch.softmax(scores, dim=-1)
+    torch.multinomial(likely, num_samples=1)
+    return last, scores, likely
 
 
 def _kernels(as_on_gpu: bool) -> Any:
@@ -167,6 +172,23 @@ def predict(spec: ModelSpec, case: Case, rules: Rules | None = None, gpu: str = 
     steps = (prefill, decode_step(settings, prefill))
     first, second = (device_peak(spec, placed, settings, step, has_head=True) for step in steps)
     return first, second
+
+
+def shortened(raw: Mapping[str, object], num_layers: int = 8) -> dict[str, object]:
+    """A config with its first layers alone: a pass is as full in them, and eight are traced in a second."""
+    short = plain(raw)
+    for part in (short, *(value for value in short.values() if isinstance(value, dict))):
+        name = next(
+            (key for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(part.get(key), int)), ""
+        )
+        many = part.get(name)
+        if not isinstance(many, int) or many <= num_layers or "vision" in str(part.get("model_type")):
+            continue
+        part[name] = num_layers
+        for key, value in part.items():
+            if isinstance(value, list) and len(value) == many:
+                part[key] = value[:num_layers]
+    return short
 
 
 def plain(raw: Mapping[str, object]) -> dict[str, object]:

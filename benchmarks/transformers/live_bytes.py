@@ -12,7 +12,7 @@ Source: aten/src/ATen/native/transformers/attention.cpp and cuda/sdp_utils.cpp o
 
 from __future__ import annotations
 
-import traceback
+import sys
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -78,9 +78,12 @@ class LiveBytes(TorchDispatchMode):
 
 def _line_of_model() -> str:
     """The innermost line of transformers' own code that is running."""
-    for frame in reversed(traceback.extract_stack()):
-        if "/transformers/models/" in frame.filename or "/transformers/integrations/" in frame.filename:
-            return f"{frame.filename.rsplit('/', 1)[1]}:{frame.lineno}"
+    frame = sys._getframe()
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/transformers/models/" in name or "/transformers/integrations/" in name:
+            return f"{name.rsplit('/', 1)[1]}:{frame.f_lineno}"
+        frame = frame.f_back
     return ""
 
 

@@ -66,12 +66,10 @@ def _rotation(heads: Heads, hidden: int, step: Step) -> Moment:
 
 def _latent(heads: Heads, hidden: int, step: Step) -> Moment:
     """Latents expanded to keys and values of every head, and the concatenated queries and keys."""
-    width = 2 * hidden + 2 * heads.query + heads.expanded * step.keys // max(step.tokens, 1) + heads.keys
-    return Moment(
-        step.rows * width * step.element_bytes,
-        "latents expanded",
-        f"{step.rows:,} tokens x {width:,} x {step.element_bytes} B",
-    )
+    keys = step.sequences * step.cached_keys
+    size = step.rows * (2 * hidden + 2 * heads.query) + keys * (heads.expanded + heads.keys)
+    working = f"{keys:,} tokens x {heads.expanded + heads.keys:,} x {step.element_bytes} B"
+    return Moment(size * step.element_bytes, "latents expanded", working)
 
 
 def _indexer(indexer: Indexer, heads: Heads, hidden: int, step: Step) -> Moment:
@@ -80,7 +78,7 @@ def _indexer(indexer: Indexer, heads: Heads, hidden: int, step: Step) -> Moment:
     The product with each head's weight is a second copy; with several rows in the batch, the keys are copied for
     every query instead, which is more.
     """
-    pairs = step.scores // indexer.ratio
+    pairs = step.rows * step.cached_keys // indexer.ratio
     beside = indexer.key_width if step.sequences > 1 else indexer.num_heads
     queries = 2 * indexer.num_heads * indexer.key_width
     held = (2 * hidden + 3 * heads.query + heads.expanded + queries) * step.rows * step.element_bytes
@@ -105,7 +103,7 @@ def _fused(heads: Heads, hidden: int, step: Step) -> Moment:
     if heads.is_grouped and uses_gqa and not has_kernel:
         return _plain(heads, held, step)
     repeated = 0
-    if heads.is_grouped and not uses_gqa:
+    if heads.is_grouped and not uses_gqa and not (step.packs_queries and step.tokens == 1):
         width = heads.num_heads * heads.head_width + heads.output
         repeated = step.sequences * step.keys * width * step.element_bytes
     mask = step.scores * step.element_bytes if is_masked and not step.wide_mask else 0
@@ -128,12 +126,14 @@ def _plain(heads: Heads, held: int, step: Step) -> Moment:
 
 def _eager(heads: Heads, hidden: int, step: Step) -> Moment:
     """Scores of all pairs, their softmax in FP32. Compressed layers add one score for each group of tokens."""
-    pairs = step.scores + sum(step.scores // ratio for ratio in heads.ratios)
-    repeated = 0
-    if heads.is_grouped:
-        repeated = step.sequences * step.keys * (heads.num_heads * heads.head_width + heads.output)
-    expanded = heads.expanded + heads.keys if heads.is_latent else 0
-    held = (step.rows * (2 * hidden + heads.query + expanded) + repeated) * step.element_bytes
+    seen = step.seen_keys(heads.window or None)
+    pairs = step.rows * (seen + sum(step.cached_keys // ratio for ratio in heads.ratios))
+    keys, copied = step.sequences * seen, 0
+    if heads.is_latent:
+        copied = keys * (heads.expanded + heads.keys + (heads.values if step.sequences > 1 else 0))
+    elif heads.is_grouped and not step.family.broadcasts_keys:
+        copied = keys * (heads.num_heads * heads.head_width + heads.output)
+    held = (step.rows * (2 * hidden + heads.query) + copied) * step.element_bytes
     scores = round(heads.num_heads * pairs * step.softmax_bytes)
     working = f"{heads.num_heads} heads x {pairs:,} scores x {step.softmax_bytes:g} B"
     return Moment(held + scores, "eager attention", working)

@@ -111,9 +111,10 @@ class _Part:
         return entries + self.fixed_bytes + self._buffered_bytes(tokens, whole=whole)
 
     def largest_half(self, tokens: int) -> int:
-        """The larger of keys and values, which is what `torch.cat` holds twice."""
-        kept = tokens if self.window is None else min(tokens, self.window)
-        return round(max(self.key_bytes, self.value_bytes) * (kept // self.ratio))
+        """The larger of keys and values, which is what `torch.cat` holds twice; a window layer holds both twice."""
+        if self.window is not None:
+            return round((self.key_bytes + self.value_bytes) * min(tokens, self.window))
+        return round(max(self.key_bytes, self.value_bytes) * (tokens // self.ratio))
 
     def _buffered_bytes(self, tokens: int, *, whole: bool) -> int:
         if not self.buffer_bytes or not tokens:
@@ -204,13 +205,25 @@ def _quantized(parts: list[_Part], settings: TransformersSettings) -> LayerCache
         plain = sum(part.tokens_bytes(rest, whole=False) for part in parts)
         final = _packed(parts, settings.context_tokens - rest, settings) + plain
     expanded = sum(part.tokens_bytes(settings.context_tokens, whole=False) for part in parts)
+    plain_prompt = sum(part.tokens_bytes(settings.prompt_tokens, whole=True) for part in parts)
     return LayerCache(
         prefill_bytes=prompt,
         final_bytes=final,
-        beside_bytes=2 * sum(part.tokens_bytes(settings.prompt_tokens, whole=True) for part in parts),
-        growing_bytes=2 * expanded,
+        beside_bytes=plain_prompt + _converting(parts, settings.prompt_tokens, settings),
+        growing_bytes=expanded + _converting(parts, settings.context_tokens, settings),
         expanded_bytes=expanded,
     )
+
+
+def _converting(parts: list[_Part], tokens: int, settings: TransformersSettings) -> int:
+    """What packing or expanding holds beside keys and values: for FP8 two FP32 copies of one of them, less the one that
+    is to come of it, and both as they were packed before; for the integer backends what quanto holds of one of them
+    while it packs, three times over.
+    """
+    half = sum(part.largest_half(tokens) for part in parts)
+    if settings.quantized.backend == "fp8":
+        return half * (2 * _STATE_BYTES + 2) * 8 // settings.dtype.bits - half
+    return 3 * half
 
 
 def _packed(parts: list[_Part], tokens: int, settings: TransformersSettings) -> int:

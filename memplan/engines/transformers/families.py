@@ -29,8 +29,9 @@ class Family:
     `caches_all_heads` copies grouped keys to every query head before it caches them. `wide_indexer` caches indexer
     keys in FP32, `narrow_state` its recurrent state in the compute type. `dynamic_only` refuses every other cache.
     `keeps_all_logits` has no way to leave the prompt's logits out, `logits_copies` counts logits that are there at
-    once (where they are scaled or capped). `block_mask_bytes` is what a sparse attention's
-    own mask takes for every score of every head. `always_masks` makes a mask even where none is needed.
+    once (where they are scaled or capped). `block_mask_bytes` is what a sparse attention's own mask takes for every
+    score of every head. `always_masks` makes a mask even where none is needed. `broadcasts_keys` attends to grouped
+    keys without copying them to every head.
     """
 
     eager_since: str | None = None
@@ -50,6 +51,7 @@ class Family:
     logits_copies: int = 1
     block_mask_bytes: int = 0
     always_masks: bool = False
+    broadcasts_keys: bool = False
 
     def is_eager(self, rules: Rules) -> bool:
         """Whether the family falls back to eager attention in this release."""

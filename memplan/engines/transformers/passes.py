@@ -26,7 +26,11 @@ from memplan.engines.transformers.settings import TransformersSettings
 from memplan.engines.transformers.step import Moment, Step, largest
 from memplan.records import dataclass, replace
 
-_SAMPLER_BYTES = 36
+# Bytes for a word under temperature, top-k and top-p, beside its logit: for the first token, for later ones, and what
+# is still there of the last choice while the next pass runs. benchmarks/transformers/score.py, `generate` itself.
+_FIRST_CHOICE_BYTES = 30
+_LATER_CHOICE_BYTES = 38
+_LAST_CHOICE_BYTES = 12
 _WIDE = 4
 _INDEX_BYTES = 8
 
@@ -58,20 +62,23 @@ def prefill_step(settings: TransformersSettings, gpu: GpuSpec, family: Family, r
     """The pass over the prompt, or over its last chunk."""
     tokens = min(settings.prefill_chunk or settings.prompt_tokens, settings.prompt_tokens)
     is_static = settings.cache in ("static", "offloaded_static")
-    is_whole = is_static and (settings.is_padded or settings.attention == "eager")
-    keys = settings.context_tokens if is_whole else settings.prompt_tokens
+    cached = settings.context_tokens if is_static else settings.prompt_tokens
+    keys = cached if settings.is_padded else settings.prompt_tokens
     element_bytes = settings.dtype.bits // 8
     old_card = gpu.vendor == "nvidia" and (gpu.cuda_capability or 9.0) < 8.0
     return Step(
         sequences=settings.sequences,
         tokens=tokens,
         keys=keys,
+        cached_keys=cached,
+        keeps_windows=is_static or bool(rules["dynamic_windows"]),
         element_bytes=element_bytes,
         attention=settings.attention,
         is_padded=settings.is_padded or (is_static and bool(rules["static_masks"])),
         has_fused_kernels=not old_card and element_bytes == 2,
         repeats_heads=not rules["grouped_sdpa"],
         gqa_head_limit=rules["gqa_head_limit"],
+        packs_queries=bool(rules["packs_queries"]),
         groups_experts=rules["experts"] == "grouped",
         has_latent_cache=bool(rules["latent_cache"]),
         wide_mask=rules["mask"] == "float",
@@ -83,7 +90,7 @@ def prefill_step(settings: TransformersSettings, gpu: GpuSpec, family: Family, r
 
 def decode_step(settings: TransformersSettings, prefill: Step) -> Step:
     """The pass over the last generated token."""
-    return replace(prefill, tokens=1, keys=settings.context_tokens)
+    return replace(prefill, tokens=1, keys=settings.context_tokens, cached_keys=settings.context_tokens)
 
 
 def device_peak(
@@ -98,26 +105,35 @@ def device_peak(
     is_decode = step.tokens == 1 and settings.prompt_tokens > 1
     last = {(id(each.shape), each.streamed_bytes): index for index, each in enumerate(placed)}
     kept = kept_bytes(spec, [placed[index].shape for index in last.values()], step)
+    if is_decode and has_head:
+        kept += settings.sequences * spec.vocab_size * _LAST_CHOICE_BYTES
     before = _resident(placed, settings, is_decode=is_decode)
-    best = Peak(
-        phase=_phase(is_decode), cache_bytes=before[-1], kept_bytes=kept, moment=_head(spec, settings, step, has_head)
-    )
+    phase = _phase(is_decode)
+    best = Peak(phase=phase, cache_bytes=before[-1], kept_bytes=kept, moment=_final_norm(spec, step, has_head))
+    if has_head:
+        head = _head(spec, settings, step, is_decode=is_decode)
+        best = max(best, Peak(phase=phase, cache_bytes=before[-1], kept_bytes=0, moment=head), key=_size)
     for index in last.values():
         each = placed[index]
-        moments = _decode_moments(spec, each, step) if is_decode else [_prefill_moment(spec, each, step)]
+        moments = (_decode_moments if is_decode else _prefill_moments)(spec, each, step)
         for moment in moments:
             cache = before[-1] if is_decode else before[index]
             if not is_decode and not moment.is_cached:
                 cache -= each.cache.prefill_bytes
-            peak = Peak(phase=_phase(is_decode), cache_bytes=cache, kept_bytes=kept, moment=moment)
-            best = max(best, peak, key=lambda one: one.total_bytes)
+            best = max(best, Peak(phase=phase, cache_bytes=cache, kept_bytes=kept, moment=moment), key=_size)
     return best
 
 
-def _prefill_moment(spec: ModelSpec, placed: PlacedLayer, step: Step) -> Moment:
-    """The fullest moment of a layer in a prefill, with the weights that were brought for it."""
-    moment = layer_moment(spec, placed.shape, step, placed.cache.prefill_bytes)
-    return _with(moment, placed.streamed_bytes + placed.cache.beside_bytes)
+def _prefill_moments(spec: ModelSpec, placed: PlacedLayer, step: Step) -> list[Moment]:
+    """The fullest moment of a layer in a prefill, with the weights that were brought for it; and that of its attention
+    where the cache then keeps less than what is attended to.
+    """
+    shape, beside = placed.shape, placed.cache.beside_bytes
+    moments = [_with(layer_moment(spec, shape, step, placed.cache.prefill_bytes), placed.streamed_bytes)]
+    attending = attention_moments(shape, spec.hidden_size, step)
+    if beside and attending:
+        moments.append(_with(largest(attending, placed.cache.prefill_bytes), placed.streamed_bytes + beside))
+    return moments
 
 
 def _decode_moments(spec: ModelSpec, placed: PlacedLayer, step: Step) -> list[Moment]:
@@ -132,6 +148,10 @@ def _decode_moments(spec: ModelSpec, placed: PlacedLayer, step: Step) -> list[Mo
 
 def _with(moment: Moment, more_bytes: int) -> Moment:
     return Moment(moment.size_bytes + more_bytes, moment.name, moment.working, moment.is_cached)
+
+
+def _size(peak: Peak) -> int:
+    return peak.total_bytes
 
 
 def _phase(is_decode: bool) -> str:
@@ -188,21 +208,24 @@ def mask_bytes(shapes: Sequence[LayerShape], step: Step) -> int:
     return len(kinds) * pairs * element
 
 
-def _head(spec: ModelSpec, settings: TransformersSettings, step: Step, has_head: bool) -> Moment:
-    """The final norm, the logits, and choosing a token."""
+def _final_norm(spec: ModelSpec, step: Step, has_head: bool) -> Moment:
     if not has_head:
         return Moment(0, "", "")
-    hidden = step.rows * spec.hidden_size * (2 * step.element_bytes + 2 * _WIDE)
-    sampler = settings.sequences * spec.vocab_size * _SAMPLER_BYTES
-    moments = [
-        Moment(hidden, "final norm", "hidden states in FP32"),
-        Moment(sampler, "sampling", f"{settings.sequences} rows x {spec.vocab_size:,} words x {_SAMPLER_BYTES} B"),
-    ]
-    if settings.keeps_all_logits:
-        width = step.element_bytes * step.family.logits_copies
-        width += _WIDE if step.element_bytes == 2 and step.copies_logits else 0
-        size = step.rows * (spec.hidden_size * step.element_bytes + spec.vocab_size * width)
-        moments.append(
-            Moment(size, "logits of every token", f"{step.rows:,} tokens x {spec.vocab_size:,} words x {width} B")
-        )
-    return largest(moments)
+    size = step.rows * spec.hidden_size * (2 * step.element_bytes + 2 * _WIDE)
+    return Moment(size, "final norm", "hidden states in FP32")
+
+
+def _head(spec: ModelSpec, settings: TransformersSettings, step: Step, *, is_decode: bool) -> Moment:
+    """The logits, and choosing a token. What the layers' pass kept is gone by then."""
+    word = (_LATER_CHOICE_BYTES if is_decode else _FIRST_CHOICE_BYTES) + step.element_bytes
+    rows = settings.sequences
+    choice = Moment(rows * spec.vocab_size * word, "sampling", f"{rows} rows x {spec.vocab_size:,} words x {word} B")
+    if not settings.keeps_all_logits:
+        return choice
+    width = step.element_bytes * step.family.logits_copies
+    width += _WIDE if step.element_bytes == 2 and step.copies_logits else 0
+    size = step.rows * (spec.hidden_size * step.element_bytes + spec.vocab_size * width)
+    working = f"{step.rows:,} tokens x {spec.vocab_size:,} words x {width} B"
+    more = (step.rows - rows) * spec.vocab_size * step.element_bytes if not is_decode else 0
+    choice = Moment(choice.size_bytes + more, "sampling", choice.working)
+    return largest([choice, Moment(size, "logits of every token", working)])

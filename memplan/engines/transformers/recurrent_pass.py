@@ -21,6 +21,7 @@ from memplan.engines.transformers.layer_shape import LayerShape, Mixer
 from memplan.engines.transformers.step import Moment, Step
 
 _WIDE = 4
+_STATE_COPIES = 3
 _DELTA_CHUNK = 64
 _MAMBA_CHUNK = 256
 _MAMBA_CHUNKS = {"nemotron_h": 128}
@@ -33,6 +34,8 @@ def recurrent_moments(shape: LayerShape, hidden: int, step: Step, model_type: st
         return []
     plain, wide = _widths(mixer, hidden, step, model_type)
     size = round(step.rows * (plain * step.element_bytes + wide * _WIDE))
+    if mixer.state.kind == "gated_delta_net" and step.tokens > 1:
+        size += _STATE_COPIES * _WIDE * step.sequences * mixer.state.state_elements
     working = f"{step.rows:,} tokens x ({wide:,.0f} x 4 B + {plain:,} x {step.element_bytes} B)"
     return [Moment(size, f"{mixer.state.kind} mixer", working)]
 
@@ -40,7 +43,9 @@ def recurrent_moments(shape: LayerShape, hidden: int, step: Step, model_type: st
 def _widths(mixer: Mixer, hidden: int, step: Step, model_type: str) -> tuple[int, float]:
     """Elements per token in the compute type, and in FP32."""
     plain, inner, kind = 3 * hidden + mixer.projected, mixer.inner, mixer.state.kind
-    if step.kernels or step.tokens == 1:
+    if step.tokens == 1:
+        return plain, 2.0 * inner + _STATE_COPIES * mixer.state.state_elements
+    if step.kernels:
         return plain, 2.0 * inner
     if kind == "gated_delta_net":
         return plain, _delta_net(mixer)

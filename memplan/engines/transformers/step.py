@@ -9,22 +9,28 @@ from memplan.records import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """A pass of `tokens` new tokens of each of `sequences` rows over caches that then hold `keys` tokens of a row.
+    """A pass of `tokens` new tokens of each of `sequences` rows over caches that then hold `keys` tokens of a row, of
+    which a window layer keeps its window where `keeps_windows` is true. `cached_keys` is how long the cache is made,
+    which is more than `keys` for a static one.
 
     `element_bytes` is the compute type's; `has_fused_kernels` is false where SDPA has nothing but its plain kernel for
     grouped queries (no flash attention for the type or the card), `repeats_heads` true where keys are copied to all
-    query heads whatever the mask. `groups_experts` says that a layer's experts run as one grouped product.
+    query heads whatever the mask, `packs_queries` where a single token's query heads are packed by their keys instead.
+    `groups_experts` says that a layer's experts run as one grouped product.
     """
 
     sequences: int
     tokens: int
     keys: int
+    cached_keys: int
+    keeps_windows: bool
     element_bytes: int
     attention: Attention
     is_padded: bool
     has_fused_kernels: bool
     repeats_heads: bool
     gqa_head_limit: int | None
+    packs_queries: bool
     groups_experts: bool
     has_latent_cache: bool
     wide_mask: bool
@@ -41,6 +47,13 @@ class Step:
     def scores(self) -> int:
         """Scores of one head: every new token with every key."""
         return self.sequences * self.tokens * self.keys
+
+    def seen_keys(self, window: int | None) -> int:
+        """The keys that attention is computed over when it does not stop at the last token: all that are cached, and
+        for a single token no more than a window.
+        """
+        is_windowed = window is not None and self.keeps_windows and self.tokens == 1
+        return min(self.cached_keys, window) if is_windowed and window is not None else self.cached_keys
 
     @property
     def softmax_bytes(self) -> float:
