@@ -200,8 +200,10 @@ def _capacity(
             needed_tokens=0,
         )
     per_request = groups.blocks_of(settings.context_tokens)
+    per_line = groups.printed_blocks_of(settings.context_tokens)
     per_replica = -(-concurrency // settings.layout.data)
-    needed_blocks = round(per_request * per_replica * asked.kv_keep_fraction) + _held_back(settings)
+    held_back = _held_back(settings, rules)
+    needed_blocks = round(per_request * per_replica * asked.kv_keep_fraction) + held_back
     low, high = (
         _printed_tokens(groups, max(0, plan.kv_bytes + shift) // groups.block_bytes, settings, rules)
         for shift in (-width.below_bytes, width.above_bytes)
@@ -211,8 +213,8 @@ def _capacity(
         capacity_tokens=_printed_tokens(groups, plan.blocks, settings, rules),
         blocks=plan.blocks,
         block_size=groups.block_size,
-        max_concurrency=round(plan.blocks / per_request * settings.layout.data, 2),
-        max_context_tokens=groups.max_tokens(max(0, plan.blocks - _held_back(settings)), spec.max_context_tokens),
+        max_concurrency=round(plan.blocks / per_line * settings.layout.data, 2),
+        max_context_tokens=groups.max_tokens(max(0, plan.blocks - held_back), spec.max_context_tokens),
         needed_bytes=needed_blocks * groups.block_bytes,
         needed_tokens=settings.context_tokens * concurrency,
         low_tokens=low,
@@ -220,16 +222,16 @@ def _capacity(
     )
 
 
-def _held_back(settings: VllmSettings) -> int:
-    """V1 keeps one null block out of use."""
-    return 1 if settings.generation == "v1" else 0
+def _held_back(settings: VllmSettings, rules: Rules) -> int:
+    """V1 keeps one null block out of use, which not every release thinks of when it starts."""
+    return 1 if settings.generation == "v1" and rules["reserves_null_block"] else 0
 
 
 def _printed_tokens(groups: CacheGroups, blocks: int, settings: VllmSettings, rules: Rules) -> int:
     """What this release's log line says for its cache."""
     if settings.generation == "v0" or rules["printed_tokens"] == "blocks":
-        return blocks // len(groups.pages) * groups.block_size
-    return int(blocks / groups.blocks_of(settings.context_tokens) * settings.context_tokens)
+        return blocks // len(groups.groups) * groups.block_size
+    return int(blocks / groups.printed_blocks_of(settings.context_tokens) * settings.context_tokens)
 
 
 def _gates(

@@ -26,6 +26,7 @@ class Fitted:
     own_amd_mib: float
     own_cdna_mib: float
     nccl_mib: float
+    nccl_mib_per_pair: float
     nccl_growth_mib: float
     nccl_multicast_mib_per_peer: float
     nccl_multicast_mib: float

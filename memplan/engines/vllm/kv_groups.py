@@ -1,80 +1,65 @@
-"""vLLM's cache groups: how layers of several kinds share one pool of equal pages, and what a request takes of it.
+"""vLLM's cache groups: how layers of several kinds share one pool of blocks, and what a request takes of it.
 
 V0, and V1 up to 0.9.0, keep every layer as if it had full attention, in one group. From 0.9.1 on, layers of one kind
 form groups of equal size, every group claims its own blocks from a shared pool, and a page has the same bytes
-everywhere: blocks of attention beside recurrent states grow until a page holds a state, and states are padded up to
-the page.
+everywhere: smaller pages hold more tokens, or are padded. DeepSeek V4 puts pages of several sizes side by side in a
+block: until 0.28 in tuples of one page of each size, from 0.29 on in whatever fills the widest group.
 
-Source: vllm/v1/core/kv_cache_utils.py, vllm/v1/kv_cache_interface.py and models/config.py (HybridAttentionMamba),
-0.9.1 to 0.33. Checked by: the printed token counts of recorded runs (Qwen3-Next on two H200: 973,760, exact).
+Source: vllm/v1/core/kv_cache_utils.py, kv_cache_planning.py and vllm/v1/kv_cache_interface.py, 0.9.1 to 0.33.
+Checked by: benchmarks/vllm/kv_oracle.py, which asks vLLM's own planner; the printed token counts of recorded runs.
 """
 
 from __future__ import annotations
 
-from math import lcm
-from typing import Literal
+from math import ceil
 
-from memplan.budget.kv_cache import KvFormat, state_bytes, token_bytes
 from memplan.catalog.rules import Rules
-from memplan.domain.attention import (
-    Cache,
-    ChunkedLocal,
-    CrossAttention,
-    FullAttention,
-    IndexerKeys,
-    LatentAttention,
-    LinearState,
-    SlidingWindow,
-)
-from memplan.domain.model import Layer, count_layers
+from memplan.domain.model import Layer
+from memplan.engines.vllm.kv_pages import Page, layer_pages
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass, replace
-from memplan.units import ceil_div, round_up
-
-_BLOCK = 16
-_BLOCK_LATENT = 64
-
-Kind = Literal["full", "latent", "indexer", "window", "chunk", "state", "cross"]
+from memplan.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """The page of one kind of layer: `page_bytes` for `block_size` tokens (or one state) of one layer on one rank."""
+class CacheGroup:
+    """Layers that share one block table: `page` says what a request claims, `size_bytes` is a block of them."""
 
-    kind: Kind
-    block_size: int
-    page_bytes: int
-    window_tokens: int = 0
-
-    def blocks_of(self, tokens: int, in_flight_tokens: int, states_per_request: int) -> int:
-        """Blocks that one request of `tokens` tokens claims in one group of this kind."""
-        if self.kind in ("full", "latent", "indexer"):
-            return ceil_div(tokens, self.block_size)
-        if self.kind == "window":
-            return ceil_div(min(self.window_tokens - 1 + in_flight_tokens, tokens), self.block_size) + 1
-        if self.kind == "chunk":
-            return ceil_div(min(self.window_tokens + in_flight_tokens, tokens), self.block_size)
-        if self.kind == "state":
-            return states_per_request
-        return ceil_div(self.window_tokens, self.block_size)
+    page: Page
+    num_layers: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheGroups:
     """The pool of one rank: `block_bytes` for one block over the layers that share it, and the groups that claim
     blocks.
+
+    `weighs_groups` marks releases that count a block of a group by the group's own bytes when they print how many
+    requests fit.
     """
 
-    pages: tuple[Page, ...]
-    layers_per_group: int
+    groups: tuple[CacheGroup, ...]
     block_bytes: int
-    block_size: int
     in_flight_tokens: int
-    states_per_request: int
+    weighs_groups: bool = False
+
+    @property
+    def block_size(self) -> int:
+        """The tokens of the smallest block."""
+        sizes = [group.page.block_size for group in self.groups if group.page.kind != "state"]
+        return min(sizes, default=self.groups[0].page.block_size)
 
     def blocks_of(self, tokens: int) -> int:
         """Blocks that one request of `tokens` tokens claims over all groups."""
-        return sum(page.blocks_of(tokens, self.in_flight_tokens, self.states_per_request) for page in self.pages)
+        return sum(group.page.blocks_of(tokens, self.in_flight_tokens) for group in self.groups)
+
+    def printed_blocks_of(self, tokens: int) -> int:
+        """What the line about the maximum concurrency divides the pool by."""
+        if not self.weighs_groups:
+            return self.blocks_of(tokens)
+        claimed = (group.page.blocks_of(tokens, self.in_flight_tokens) * group.size_bytes for group in self.groups)
+        return ceil(sum(claimed) / self.groups[0].size_bytes)
 
     def max_tokens(self, blocks: int, limit: int) -> int:
         """The longest single request, up to `limit`, that `blocks` blocks hold; 0 when not even one token fits."""
@@ -87,102 +72,47 @@ class CacheGroups:
 
 def cache_groups(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules) -> CacheGroups | None:
     """Return the groups of one rank's layers; None when no layer keeps anything."""
-    counts = _count_pages(layers, settings, rules)
+    counts = layer_pages(layers, settings, rules)
     if not counts:
         return None
-    grouping = rules["kv_groups"] if settings.generation == "v1" else "single"
+    grouping = rules["kv_groups"] if settings.generation == "v1" and settings.hybrid_groups else "single"
+    if grouping == "single" and any(page.grows for page in counts):
+        counts = _as_full(counts)
     if grouping == "single" or len(counts) == 1 or _same_slots(counts):
-        return _single_group(counts, settings, rules)
-    return _hybrid_groups(_equal_pages(counts, grouping), settings, rules)
+        return _pool([_group(counts)], settings, rules)
+    if any(page.is_latent and page.kind == "window" for page in counts) and rules["mixed_pages"] != "none":
+        arrange = _tuples if rules["mixed_pages"] == "tuples" else _packed
+        return arrange(counts, settings, rules)
+    return _equal_groups(_equal_pages(counts, grouping), settings, rules)
 
 
-def _count_pages(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules) -> dict[Page, int]:
-    """How many layers have each kind of page, in the order they appear."""
-    block_size = settings.block_size or _default_block(layers, settings)
-    counted = count_layers(layers)
-    caches = [cache for layer, _ in counted for cache in layer.caches]
-    states = [cache for cache in caches if isinstance(cache, LinearState)]
-    attention = [cache for cache in caches if isinstance(cache, (FullAttention, LatentAttention))]
-    state_page = max(
-        (round(state_bytes(state, settings.layout.tensor, dtype=settings.dtype)) for state in states), default=0
-    )
-    if states and attention and settings.generation == "v1":
-        block_size = max(block_size, _block_for_state(attention[0], state_page, settings))
-    counts: dict[Page, int] = {}
-    for layer, copies in counted:
-        for cache in layer.caches:
-            page = _page(cache, block_size, settings, rules)
-            if page is None:
-                continue
-            if page.kind == "state" and attention and settings.generation == "v1":
-                full = round(block_size * token_bytes(attention[0], settings.kv, settings.layout.tensor))
-                page = replace(page, block_size=block_size, page_bytes=max(page.page_bytes, full))
-            counts[page] = counts.get(page, 0) + copies
-    return counts
-
-
-def _default_block(layers: tuple[Layer, ...], settings: VllmSettings) -> int:
-    latent = any(isinstance(cache, LatentAttention) for layer in layers for cache in layer.caches)
-    return _BLOCK_LATENT if latent and settings.generation == "v1" else _BLOCK
-
-
-def _block_for_state(attention: Cache, state_page: int, settings: VllmSettings) -> int:
-    """The attention block whose page holds one recurrent state: the next multiple of the kernel's alignment."""
-    align = _BLOCK_LATENT if isinstance(attention, LatentAttention) else _BLOCK
-    per_token = token_bytes(attention, settings.kv, settings.layout.tensor)
-    return align * ceil_div(state_page, round(align * per_token))
-
-
-def _page(cache: Cache, block_size: int, settings: VllmSettings, rules: Rules) -> Page | None:
-    form, ranks = settings.kv, settings.layout.tensor
-    if isinstance(cache, LinearState):
-        size = round(state_bytes(cache, ranks, dtype=settings.dtype))
-        return Page(kind="state", block_size=block_size, page_bytes=size)
-    if isinstance(cache, LatentAttention):
-        return Page(
-            kind="latent", block_size=block_size, page_bytes=round(block_size * _latent(cache, form, ranks, rules))
-        )
-    if isinstance(cache, CrossAttention):
-        full = FullAttention(cache.num_kv_heads, cache.key_width, cache.value_width)
-        size = round(block_size * token_bytes(full, form, ranks))
-        return Page(kind="cross", block_size=block_size, page_bytes=size, window_tokens=cache.source_tokens)
-    per_token = token_bytes(cache, form, ranks)
-    if not per_token:
-        return None
-    size = round(block_size * per_token)
-    if isinstance(cache, SlidingWindow):
-        return Page(kind="window", block_size=block_size, page_bytes=size, window_tokens=cache.window_tokens)
-    if isinstance(cache, ChunkedLocal):
-        return Page(kind="chunk", block_size=block_size, page_bytes=size, window_tokens=cache.chunk_tokens)
-    kind: Kind = "indexer" if isinstance(cache, IndexerKeys) else "full"
-    return Page(kind=kind, block_size=block_size, page_bytes=size)
-
-
-def _latent(cache: LatentAttention, form: KvFormat, ranks: int, rules: Rules) -> float:
-    """Bytes per token of a latent: expanded before 0.7, padded to 256 bytes in some releases."""
-    if not rules["mla"]:
-        heads = max(1, ceil_div(cache.num_heads, ranks))
-        return heads * (cache.expanded_key_width + cache.expanded_key_width) * form.element_bits / 8
-    per_token = token_bytes(cache, form)
-    align = rules["mla_alignment_bytes"]
-    return round_up(round(per_token), align) if align else per_token
+def _as_full(counts: dict[Page, int]) -> dict[Page, int]:
+    """Windows and chunks kept for the whole context, as layers beside them are."""
+    merged: dict[Page, int] = {}
+    for page, count in counts.items():
+        if page.kind in ("window", "chunk", "state", "cross"):
+            page = replace(page, kind="full", window_tokens=0)
+        merged[page] = merged.get(page, 0) + count
+    return merged
 
 
 def _same_slots(counts: dict[Page, int]) -> bool:
-    """Whether every layer needs the same token slots (all full attention, whatever the width of its heads)."""
-    return all(page.kind in ("full", "latent", "indexer") for page in counts)
-
-
-def _single_group(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> CacheGroups:
-    """One group in which every attention layer keeps every token. Windows stay windows only when all layers have the
-    same.
-    """
-    kinds = {page.kind for page in counts}
+    """Whether every layer needs the same token slots, whatever the width of its heads."""
     first = next(iter(counts))
-    window_only = kinds == {"window"} and len(counts) == 1 and settings.generation == "v1"
-    page = first if window_only or kinds == {"state"} else replace(first, kind="full", window_tokens=0)
-    block_bytes = sum(page.page_bytes * count for page, count in counts.items())
-    return _groups((page,), sum(counts.values()), block_bytes, settings, rules)
+    if any(page.block_size != first.block_size for page in counts):
+        return False
+    if first.grows:
+        return all(page.grows for page in counts)
+    return all((page.kind, page.window_tokens) == (first.kind, first.window_tokens) for page in counts)
+
+
+def _group(counts: dict[Page, int]) -> CacheGroup:
+    """One group of pages that claim the same slots."""
+    return CacheGroup(
+        page=next(iter(counts)),
+        num_layers=sum(counts.values()),
+        size_bytes=sum(page.page_bytes * count for page, count in counts.items()),
+    )
 
 
 def _equal_pages(counts: dict[Page, int], grouping: str) -> dict[Page, int]:
@@ -199,27 +129,98 @@ def _equal_pages(counts: dict[Page, int], grouping: str) -> dict[Page, int]:
     return equal
 
 
-def _hybrid_groups(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> CacheGroups:
+def _equal_groups(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> CacheGroups:
     """Split every kind into groups of one size: the smallest kind's, or the largest's when they are nearly equal."""
     smallest, largest = min(counts.values()), max(counts.values())
     size = largest if largest < smallest * rules["balanced_groups"] else smallest
-    pages = tuple(page for page, count in counts.items() for _ in range(ceil_div(count, size)))
     page_bytes = max(page.page_bytes for page in counts)
-    return _groups(pages, size, page_bytes * size, settings, rules)
+    groups = [
+        CacheGroup(page=page, num_layers=size, size_bytes=page_bytes * size)
+        for page, count in counts.items()
+        for _ in range(ceil_div(count, size))
+    ]
+    return _pool(groups, settings, rules)
 
 
-def _groups(
-    pages: tuple[Page, ...], layers: int, block_bytes: int, settings: VllmSettings, rules: Rules
+def _buckets(counts: dict[Page, int]) -> list[dict[Page, int]]:
+    """Pages by the slots they need, in the order they appear."""
+    buckets: list[dict[Page, int]] = []
+    for page, count in counts.items():
+        for bucket in buckets:
+            if _same_slots({**bucket, page: count}):
+                bucket[page] = count
+                break
+        else:
+            buckets.append({page: count})
+    return buckets
+
+
+def _split(bucket: dict[Page, int], parts: int) -> list[CacheGroup]:
+    """A bucket dealt out to `parts` groups, layer by layer."""
+    dealt = [
+        {page: ceil_div(count - part, parts) for page, count in bucket.items() if count > part} for part in range(parts)
+    ]
+    return [_group(counts) for counts in dealt]
+
+
+def _fewest_padded(sizes: list[int], least: int) -> int:
+    """The size that several sizes are rounded up to multiples of with the least padding; the larger of equals."""
+    candidates = range(least, max(sizes) + 1)
+    return max(candidates, key=lambda size: (-sum(-value % size for value in sizes), size), default=least)
+
+
+def _tuples(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> CacheGroups:
+    """Groups of tuples that have one page of each size of the growing layers; every group takes as many tuples."""
+    buckets = sorted(_buckets(counts), key=lambda bucket: not next(iter(bucket)).grows)
+    sizes = sorted({page.page_bytes for page in buckets[0]})
+    repeats = [max(bucket.values()) for bucket in buckets]
+    per_group = _fewest_padded(repeats, repeats[0])
+
+    def fitted(page: Page) -> Page:
+        return replace(page, page_bytes=min(size for size in sizes if size >= page.page_bytes))
+
+    groups = [_group(buckets[0])]
+    for bucket, repeat in zip(buckets[1:], repeats[1:], strict=True):
+        padded = {fitted(page): count for page, count in bucket.items()}
+        groups += _split(padded, ceil_div(repeat, per_group))
+    tuples = max(per_group if len(groups) > 1 else 0, repeats[0])
+    widest = max(
+        [repeats[0], *(ceil_div(repeat, ceil_div(repeat, per_group)) for repeat in repeats[1:])], default=tuples
+    )
+    return _pool(groups, settings, rules, block_bytes=sum(sizes) * widest, weighs_groups=True)
+
+
+def _packed(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> CacheGroups:
+    """Groups that fill the block of the widest; buckets of one page of each size split evenly.
+
+    A bucket whose sizes have different counts stays whole.
+    """
+    buckets = _buckets(counts)
+    balanced = [len(set(bucket.values())) == 1 for bucket in buckets]
+    mixed = [max(bucket.values()) for bucket, even in zip(buckets, balanced, strict=True) if even and len(bucket) > 1]
+    even_counts = [max(bucket.values()) for bucket, even in zip(buckets, balanced, strict=True) if even]
+    repeats = _fewest_padded(even_counts, max(mixed)) if mixed else None
+    groups: list[CacheGroup] = []
+    for bucket, even in zip(buckets, balanced, strict=True):
+        parts = ceil_div(max(bucket.values()), repeats) if even and repeats else 1
+        groups += _split(bucket, parts)
+    return _pool(groups, settings, rules)
+
+
+def _pool(
+    groups: list[CacheGroup],
+    settings: VllmSettings,
+    rules: Rules,
+    *,
+    block_bytes: int | None = None,
+    weighs_groups: bool = False,
 ) -> CacheGroups:
     batches = rules["in_flight_batches"]
     if batches == "async":
         batches = settings.layout.pipeline if settings.layout.pipeline > 1 else (2 if settings.async_scheduling else 1)
-    sizes = [page.block_size for page in pages if page.kind != "state"] or [pages[0].block_size]
     return CacheGroups(
-        pages=pages,
-        layers_per_group=layers,
-        block_bytes=block_bytes,
-        block_size=min(sizes) if len(set(sizes)) > 1 else lcm(*sizes),
+        groups=tuple(groups),
+        block_bytes=block_bytes or max(group.size_bytes for group in groups),
         in_flight_tokens=batches * settings.batched_tokens,
-        states_per_request=1,
+        weighs_groups=weighs_groups,
     )

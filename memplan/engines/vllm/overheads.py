@@ -75,7 +75,8 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitte
 
     Where NVSwitch multicast is used, early releases of NCCL kept a buffer for every further rank; later ones one for
     every group of ranks, routed experts making a group of their own. From 0.17 on FlashInfer fuses the all-reduce with
-    the norm behind it and has buffers for that. What RCCL adds was seen to grow with the square of the peers.
+    the norm behind it and has buffers for that. What NCCL keeps behind an NVSwitch without multicast, and what RCCL
+    adds, was seen to grow with the square of the peers.
     """
     ranks = settings.layout.tensor
     if ranks * settings.layout.pipeline == 1:
@@ -85,7 +86,8 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitte
     if gpu.vendor == "amd":
         return round(fitted.nccl_mib * MIB), round(fitted.rccl_mib_per_pair * (min(ranks, 8) - 1) ** 2 * MIB)
     if not has_multicast(gpu):
-        return round(fitted.nccl_mib * MIB), round(fitted.nccl_growth_mib * MIB)
+        pairs = (min(ranks, 8) - 1) ** 2 if is_switched(gpu) else 0
+        return round((fitted.nccl_mib + fitted.nccl_mib_per_pair * pairs) * MIB), round(fitted.nccl_growth_mib * MIB)
     if rules["nccl_multicast"] == "peer":
         return round(fitted.nccl_multicast_mib_per_peer * (min(ranks, 8) - 1) * MIB), 0
     groups = fitted.nccl_multicast_mib + (fitted.nccl_multicast_mib_of_experts if routed else 0.0)
@@ -95,7 +97,12 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitte
     return round(groups * MIB), round(growth * MIB)
 
 
+def is_switched(gpu: GpuSpec) -> bool:
+    """Whether every GPU of a machine reaches every other over NVLink, and keeps buffers for it."""
+    link = (gpu.interconnect or "").lower()
+    return gpu.vendor == "nvidia" and "nvl" in link and "bridge" not in link
+
+
 def has_multicast(gpu: GpuSpec) -> bool:
     """Whether NCCL makes NVLink multicast buffers: Hopper and later data-centre cards behind an NVSwitch."""
-    link = (gpu.interconnect or "").lower()
-    return gpu.vendor == "nvidia" and gpu.cuda_capability in (9.0, 10.0, 10.3) and "nvl" in link
+    return is_switched(gpu) and gpu.cuda_capability in (9.0, 10.0, 10.3)

@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from memplan.budget.activations import ForwardRules, forward_peak_bytes, media_tower_bytes, sampler_peak_bytes
 from memplan.catalog.rules import Rules
+from memplan.domain.attention import CrossAttention
 from memplan.domain.dtypes import DType
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.domain.tensors import Role
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.engines.vllm.workspaces import cublas_bytes, shared_workspace_bytes, triton_sampler_bytes
 from memplan.records import dataclass
@@ -142,8 +144,11 @@ def forward_rules(spec: ModelSpec, settings: VllmSettings, rules: Rules, *, in_w
     """How this release runs a layer. Experts that work in the shared workspace are counted there."""
     is_compiled = settings.generation == "v1" and not settings.eager
     unpacks = unpacks_weights(spec)
+    copies = _COPIES_V1 if is_compiled else 3.0 if rules.release < (0, 6, 5) else 4.0
+    if settings.generation == "v0" and settings.layout.tensor > 1 and rules.release >= (0, 7, 0):
+        copies += 1  # the all-reduce writes a tensor of its own
     return ForwardRules(
-        hidden_copies=_COPIES_V1 if is_compiled else 3.0 if rules.release < (0, 6, 5) else 4.0,
+        hidden_copies=copies,
         expert_chunk_tokens=_expert_chunk(rules),
         shares_expert_buffers=is_compiled or rules.release >= (0, 8, 0),
         in_workspace=in_workspace,
@@ -204,6 +209,8 @@ def media_peak(spec: ModelSpec, asked: ServingSettings, settings: VllmSettings, 
         per_prompt = limits.get(media.modality, 999)
         budget = max(settings.batched_tokens, tokens)
         items = max(1, min(budget // tokens, settings.max_num_seqs * per_prompt))
+    elif is_crossing(spec):
+        items = settings.max_num_seqs
     else:
         sequences = max(1, min(settings.max_num_seqs, settings.batched_tokens // tokens))
         items = sequences
@@ -215,6 +222,25 @@ def media_peak(spec: ModelSpec, asked: ServingSettings, settings: VllmSettings, 
         element_bytes,
         settings.layout.tensor,
     )
+    if is_crossing(spec):  # outputs of several layers, side by side, until the projector has them
+        return MediaPeak(
+            peak_bytes=tower + media.patches_at(context) * items * _projected_width(spec) * element_bytes, items=items
+        )
     kept = tokens * items * spec.hidden_size * element_bytes
     kept += media.patches_at(context) * items * _PIXEL_BYTES_PER_PATCH
     return MediaPeak(peak_bytes=tower + kept, kept_bytes=kept, items=items, max_sequences=sequences)
+
+
+def is_crossing(spec: ModelSpec) -> bool:
+    """Whether text attends to images in layers of their own (Llama 3.2 Vision): every dummy sequence of V0 has one.
+
+    Source: EncoderDecoderModelRunner.profile_run (vllm/worker/enc_dec_model_runner.py, 0.6 to 0.10).
+    """
+    caches = (cache for layer in spec.layers for cache in layer.caches)
+    return bool(spec.towers) and any(isinstance(cache, CrossAttention) for cache in caches)
+
+
+def _projected_width(spec: ModelSpec) -> int:
+    """How wide a vector is that the projector takes."""
+    parts = (part for tower in spec.towers for part in tower.tensors)
+    return max((part.shape[-1] for part in parts if part.role is Role.PROJECTOR and len(part.shape) == 2), default=0)

@@ -22,11 +22,17 @@ _TOKENS_V0 = 2048
 _LARGEST_GPU_GIB = 320
 _SEQS_V0 = 256
 _TOKENS_POOLING = 32768
+_LATENTS_EXPANDED = ("minicpm3",)
+_KV_DTYPE_IGNORED = ("falcon", "RefinedWeb", "RefinedWebModel")  # vLLM's layers of these are not told the cache's type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VllmSettings:
-    """What a vLLM start-up works with. `batched_tokens` are the tokens of one step, which is what it profiles."""
+    """What a vLLM start-up works with. `batched_tokens` are the tokens of one step, which is what it profiles.
+
+    `hybrid_groups` is false where windows are kept like full attention, `latent_expanded` true for a model whose latent
+    attention vLLM runs on expanded keys and values.
+    """
 
     version: str
     generation: Literal["v0", "v1"]
@@ -45,6 +51,10 @@ class VllmSettings:
     async_scheduling: bool
     kv_cache_memory_bytes: int | None
     offline_batch: bool
+    gpu_family: str = "hopper"
+    speculative_tokens: int = 0
+    hybrid_groups: bool = True
+    latent_expanded: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """The settings under vLLM's option names, for a budget to show."""
@@ -101,7 +111,19 @@ def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules)
         async_scheduling=generation == "v1" and rules.release >= (0, 14, 0),
         kv_cache_memory_bytes=asked.kv_cache_memory_bytes,
         offline_batch=asked.offline_batch,
+        gpu_family=_family(gpu),
+        speculative_tokens=asked.num_speculative_tokens,
+        hybrid_groups=not asked.engine_options.get("disable_hybrid_kv_cache_manager"),
+        latent_expanded=spec.model_type in _LATENTS_EXPANDED,
     )
+
+
+def _family(gpu: GpuSpec) -> str:
+    """What cache layouts depend on: the generation of the GPU's attention kernels."""
+    capability = gpu.cuda_capability or 0.0
+    if capability < 9.0:
+        return "ampere"
+    return {9: "hopper", 10: "blackwell"}.get(int(capability), "other")
 
 
 def _dtype(spec: ModelSpec, asked: ServingSettings) -> DType:
@@ -113,6 +135,8 @@ def _dtype(spec: ModelSpec, asked: ServingSettings) -> DType:
 
 
 def _kv_dtype(spec: ModelSpec, asked: ServingSettings) -> str | None:
+    if spec.model_type in _KV_DTYPE_IGNORED:
+        return None
     if asked.kv_dtype and asked.kv_dtype != "auto":
         return asked.kv_dtype
     return spec.kv_cache_scheme
