@@ -53,6 +53,7 @@ class Setting:
     prefix_caching: bool | None = None
     block_size: int | None = None
     speculative_tokens: int = 0
+    hybrid: bool = True
 
     def engine_arguments(self) -> dict[str, object]:
         """vLLM's spelling."""
@@ -66,6 +67,8 @@ class Setting:
             arguments["enable_prefix_caching"] = self.prefix_caching
         if self.block_size is not None:
             arguments["block_size"] = self.block_size
+        if not self.hybrid:
+            arguments["disable_hybrid_kv_cache_manager"] = True
         if self.speculative_tokens:
             arguments["speculative_config"] = {"method": "mtp", "num_speculative_tokens": self.speculative_tokens}
         return arguments
@@ -75,6 +78,7 @@ class Setting:
         parts += [] if self.prefix_caching is None else ["prefix" if self.prefix_caching else "no-prefix"]
         parts += [f"block{self.block_size}"] if self.block_size else []
         parts += [f"mtp{self.speculative_tokens}"] if self.speculative_tokens else []
+        parts += [] if self.hybrid else ["no-hybrid"]
         return " ".join(parts)
 
 
@@ -88,6 +92,7 @@ SETTINGS = (
     Setting(block_size=64, tensor=2),
     Setting(speculative_tokens=1),
     Setting(speculative_tokens=3, tensor=2),
+    Setting(hybrid=False, tensor=2),
 )
 
 
@@ -150,7 +155,9 @@ def memplan_answer(spec: ModelSpec, gpu: str, version: str | None, setting: Sett
         max_num_batched_tokens=BATCHED_TOKENS,
         prefix_caching=setting.prefix_caching,
         block_size=setting.block_size,
+        draft=spec.predictor() if setting.speculative_tokens else None,
         num_speculative_tokens=setting.speculative_tokens,
+        engine_options={} if setting.hybrid else {"disable_hybrid_kv_cache_manager": True},
     )
     return load_engine("vllm").estimate(spec, find_gpu(gpu), settings, version).kv
 

@@ -12,6 +12,7 @@ An answer: {"layers": ..., "runs": [{"context", "memory", "blocks", "groups", "t
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -32,6 +33,7 @@ def main() -> None:
     capability = tuple(int(part) for part in sys.argv[1].split("."))
     from pretend_cuda import pretend
 
+    _allow_known_config_names()
     pretend(capability, int(sys.argv[2]), NAMES[capability])
     for line in sys.stdin:
         try:
@@ -46,6 +48,14 @@ def main() -> None:
                 traceback.print_exc()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _allow_known_config_names() -> None:
+    """Old releases bring config classes that newer transformers has by itself, under the same names."""
+    from transformers import AutoConfig
+
+    register = AutoConfig.register
+    AutoConfig.register = staticmethod(lambda name, config, exist_ok=False: register(name, config, exist_ok=True))
 
 
 def plan(question: dict[str, Any]) -> dict[str, Any]:
@@ -266,9 +276,11 @@ def longest_request(config: Any, groups: list[Any], memory: int, limit: int) -> 
     if estimate is None:
         return None
     config.model_config.max_model_len = limit
+    pool = getattr(planning, "_pool_bytes_per_block", None)
+    if pool is not None and len(inspect.signature(pool).parameters) == 2:
+        memory -= pool(config, groups)  # the start-up check leaves the null block out, and is what calls this
     if hasattr(planning, "DefaultKVCacheConfigBuilder"):
-        pool = planning._pool_bytes_per_block(config, groups)
-        return int(estimate(planning.DefaultKVCacheConfigBuilder(), config, groups, memory - pool))
+        return int(estimate(planning.DefaultKVCacheConfigBuilder(), config, groups, memory))
     return int(estimate(config, groups, memory))
 
 
