@@ -10,7 +10,7 @@ here=build/gpu
 
 pack() (
   set -euo pipefail
-  version=${VLLM:-0.22.0} python_version=${PYTHON_VERSION:-3.12}
+  version=${VLLM:-0.26.0} python_version=${PYTHON_VERSION:-3.12}
   platforms=()
   for libc in 2_17 2_28 2_31 2_34 2_35; do platforms+=(--platform "manylinux_${libc}_x86_64"); done
   platforms+=(--platform manylinux2014_x86_64 --platform manylinux1_x86_64)
