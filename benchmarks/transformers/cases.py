@@ -29,6 +29,7 @@ from memplan.engines.transformers.layer_shape import shape_of
 from memplan.engines.transformers.passes import Peak, PlacedLayer, decode_step, device_peak, prefill_step
 from memplan.engines.transformers.settings import KNOWN_OPTIONS, resolve
 
+NEW_TOKENS = 2  # windows are cut when the first token is appended, so the second is measured
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -47,7 +48,7 @@ class Case:
 
     @property
     def context_tokens(self) -> int:
-        return self.context or self.tokens + 1
+        return self.context or self.tokens + NEW_TOKENS
 
     @property
     def label(self) -> str:
@@ -92,7 +93,7 @@ def build(raw: Mapping[str, object], case: Case, device: str = "meta") -> Any:
 
 
 def measure(model: Any, case: Case, *, as_on_gpu: bool = True) -> Measured:
-    """Run a prefill and one token."""
+    """Run a prefill and a few tokens, of which the last is measured."""
     device = next(model.parameters()).device
     words = torch.zeros(case.rows, case.tokens, dtype=torch.long, device=device)
     given: dict[str, Any] = {"use_cache": True}
@@ -115,13 +116,16 @@ def measure(model: Any, case: Case, *, as_on_gpu: bool = True) -> Measured:
         name = "past_key_values" if "past_key_values" in answer else "cache_params"
         given[name] = answer[name]
         del answer
-        if case.padded:
-            more = torch.ones(case.rows, 1, dtype=torch.long, device=device)
-            given["attention_mask"] = torch.cat([given["attention_mask"], more], dim=1)
-        live.forget_peak()
-        answer = model(input_ids=words[:, :1], **given)
-        held = held[1:]
-        held = (*held, *choose(answer.logits))
+        for _ in range(NEW_TOKENS):
+            if case.padded:
+                more = torch.ones(case.rows, 1, dtype=torch.long, device=device)
+                given["attention_mask"] = torch.cat([given["attention_mask"], more], dim=1)
+            live.forget_peak()
+            answer = model(input_ids=words[:, :1], **given)
+            held = held[1:3]
+            held = (*choose(answer.logits), *held)
+            del answer
+            held = held[:3]
     return Measured(
         prefill_bytes=prefill_bytes, prefill_at=prefill_at, decode_bytes=live.peak_bytes, decode_at=live.peak_at
     )

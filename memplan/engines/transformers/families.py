@@ -31,7 +31,7 @@ class Family:
     `keeps_all_logits` has no way to leave the prompt's logits out, `logits_copies` counts logits that are there at
     once (where they are scaled or capped). `block_mask_bytes` is what a sparse attention's own mask takes for every
     score of every head. `always_masks` makes a mask even where none is needed. `broadcasts_keys` attends to grouped
-    keys without copying them to every head.
+    keys without copying them to every head. `expert_copies` is `mlp_copies` for a routed expert with a gate.
     """
 
     eager_since: str | None = None
@@ -52,6 +52,7 @@ class Family:
     block_mask_bytes: int = 0
     always_masks: bool = False
     broadcasts_keys: bool = False
+    expert_copies: float = 4.0
 
     def is_eager(self, rules: Rules) -> bool:
         """Whether the family falls back to eager attention in this release."""

@@ -67,7 +67,7 @@ def _grouped(shape: LayerShape, mlp: Mlp, hidden: int, step: Step) -> list[Momen
     held = step.rows * (4 if shape.keeps_shared else 3) * hidden * step.element_bytes
     held += step.rows * mlp.num_experts * (4 + step.element_bytes) + 4 * _INDEX_BYTES * chosen
     output_bytes = 2 * step.element_bytes + 2 * weighed
-    inner = (4 if mlp.gated else 2) * mlp.intermediate
+    inner = round((step.family.expert_copies if mlp.gated else 2) * mlp.intermediate)
     return [
         Moment(
             held + chosen * hidden * output_bytes,

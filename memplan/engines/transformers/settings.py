@@ -266,7 +266,7 @@ def _attends_fully(spec: ModelSpec) -> bool:
 def _keeps_all_logits(options: EngineOptions, family: Family, rules: Rules) -> bool:
     """Whether the prefill makes logits of every token; `logits_to_keep` 0 asks for that, as in transformers."""
     asked = options.count("logits_to_keep", minimum=0)
-    if asked is None:
+    if asked is None or family.keeps_all_logits:
         return family.keeps_all_logits or rules["prefill_logits"] == "all"
     return asked != 1
 
