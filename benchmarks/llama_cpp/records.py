@@ -27,7 +27,7 @@ from memplan.engines.llama_cpp.kv_cache import cache_bytes, cells_of
 from memplan.engines.llama_cpp.overrides import Override
 from memplan.engines.llama_cpp.placement import place
 from memplan.engines.llama_cpp.plan import Plan, plan_devices
-from memplan.engines.llama_cpp.settings import LlamaSettings, resolve
+from memplan.engines.llama_cpp.settings import LlamaSettings, backend_of, resolve
 from memplan.errors import UsageError
 from memplan.introspect.gguf_mix import apply_mix, parse_mix
 from memplan.units import GIB, MIB
@@ -98,7 +98,7 @@ def question_of(record: Record, configs: Path) -> Question:
         engine_options=options,
     )
     rules = rules_of(asked, f"b{build}")
-    settings, _ = resolve(spec, _gpu(gpus), asked, rules)
+    settings, _ = resolve(spec, backend_of(_gpu(gpus)), asked, rules)
     scale = 1 / (1 + error) if by_header and error is not None else 1.0
     settings = _divided(record, spec, settings, rules, gpus)
     settings = _with_host_experts(spec, settings, rules, printed, scale)

@@ -21,6 +21,7 @@ _WORTH_BYTES = 16 * MIB
 _SCHEMES = ("fp8", "awq-int4-g128")
 # Engines whose knobs are not vLLM's: which function yields their changes.
 _CHANGES: Mapping[str, str] = {
+    "llama.cpp": "memplan.engines.llama_cpp.changes:changes",
     "transformers": "memplan.engines.transformers.changes:changes",
 }
 

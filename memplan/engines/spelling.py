@@ -136,6 +136,8 @@ def read_options(engine: str, pairs: Mapping[str, Any], origin: str) -> tuple[di
         try:
             if dashed in spelling:
                 target, reader = spelling[dashed]
+                if engine == "llama.cpp" and target == "context" and str(value) == "0":
+                    continue  # llama.cpp's way to say the model's own
                 common[target] = reader(value)
             elif positive in spelling and spelling[positive][1] is _flag:
                 common[spelling[positive][0]] = not _flag(value)

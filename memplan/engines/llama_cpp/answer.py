@@ -17,7 +17,7 @@ from memplan.engines.llama_cpp.device import (
 )
 from memplan.engines.llama_cpp.fitted import spreads
 from memplan.engines.llama_cpp.graph_traits import ENCODERS
-from memplan.engines.llama_cpp.limits import largest_context, largest_gpu_layers
+from memplan.engines.llama_cpp.limits import largest_context, requests_with_room
 from memplan.engines.llama_cpp.plan import Plan
 from memplan.engines.llama_cpp.settings import LlamaSettings
 from memplan.units import MIB, format_gib
@@ -42,7 +42,7 @@ def budget_of(
     host = _host_lines(settings, plan)
     extra: dict[str, object] = {
         "kv_available_bytes": fits_in - plan.device_bytes(plan.fullest) + plan.cache.keys_and_values[plan.fullest],
-        "max_gpu_layers": largest_gpu_layers(spec, settings, rules, fits_in),
+        "sure_bytes": fits_in - max((gate.spread_bytes for gate in gates), default=0),
         "host_lines": [{"name": name, "bytes": size, "formula": formula} for name, size, formula in host],
         "devices": [_device(settings, plan, device) for device in range(settings.num_gpus)],
     }
@@ -63,7 +63,7 @@ def budget_of(
         host_bytes=sum(size for _, size, _ in host),
         verdict=worst_verdict(gates) if gates else "fits",
         shortfall_bytes=shortfall_bytes(gates) if gates else 0,
-        reasons=_reasons(gates, settings, extra),
+        reasons=_reasons(gates, rules),
         warnings=_warnings(spec, rules, settings, unused),
         extra=extra,
     )
@@ -79,13 +79,13 @@ def _gate(plan: Plan, device: int, free: int) -> Gate:
     return Gate(margin_bytes=margin, spread_bytes=spread, reason=f"GPU {device} cannot hold its layers")
 
 
-def _reasons(gates: list[Gate], settings: LlamaSettings, extra: dict[str, object]) -> tuple[str, ...]:
-    missed = [gate for gate in gates if gate.verdict != "fits"]
-    if not missed:
+def _reasons(gates: list[Gate], rules: Rules) -> tuple[str, ...]:
+    if all(gate.verdict == "fits" for gate in gates):
         return ()
-    layers = extra["max_gpu_layers"]
-    offer = f"; -ngl {layers} would" if isinstance(layers, int) and 0 < layers < settings.n_gpu_layers else ""
-    return (f"weights, cache and compute buffer do not fit beside the context{offer}",)
+    reason = "weights, cache and compute buffer do not fit beside the context"
+    if not rules["fits_itself"]:
+        return (reason,)
+    return reason, "with --fit, its default, the server lowers -ngl and -c by itself where they are left open"
 
 
 def _lines(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan) -> tuple[Line, ...]:
@@ -181,9 +181,9 @@ def _capacity(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan
     return KvCapacity(
         bytes_per_token=plan.cache.token_bytes,
         capacity_tokens=settings.ctx_size,
-        blocks=settings.slots,
-        block_size=settings.slot_tokens,
-        max_concurrency=round(longest * settings.slots / settings.slot_tokens, 2) if longest is not None else None,
+        blocks=settings.streams,
+        block_size=settings.ctx_size // settings.streams,
+        max_concurrency=round(requests_with_room(spec, settings, rules, fits_in, longest), 2),
         max_context_tokens=longest,
         needed_bytes=kept,
         needed_tokens=settings.ctx_size,

@@ -15,7 +15,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.llama_cpp.answer import budget_of
 from memplan.engines.llama_cpp.plan import plan_devices
-from memplan.engines.llama_cpp.settings import resolve
+from memplan.engines.llama_cpp.settings import backend_of, resolve
 from memplan.errors import UnsupportedModel
 
 _ENCODER_DECODERS = frozenset({"t5", "t5encoder"})
@@ -30,7 +30,7 @@ class LlamaCpp:
         """Return the budget of `spec` on `gpu`."""
         rules = rules_of(settings, version)
         stored = as_stored(spec)
-        resolved, unused = resolve(stored, gpu, settings, rules)
+        resolved, unused = resolve(stored, backend_of(gpu), settings, rules)
         plan = plan_devices(stored, resolved, rules)
         return budget_of(stored, gpu, settings, resolved, rules, plan, unused)
 

@@ -75,9 +75,10 @@ class _Heap:
 class _Slot:
     """What is known of one value: readers and views still to come, and where it lies."""
 
-    __slots__ = ("children", "heap", "offset", "owned", "views")
+    __slots__ = ("children", "heap", "offset", "owned", "owner", "views")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
         self.children = 0
         self.views = 0
         self.owned = False
@@ -89,13 +90,13 @@ class _Allocation:
     def __init__(self, heaps: Sequence[_Heap], size_of: Callable[[Value, int], int]) -> None:
         self.heaps = heaps
         self.size_of = size_of
-        self.slots: dict[int, _Slot] = {}
 
     def slot(self, value: Value) -> _Slot:
-        found = self.slots.get(id(value))
-        if found is None:
-            found = self.slots[id(value)] = _Slot()
-        return found
+        found = value.lease
+        if isinstance(found, _Slot) and found.owner is self:
+            return found
+        made = value.lease = _Slot(self)
+        return made
 
     def size(self, value: Value, heap: int) -> int:
         return round_up(self.size_of(value, heap), self.heaps[heap].alignment)

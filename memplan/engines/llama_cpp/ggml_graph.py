@@ -21,7 +21,8 @@ class Value:
     """One tensor of the graph.
 
     `base` is the value that a view lies in. `device` is where a weight or cache lies already (None: still to be
-    allocated), `is_weight` tells the two apart. `backend` is set by the scheduler, or beforehand to force it.
+    allocated), `is_weight` tells the two apart. `backend` is set by the scheduler, or beforehand to force it, `lease`
+    is the allocator's.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Value:
         "is_input",
         "is_output",
         "is_weight",
+        "lease",
         "name",
         "op",
         "shape",
@@ -64,18 +66,16 @@ class Value:
         self.is_input = is_input
         self.is_output = False
         self.backend: int | None = None
+        self.lease: object = None
         self.name = name
 
     @property
     def size_bytes(self) -> int:
         """From the first byte to the last: with the gaps, where a copy keeps the strides of a view."""
         kind = TYPES[self.type]
-        rest = zip(self.shape[1:], self.strides[1:], strict=True)
-        if kind.block == 1:
-            row = kind.block_bytes + (self.shape[0] - 1) * self.strides[0]
-        else:
-            row = self.shape[0] // kind.block * self.strides[0]
-        return row + sum((extent - 1) * stride for extent, stride in rest)
+        (first, second, third, fourth), (near, row, plane, volume) = self.shape, self.strides
+        size = kind.block_bytes + (first - 1) * near if kind.block == 1 else first // kind.block * near
+        return size + (second - 1) * row + (third - 1) * plane + (fourth - 1) * volume
 
     @property
     def is_allocated(self) -> bool:

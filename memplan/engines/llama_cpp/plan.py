@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from memplan.catalog.rules import Rules
+from functools import lru_cache
+
+from memplan.catalog.rules import Rules, load_rules
 from memplan.domain.model import ModelSpec
 from memplan.engines.llama_cpp.buffers import WeightBuffers, weight_buffers
 from memplan.engines.llama_cpp.compute import compute_bytes
@@ -49,8 +51,29 @@ def least_bytes(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> int:
     )
 
 
+class _Model:
+    """A model by identity: comparing hundreds of tensors would take longer than planning them."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Model) and self.spec is other.spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+
 def plan_devices(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Plan:
-    """Return the buffers of a model that goes by ggml's names."""
+    """Return the buffers of a model that goes by ggml's names; the last ones are remembered."""
+    return _planned(_Model(spec), settings, rules.version)
+
+
+@lru_cache(maxsize=512)
+def _planned(model: _Model, settings: LlamaSettings, version: str) -> Plan:
+    spec, rules = model.spec, load_rules("llama.cpp", version)
     devices = place(spec, settings, rules)
     cells = cells_of(spec, settings, rules)
     rows = settings.batch_size if rules["rows_of_outputs"] == "batch" else settings.slots

@@ -91,15 +91,20 @@ class LlamaSettings:
         return shown
 
 
+def backend_of(gpu: GpuSpec) -> str:
+    """What llama.cpp calls the backend that a GPU is usually run with."""
+    return _BACKENDS.get(gpu.vendor.lower(), "GPU")
+
+
 def resolve(
-    spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules
+    spec: ModelSpec, backend: str, asked: ServingSettings, rules: Rules
 ) -> tuple[LlamaSettings, tuple[str, ...]]:
     """Return the settings, and the names of engine options that memory does not depend on.
 
     Raises: UsageError for a value that the engine refuses.
     """
     options = EngineOptions("llama.cpp", asked.engine_options, ("build",))
-    num_gpus = 0 if options.word("device", among=("none",)) else asked.layout.num_ranks
+    num_gpus = 0 if (options.word("device", "dev") or "").lower() == "none" else asked.layout.num_ranks
     fork = options.word("fork", among=("ik", "mainline")) or ""
     flash = _flash_attention(options, rules)
     key_type = _cache_type(options, "cache_type_k", asked.kv_dtype, fork)
@@ -112,7 +117,7 @@ def resolve(
     ctx_size = _padded_context(total, slots, unified, flash, rules)
     batch, micro_batch = _batches(asked, options, ctx_size, rules)
     settings = LlamaSettings(
-        backend=_BACKENDS.get(gpu.vendor.lower(), "GPU"),
+        backend=backend,
         num_gpus=num_gpus,
         n_gpu_layers=_gpu_layers(options, spec),
         ctx_size=ctx_size,
@@ -127,14 +132,17 @@ def resolve(
         split_mode=options.word("split_mode", among=_SPLIT_MODES) or "layer",
         tensor_split=_tensor_split(options, num_gpus),
         main_gpu=_main_gpu(options, num_gpus),
-        kv_offload=_flag(options, "kv_offload", default=True) and not _flag(options, "no_kv_offload", default=False),
+        kv_offload=_flag(options, "kv_offload", default=True)
+        and not _flag(options, "no_kv_offload", "nkvo", default=False),
         op_offload=_flag(options, "op_offload", default=True) and not _flag(options, "no_op_offload", default=False),
         expert_offload=_flag(options, "expert_offload", default=True),
         swa_full=_flag(options, "swa_full", default=False),
-        mmap=_flag(options, "mmap", default=True),
+        mmap=_flag(options, "mmap", default=True) and not _flag(options, "no_mmap", default=False),
         n_cpu_moe=_cpu_experts(options, spec),
         override_tensor=read_overrides(options.word("override_tensor", "ot"), num_gpus),
-        cache_ram_mib=_number(options.count("cache_ram_mib", "cache_ram", minimum=0), rules["prompt_cache_mib"]),
+        cache_ram_mib=_number(
+            options.count("cache_ram_mib", "cache_ram", "cram", minimum=-1), rules["prompt_cache_mib"]
+        ),
         fork=fork if fork != "mainline" else "",
         mla_attn=_number(options.count("mla_attn", minimum=0), 0),
     )
@@ -145,8 +153,8 @@ def _number(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _flag(options: EngineOptions, name: str, *, default: bool) -> bool:
-    value = options.flag(name)
+def _flag(options: EngineOptions, *names: str, default: bool) -> bool:
+    value = options.flag(*names)
     return default if value is None else value
 
 
@@ -200,7 +208,7 @@ def _context(spec: ModelSpec, asked: ServingSettings, options: EngineOptions, ru
     wanted = asked.workload.context_tokens or spec.max_context_tokens
     concurrency = asked.workload.concurrency
     slots = options.count("parallel")
-    unified = options.flag("kv_unified")
+    unified = options.flag("kv_unified", "kvu")
     total = wanted * concurrency
     if slots is None:
         automatic = concurrency == 1
@@ -246,7 +254,7 @@ def _tensor_split(options: EngineOptions, num_gpus: int) -> tuple[float, ...]:
 
 
 def _main_gpu(options: EngineOptions, num_gpus: int) -> int:
-    number = options.count("main_gpu", minimum=0) or 0
+    number = options.count("main_gpu", "mg", minimum=0) or 0
     if number >= max(num_gpus, 1):
         raise UsageError(f"main_gpu {number} of {num_gpus} GPUs", hint="GPUs are counted from 0")
     return number
@@ -254,7 +262,7 @@ def _main_gpu(options: EngineOptions, num_gpus: int) -> int:
 
 def _cpu_experts(options: EngineOptions, spec: ModelSpec) -> int:
     """How many layers, from the first, leave their experts in host memory."""
-    number = options.count("n_cpu_moe", minimum=0)
+    number = options.count("n_cpu_moe", "ncmoe", minimum=0)
     if number is None:
-        return spec.num_layers if options.flag("cpu_moe") else 0
+        return spec.num_layers if options.flag("cpu_moe", "cmoe") else 0
     return min(number, spec.num_layers)
