@@ -63,12 +63,18 @@ def version_of(record: Record) -> str | None:
     return next((release for number, release in reversed(_DATED) if thread and int(thread[1]) >= number), None)
 
 
+def is_offline(record: Record) -> bool:
+    """Whether the author called vLLM's LLM class, which takes larger steps: `30_000` is how Python writes a number."""
+    return re.search(r"=\d+_\d{3}\b", record.get("quote") or "") is not None
+
+
 def layout_of(record: Record) -> ParallelLayout:
     """The ranks that were named; GPUs without a word on ranks are tensor-parallel, as vLLM is usually started."""
     tensor, pipeline = record.get("tensor_parallel_size"), record.get("pipeline_parallel_size") or 1
     if tensor is None:
         tensor = max(1, (record.get("gpu_count") or 1) // pipeline)
-    return ParallelLayout(tensor=tensor, pipeline=pipeline, data=record.get("data_parallel_size") or 1)
+    expert = re.search(r"\benable[_-]expert[_-]parallel\b", record.get("quote") or "") is not None
+    return ParallelLayout(tensor=tensor, pipeline=pipeline, data=record.get("data_parallel_size") or 1, expert=expert)
 
 
 def beside(record: Record) -> tuple[float | None, int]:
@@ -119,6 +125,7 @@ def answer(record: Record, configs: Path | None) -> dict[str, Any]:
         max_num_batched_tokens=record.get("max_num_batched_tokens"),
         gpu_memory_utilization=record.get("gpu_memory_utilization"),
         eager=record.get("enforce_eager") or None,
+        offline_batch=is_offline(record),
         gpu_free_bytes=round(device.gpu.memory_bytes * left) if left is not None else device.free_bytes,
     )
     engine = parse_engine((record.get("engine") or "vllm").split()[0])[0]
