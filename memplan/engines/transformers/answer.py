@@ -31,7 +31,7 @@ from memplan.engines.transformers.spill import (
     refuses_spill,
 )
 from memplan.records import dataclass
-from memplan.units import MIB, format_gib
+from memplan.units import GIB, MIB, format_gib
 
 _FITTED = "catalog/engines/transformers_fitted.yaml"
 _DOCS = "docs/engines/transformers.md"
@@ -117,7 +117,20 @@ def _verdict(run: Run, gates: list[Gate]) -> Verdict:
 def _reasons(run: Run, gates: list[Gate]) -> tuple[str, ...]:
     reasons = [gate.reason for gate in gates if gate.verdict != "fits"]
     spilled = describe_spill(run.placed)
-    return (*reasons, *([spilled] if spilled else []))
+    if spilled:
+        reasons.append(spilled)
+    room = _room_on_gpus(run, gates)
+    return (*reasons, *([room] if room else []))
+
+
+def _room_on_gpus(run: Run, gates: list[Gate]) -> str:
+    """How to keep room on GPUs that are filled with weights to the brim, where other weights lie on the host anyway."""
+    missing = shortfall_bytes(gates)
+    placed = [size for device, size in run.placed.sizes.items() if isinstance(device, int)]
+    if not run.placed.spilled_bytes or not missing or not placed or run.loaded.spec.quantization:
+        return ""
+    size = (max(placed) - missing) // GIB
+    return f"--set max_memory={size}GiB would leave room on each GPU, with more on the host" if size > 0 else ""
 
 
 def _gates(run: Run) -> list[Gate]:
@@ -141,7 +154,7 @@ def _gates(run: Run) -> list[Gate]:
                 f" {name}, at its fullest in the {plan.peak.moment.name}",
             )
         )
-    refusal = refuses_spill(run.loaded.spec, run.placed)
+    refusal = refuses_spill(run.loaded.spec, run.placed, run.rules)
     if refusal:
         gates.append(Gate(margin_bytes=-run.placed.spilled_bytes, spread_bytes=0, reason=refusal))
     if needs_folder(run.loaded.spec, run.placed, run.settings, run.rules):

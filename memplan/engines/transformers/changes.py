@@ -58,6 +58,9 @@ def _cache_changes(spec: ModelSpec, settings: ServingSettings, now: dict[str, ob
     if now.get("cache_implementation") == "dynamic":
         yield _set(spec, settings, "cache_implementation", "quantized", "4 bit; check quality first")
         yield _set(spec, settings, "cache_implementation", "offloaded", "the cache lies on the host: slower")
+        fp8 = _with(settings, cache_implementation="quantized", cache_backend="fp8")
+        label = "--set cache_implementation=quantized --set cache_backend=fp8"
+        yield Change(label=label, settings=fp8, spec=spec, note="check quality first")
     if now.get("cache_implementation") == "static":
         yield _set(spec, settings, "cache_implementation", "dynamic")
     beams = now.get("num_beams")
@@ -79,6 +82,8 @@ def _placement_changes(spec: ModelSpec, settings: ServingSettings, now: dict[str
     gpus = layout.tensor * layout.pipeline
     if now.get("device_map") != "cuda" and gpus == 1:
         yield _set(spec, settings, "device_map", "cuda", "no tenth kept back")
+    if now.get("device_map") != "sequential" and gpus > 1:
+        yield _set(spec, settings, "device_map", "sequential", "GPUs filled one after the other")
     for factor in (2, 4, 8):
         if gpus * factor <= 16:
             changed = replace(settings, layout=replace(layout, pipeline=layout.pipeline * factor))

@@ -64,9 +64,11 @@ def describe_spill(placed: Placed) -> str:
     return " and ".join(parts) + ", and are copied to the GPU for every token: slow"
 
 
-def refuses_spill(spec: ModelSpec, placed: Placed) -> str:
+def refuses_spill(spec: ModelSpec, placed: Placed, rules: Rules) -> str:
     """Why a model with parts on the host is not loaded at all; empty when it is."""
     if not placed.spilled_bytes or not spec.quantization or not loader_of(spec.quantization).on_gpu:
+        return ""
+    if rules["plain_parts_may_spill"] and all(isinstance(device, int) for device in placed.layers):
         return ""
     return f"{spec.quantization} weights must lie on GPUs, {format_gib(placed.spilled_bytes)} of them do not"
 
