@@ -21,11 +21,12 @@ class MemplanError(Exception):
     """The root of memplan's own errors: a message, and a hint on how to mend it."""
 
     exit_code = 70
+    usual_hint: str | None = None
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class UsageError(MemplanError):
@@ -60,6 +61,7 @@ class UnsupportedModel(MemplanError):
     """A model whose family, or a key of whose config, is not understood."""
 
     exit_code = 4
+    usual_hint = "with the profile extra, --introspect torch asks transformers instead"
 
 
 class MissingExtra(MemplanError):

@@ -14,6 +14,8 @@ from typing import BinaryIO, Protocol
 
 from memplan.errors import CorruptFile, SourceNotFound
 
+_POINTER = b"version https://git-lfs"
+
 
 class ByteSource(Protocol):
     """Bytes at offsets. `size_bytes` is the whole file's size, None where the other side does not tell."""
@@ -82,10 +84,19 @@ def _not_a_file(path: Path) -> SourceNotFound | CorruptFile:
 
 def damaged(source: ByteSource, offset: int, found: str, *, expected: str, hint: str | None = None) -> CorruptFile:
     """The error for bytes that contradict the format: where they are, what was found and what belongs there."""
+    if offset == 0:
+        hint = pointer_hint(source.read(0, len(_POINTER))) or hint
     return CorruptFile(
         f"damaged file: `{source.name}`: at byte {offset}: {found}; expected {expected}",
         hint=hint or "download or write the file again",
     )
+
+
+def pointer_hint(start: bytes) -> str | None:
+    """What mends a file that begins with `start` when it is Git LFS's note of where the file is; None for any other."""
+    if not start.startswith(_POINTER):
+        return None
+    return "this is a Git LFS pointer, not the file: run `git lfs pull` in its repository"
 
 
 def read_exactly(source: ByteSource, offset: int, length: int, what: str) -> bytes:

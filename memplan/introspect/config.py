@@ -14,6 +14,7 @@ from memplan.errors import UnsupportedModel
 _LARGEST = 1 << 40
 _MAX_LAYERS = 4096
 _LONGEST_TEXT = 1000
+_INCOMPLETE = "give a complete config.json, or try --introspect torch"
 _T = TypeVar("_T")
 # The class below has methods of these names, which would hide the types in its annotations.
 _Str: TypeAlias = str
@@ -59,7 +60,7 @@ class Config:
         if isinstance(value, float) and not value.is_integer():  # also infinity and not-a-number, which JSON can hold
             raise self._wrong(keys, value, "a whole number")
         if not minimum <= value < _LARGEST:
-            raise self._wrong(keys, value, f"a whole number of at least {minimum}")
+            raise self._wrong(keys, value, f"a whole number of at least {minimum} and below 2^40")
         return int(value)
 
     def optional_int(self, *keys: _Str, minimum: _Int = 0) -> _Int | None:
@@ -124,7 +125,7 @@ class Config:
             if self.has(key):
                 self.used.add(key)
                 return Config(self._raw[key], path=self._dotted(key))
-        raise UnsupportedModel(f"the config has no key `{self._dotted(keys[0])}`")
+        raise UnsupportedModel(f"the config has no key `{self._dotted(keys[0])}`", hint=_INCOMPLETE)
 
     def having(self, **values: object) -> Config:
         """The same config with other values for some keys."""
@@ -141,13 +142,14 @@ class Config:
         if isinstance(default, _Required):
             raise UnsupportedModel(
                 f"the config has no key `{self._dotted(keys[0])}`",
-                hint="give a complete config.json, or try --introspect torch",
+                hint=_INCOMPLETE,
             )
         return default
 
     def _wrong(self, keys: tuple[_Str, ...], value: object, wanted: _Str) -> UnsupportedModel:
         key = next((key for key in keys if self.has(key)), keys[0])
-        return UnsupportedModel(f"config key `{self._dotted(key)}` must be {wanted}, not {_show(value)}")
+        message = f"config key `{self._dotted(key)}` must be {wanted}, not {_show(value)}"
+        return UnsupportedModel(message, hint="mend the key, or take the config.json as it was published")
 
     def _dotted(self, key: _Str) -> _Str:
         return f"{self.path}.{key}" if self.path else key

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from memplan.errors import CorruptFile
-from memplan.introspect.bytesource import open_source
+from memplan.introspect.bytesource import open_source, pointer_hint
 
 MAX_JSON_BYTES = 100_000_000
 MAX_CONFIG_BYTES = 16_000_000
@@ -41,7 +41,7 @@ def parse_json_object(text: bytes, name: str, *, limit_bytes: int = MAX_CONFIG_B
     except json.JSONDecodeError as error:
         where = len(error.doc[: error.pos].encode("utf-8", "surrogatepass"))
         found = "the file is empty" if not text.strip() else f"{error.msg}, line {error.lineno} column {error.colno}"
-        raise _damaged(name, where, found) from None
+        raise _damaged(name, where, found, hint=pointer_hint(text)) from None
     except RecursionError:
         raise _damaged(name, 0, "nested too deeply") from None
     except ValueError as error:  # a number of more than 4,300 digits
@@ -51,5 +51,6 @@ def parse_json_object(text: bytes, name: str, *, limit_bytes: int = MAX_CONFIG_B
     return raw
 
 
-def _damaged(name: str, offset: int, found: str) -> CorruptFile:
-    return CorruptFile(f"damaged JSON: `{name}`: at byte {offset}: {found}", hint="download or write the file again")
+def _damaged(name: str, offset: int, found: str, *, hint: str | None = None) -> CorruptFile:
+    message = f"damaged JSON: `{name}`: at byte {offset}: {found}"
+    return CorruptFile(message, hint=hint or "download or write the file again")

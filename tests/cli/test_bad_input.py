@@ -167,11 +167,7 @@ def test_a_config_with_a_key_that_makes_no_sense_names_the_key(
     memplan_here: Memplan, changes: dict[str, object], code: int, message: str
 ) -> None:
     (memplan_here.home / "config.json").write_text(json.dumps({**CONFIG, **changes}))
-    done = memplan_here("estimate", "./config.json", "--gpu", "l4")
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    assert message in done.stderr.splitlines()[0]
-    assert "Traceback" not in done.stderr
+    check(memplan_here("estimate", "./config.json", "--gpu", "l4"), code, message, "")
 
 
 def header(content: object, *, says: int | None = None) -> bytes:
@@ -204,6 +200,12 @@ def test_a_damaged_file_is_named_with_the_place(memplan_here: Memplan, name: str
     assert message in done.stderr.splitlines()[0]
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.gguf"])
+def test_a_pointer_of_git_lfs_says_how_to_get_the_file(memplan_here: Memplan, name: str) -> None:
+    (memplan_here.home / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 16\n")
+    check(memplan_here("estimate", f"./{name}", "--gpu", "l4"), 2, f"{name}`: at byte 0", "git lfs pull")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_the_weights_are_those_that_were_printed(index: int) -> None:
 @runs_with("activation_gib")
 def test_the_activation_peak_is_the_one_that_was_printed(index: int) -> None:
     real = RUNS[index]["printed"]["activation_gib"]
-    assert predicted(index).group_bytes("activation_peak") / GIB == pytest.approx(real, rel=0.02, abs=0.03)
+    assert predicted(index).group_bytes("activation_peak") / GIB == pytest.approx(real, rel=0.02, abs=0.025)
 
 
 @runs_with("cache_gib")
