@@ -5,7 +5,7 @@
 For every class of terms: the weighted 4 % and 96 % quantiles, which are 90 % and a margin for runs not seen, of
 (real - predicted) over predicted; for the cache over the card's memory. Run after fit.py. A class of fewer than eight
 records keeps what the file says. Runs off by more than half of the term, or by 15 % of the card, had a setting that
-they did not print, and are left out.
+they did not print, weights off by more than 6 % are of another checkpoint: they are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from memplan.engines.vllm.intervals import activation_class, cache_class
 from memplan.units import GIB
 
 _LEAST_RECORDS = 8
-_MOST_SHARE, _MOST_CARD_SHARE = 0.5, 0.15
+_MOST_SHARE, _MOST_WEIGHTS_SHARE, _MOST_CARD_SHARE = 0.5, 0.06, 0.15
 _LOW, _HIGH = 0.04, 0.96
 
 Residuals = dict[str, list[tuple[float, float]]]
@@ -48,7 +48,8 @@ def residuals(files: list[Path], configs: Path) -> Residuals:
         for group, name in names.items():
             predicted = budget.group_bytes(group) / GIB  # type: ignore[arg-type]
             real = truth.get(f"{group}_gib")
-            if real is not None and predicted > 0 and abs(real / predicted - 1) < _MOST_SHARE:
+            most = _MOST_WEIGHTS_SHARE if group == "weights" else _MOST_SHARE
+            if real is not None and predicted > 0 and abs(real / predicted - 1) < most:
                 found[name].append((real / predicted - 1, each.weight))
         real = real_kv_gib(asked.record, budget) if asked.record.get("scored") == "kv" else None
         if real and real > 0:

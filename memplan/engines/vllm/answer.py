@@ -280,7 +280,7 @@ def _slack_gates(gpu: GpuSpec, settings: VllmSettings, plan: RankPlan, widths: I
     return [
         Gate(
             margin_bytes=free - at_start,
-            spread_bytes=0,
+            spread_bytes=(widths.graphs.half_bytes if graphs else 0) + widths.outside.half_bytes // 2,
             reason=f"{format_gib(at_start)} would be held at start, of {format_gib(free)}"
             + (": capturing CUDA graphs would run out of memory" if graphs else ""),
         ),

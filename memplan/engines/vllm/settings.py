@@ -159,7 +159,7 @@ def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Ru
         or ((spec.quantization or "").startswith(("bnb", "gguf")) and release < (0, 9, 0))
         or (recurrent and release < (0, 10, 0))
         or (asked.weight_offload_bytes > 0 and release < (0, 8, 5))
-        or (spec.model_type in ("mllama", "whisper", "t5", "bart") and release < (0, 10, 2))
+        or spec.model_type in rules["v0_only"]
         or (not spec.is_generative and release < (0, 9, 2))
         or asked.chunked_prefill is False
         or (gpu.vendor == "amd" and release < (0, 10, 0))
