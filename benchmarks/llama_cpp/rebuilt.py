@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+from serving_records import TooLittle
+
 from memplan.domain.attention import Cache, FullAttention, NoCache, SharedKV, SlidingWindow
 from memplan.domain.dtypes import DType
 from memplan.domain.model import Layer, Mlp, ModelSpec
@@ -33,7 +35,7 @@ _LEFT_OUT = {
 def rebuild(record: Record) -> ModelSpec:
     """Return a dense decoder of the printed shape.
 
-    Raises: UnsupportedModel when the log does not say enough, or the model is not dense.
+    Raises: TooLittle when the log does not say enough, UnsupportedModel when the model is not dense.
     """
     architecture = str(record.get("arch") or "")
     known = _LEFT_OUT.get((architecture, int(str(record.get("n_layer") or 0))), {})
@@ -61,7 +63,7 @@ def rebuild(record: Record) -> ModelSpec:
 def _whole(record: Record, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int):
-        raise UnsupportedModel(f"the log does not print `{key}`, and no known model has its other numbers")
+        raise TooLittle(f"the log does not print `{key}`, and no known model has its other numbers")
     return value
 
 

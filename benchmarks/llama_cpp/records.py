@@ -162,9 +162,8 @@ def _whole(record: Record, key: str) -> int | None:
 
 
 def _buffers(record: Record, key: str) -> list[tuple[str, float]]:
-    listed = record.get(key) or []
-    assert isinstance(listed, list)
-    return [(str(name), float(size)) for name, size in listed]
+    listed = record.get(key)
+    return [(str(name), float(size)) for name, size in listed] if isinstance(listed, list) else []
 
 
 def _gpus(record: Record) -> list[str]:

@@ -37,6 +37,8 @@ from memplan.errors import MemplanError
 from memplan.units import MIB
 
 _TERMS = ("kv", "weights", "compute", "total")
+# What a field of an unexpected kind ends in.
+_UNREADABLE = (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, AssertionError)
 # Logs print hundredths of a MiB, one per buffer.
 _PRINTED_MIB = 0.005
 
@@ -85,7 +87,10 @@ def score(question: Question) -> dict[str, object]:
     plan = question.answer()
     predicted, real = predicted_mib(question, plan), real_mib(question)
     result: dict[str, object] = {}
-    widths = {"weights": spreads().weights, "compute": spreads().compute, "kv": 0.0}
+    fitted = spreads(question.spec, question.settings, question.rules)
+    handmade = question.size_scale != 1.0
+    weights = question.rules["weights_spread_handmade"] if handmade else fitted.weights
+    widths = {"weights": weights, "compute": fitted.compute, "kv": 0.0}
     rounding = _PRINTED_MIB * (1 + question.settings.num_gpus)
     for term, truth in real.items():
         result[f"predicted_{term}_mib"] = round(predicted[term], 2)
@@ -112,7 +117,7 @@ def row_of(record: Record, configs: Path) -> dict[str, object]:
         return {**row, "too_little": str(reason)}
     except MemplanError as error:
         return {**row, "problem": str(error)}
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except _UNREADABLE as error:
         return {**row, "too_little": f"a field does not read: {type(error).__name__}: {error}"}
     row |= {
         "version": question.rules.version,
@@ -124,6 +129,8 @@ def row_of(record: Record, configs: Path) -> dict[str, object]:
         return {**row, **score(question)}
     except MemplanError as error:
         return {**row, "problem": str(error)}
+    except _UNREADABLE as error:
+        return {**row, "problem": f"{type(error).__name__}: {error}"}
 
 
 def summary_of(rows: Sequence[Mapping[str, object]]) -> dict[str, object]:

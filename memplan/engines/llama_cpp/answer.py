@@ -23,6 +23,13 @@ from memplan.engines.llama_cpp.settings import LlamaSettings
 from memplan.units import MIB, format_gib
 
 _SOURCE = "llama.cpp {}"
+# Options that load something of their own beside the model.
+_NOT_COUNTED = frozenset(
+    {
+        *("model_draft", "md", "hf_repo_draft", "hfd", "hfrd", "mmproj", "mm", "mmproj_url", "mmu"),
+        *("lora", "lora_scaled", "control_vector", "model_vocoder", "mv"),
+    }
+)
 
 
 def budget_of(
@@ -37,7 +44,8 @@ def budget_of(
     """Return the whole budget, per GPU of the fullest one."""
     free = asked.gpu_free_bytes or gpu.memory_bytes
     lines = _lines(spec, settings, rules, plan)
-    gates = [_gate(plan, device, free) for device in range(settings.num_gpus) if _is_used(plan, device)]
+    width = spreads(spec, settings, rules).compute
+    gates = [_gate(plan, device, free, width) for device in range(settings.num_gpus) if _is_used(plan, device)]
     fits_in = free - CONTEXT_BYTES
     host = _host_lines(settings, plan)
     extra: dict[str, object] = {
@@ -59,7 +67,7 @@ def budget_of(
         engine_version=rules.version,
         settings=settings.as_dict(),
         lines=lines,
-        kv=_capacity(spec, settings, rules, plan, fits_in),
+        kv=_capacity(spec, settings, rules, plan, fits_in, asked.workload.concurrency),
         host_bytes=sum(size for _, size, _ in host),
         verdict=worst_verdict(gates) if gates else "fits",
         shortfall_bytes=shortfall_bytes(gates) if gates else 0,
@@ -73,8 +81,8 @@ def _is_used(plan: Plan, device: int) -> bool:
     return plan.device_bytes(device) > 0
 
 
-def _gate(plan: Plan, device: int, free: int) -> Gate:
-    spread = (CONTEXT_HIGH_BYTES - CONTEXT_LOW_BYTES) // 2 + round(plan.compute[device] * spreads().compute)
+def _gate(plan: Plan, device: int, free: int, width: float) -> Gate:
+    spread = (CONTEXT_HIGH_BYTES - CONTEXT_LOW_BYTES) // 2 + round(plan.compute[device] * width)
     margin = free - CONTEXT_BYTES - plan.device_bytes(device)
     return Gate(margin_bytes=margin, spread_bytes=spread, reason=f"GPU {device} cannot hold its layers")
 
@@ -93,7 +101,7 @@ def _lines(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan) -
     device = plan.fullest
     source = _SOURCE.format(rules.version)
     known: Provenance = "exact" if spec.weights_source == "headers" else "derived"
-    fitted = spreads()
+    fitted = spreads(spec, settings, rules)
     lines = []
     for name, size in plan.weights.by_part[device].items():
         lines.append(
@@ -174,7 +182,9 @@ def _device(settings: LlamaSettings, plan: Plan, device: int) -> dict[str, objec
     }
 
 
-def _capacity(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan, fits_in: int) -> KvCapacity:
+def _capacity(
+    spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan, fits_in: int, concurrency: int
+) -> KvCapacity:
     """The cache in llama.cpp's terms: cells of the whole context, and what one slot may use of them."""
     kept = plan.cache.keys_and_values[plan.fullest]
     longest = largest_context(spec, settings, rules, fits_in)
@@ -183,7 +193,9 @@ def _capacity(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan
         capacity_tokens=settings.ctx_size,
         blocks=settings.streams,
         block_size=settings.ctx_size // settings.streams,
-        max_concurrency=round(requests_with_room(spec, settings, rules, fits_in, longest), 2),
+        max_concurrency=round(
+            requests_with_room(spec, settings, rules, fits_in, longest, settings.ctx_size // concurrency), 2
+        ),
         max_context_tokens=longest,
         needed_bytes=kept,
         needed_tokens=settings.ctx_size,
@@ -201,6 +213,11 @@ def _warnings(spec: ModelSpec, rules: Rules, settings: LlamaSettings, unused: tu
     elif settings.cache_ram_mib:
         size = format_gib(settings.cache_ram_mib * MIB)
         warnings.append(f"the server keeps prompts in up to {size} of host memory (--cache-ram)")
+    if not_counted := [name for name in unused if name in _NOT_COUNTED]:
+        warnings.append(f"not counted: the memory of {', '.join(not_counted)}")
+        unused = tuple(name for name in unused if name not in _NOT_COUNTED)
+    if spec.model_type not in ENCODERS and settings.slot_tokens < settings.ctx_size:
+        warnings.append(f"{settings.slots} slots divide the context: one request has {settings.slot_tokens} tokens")
     if settings.fork == "ik":
         warnings.append("ik_llama.cpp: cache and weights follow its rules, compute buffers those of llama.cpp")
     if unused:

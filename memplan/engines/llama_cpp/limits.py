@@ -46,8 +46,10 @@ def largest_context(spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits
     return min(steps * _STEP, spec.max_context_tokens)
 
 
-def requests_with_room(spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits_in: int, longest: int) -> float:
-    """How many requests of a slot's length the cells that fit have room for, all slots together.
+def requests_with_room(
+    spec: ModelSpec, settings: LlamaSettings, rules: Rules, fits_in: int, longest: int, tokens: int
+) -> float:
+    """How many requests of `tokens` the cells that fit have room for, all slots together.
 
     `longest` is the longest context of a slot; where it is the model's own, cells beyond it are counted at the cost of
     the last ones.
@@ -60,7 +62,7 @@ def requests_with_room(spec: ModelSpec, settings: LlamaSettings, rules: Rules, f
         if more <= held:  # nothing grows with the context: encoders, recurrent models, a cache on the host
             return float(settings.slots)
         cells += max(0, fits_in - held) * cells // (more - held)
-    return cells / settings.slot_tokens
+    return cells / tokens
 
 
 def fullest_bytes(plan: Plan) -> int:
