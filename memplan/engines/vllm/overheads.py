@@ -38,7 +38,9 @@ def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fi
     if rules["graph_residue"] and _captures_whole(gpu, settings):
         own += round(fitted.graph_residue_mib * MIB)
     charged, uncharged = own, 0
-    if accounting in ("device", "allocated"):
+    if accounting == "peak":
+        charged, uncharged = 0, own + context + nccl + growth
+    elif accounting in ("device", "allocated"):
         charged += context + nccl + growth
     elif accounting in ("baseline", "reserved"):
         charged, uncharged = charged + nccl + growth, context
