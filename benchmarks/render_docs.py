@@ -3,7 +3,8 @@
     python benchmarks/render_docs.py [--check] [--score RECORDS_FOLDER --configs CONFIGS_FOLDER]
 
 - `<!-- table: NAME -->` in docs/memory-model.md gets the table of that name from memory_model_tables.py;
-- `<!-- errors -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from benchmarks/results/;
+- `<!-- errors -->`, `<!-- errors: short -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from
+  benchmarks/results/;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
   shows a file, which is made from what stands below it; `...` at the end of a block cuts the output there.
 
@@ -26,9 +27,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_ERRORS = re.compile(r"(<!-- errors -->\n).*?(<!-- end -->)", re.DOTALL)
+_ERRORS = re.compile(r"(<!-- errors(: short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
 _CONSOLE = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
 
@@ -60,6 +61,22 @@ _ROWS = (
     ("llama.cpp, KV cache", "llama_cpp", "mainline.kv", "mainline.kv_interval_coverage", "%"),
     ("llama.cpp, compute buffers", "llama_cpp", "mainline.compute", "mainline.compute_interval_coverage", "%"),
     ("llama.cpp, all of the GPUs", "llama_cpp", "mainline.total", "", "%"),
+    ("transformers, prefill of a model's own code", "transformers", "prefill", "", "%"),
+    ("transformers, a token after it", "transformers", "decode", "", "%"),
+)
+
+
+# What the README shows of them.
+_SHORT = frozenset(
+    {
+        "vLLM, weights",
+        "vLLM, KV cache, of the GPU's memory",
+        "vLLM, KV cache",
+        "SGLang, KV cache in tokens",
+        "TensorRT-LLM, KV cache in tokens",
+        "llama.cpp, KV cache",
+        "llama.cpp, all of the GPUs",
+    }
 )
 
 
@@ -91,6 +108,9 @@ def _found(name: str, path: str) -> Any:
     entry: Any = _summary(name)
     for key in path.split("."):
         entry = entry.get(key) if isinstance(entry, dict) else None
+    if isinstance(entry, dict) and "ninety" in entry:  # as benchmarks/transformers/score.py calls them
+        passes = _summary(name)["passes"] // 2
+        return {"n": passes, "median": entry["median"], "p90": entry["ninety"], "max": entry["worst"]}
     return entry
 
 
@@ -104,13 +124,15 @@ def error_text(path: str, unit: str) -> str:
     return f"median {_amount(entry['median'], unit)}, 90th percentile {_amount(entry['p90'], unit)} {runs}"
 
 
-def errors_table() -> str:
+def errors_table(*, short: bool = False) -> str:
     """The scorers' medians and 90th percentiles, on how many runs, and how many lie in the interval."""
     lines = [
         "| term | runs | median error | 90th percentile | largest | inside the 90 % interval |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for title, name, key, inside_key, unit in _ROWS:
+        if short and title not in _SHORT:
+            continue
         entry = _found(name, key)
         if not isinstance(entry, dict) or not entry.get("n"):
             continue
@@ -119,6 +141,8 @@ def errors_table() -> str:
         share = share.get("share") if isinstance(share, dict) else share
         inside = f"{100 * share:.0f} %" if isinstance(share, (int, float)) else "-"
         lines.append(f"| {title} | {entry['n']} | {' | '.join(cells)} | {inside} |")
+    if short:
+        lines = [re.sub(r"\|[^|]*(\|[^|]*\|)$", r"\1", line) for line in lines]
     return "\n".join([*lines, *_counts()])
 
 
@@ -156,7 +180,7 @@ def rendered(text: str, page: Path) -> str:
 
         text = _TABLE.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]]())}\n{match[3]}", text)
     text = _INLINE.sub(lambda match: f"{match[1]}{error_text(match[2], match[3])}{match[4]}", text)
-    text = _ERRORS.sub(lambda match: f"{match[1]}{errors_table()}\n{match[2]}", text)
+    text = _ERRORS.sub(lambda match: f"{match[1]}{errors_table(short=bool(match[2]))}\n{match[3]}", text)
     if "```console" not in text:
         return text
     with tempfile.TemporaryDirectory() as folder:
