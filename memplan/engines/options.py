@@ -42,7 +42,7 @@ class EngineOptions:
         name, value = found
         if isinstance(value, str):
             return parse_count(value, what=name, minimum=minimum)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
             raise self._bad(name, value, "a whole number")
         if value < minimum:
             raise self._bad(name, value, f"at least {minimum}")

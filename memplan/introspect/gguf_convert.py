@@ -27,6 +27,8 @@ _EMBEDDING = "token_embd.weight"
 _SPLIT_QKV = frozenset({"baichuan", "internlm2"})
 # Families whose fused gate and up weight of the experts stays fused.
 _FUSED_EXPERTS = frozenset({"gemma4"})
+# Vocabularies that the converter cuts to the tokenizer's, by architecture and rows.
+_CUT_VOCABULARIES = {("gemma3", 262_208): 262_144}
 _FLOAT32_NAMES = (
     "ffn_gate_inp",
     "position_embd",
@@ -74,6 +76,7 @@ def to_gguf(spec: ModelSpec, *, splits_latents: bool = True) -> ModelSpec:
         model_type=architecture,
         layers=tuple(layers),
         shared=(*_shared_tensors(spec, architecture), *_rotary_factors(spec)),
+        vocab_size=_CUT_VOCABULARIES.get((architecture, spec.vocab_size), spec.vocab_size),
         towers=(),
         mtp=(),
         layer_prefix="blk.",
@@ -165,7 +168,10 @@ def _cut(tensor: Tensor, widths: tuple[int, ...], names: tuple[str, ...]) -> Ite
 
 
 def _shared_tensors(spec: ModelSpec, architecture: str) -> Iterator[Tensor]:
+    rows = _CUT_VOCABULARIES.get((architecture, spec.vocab_size))
     for tensor in spec.shared:
+        if rows and tensor.shape[0] == spec.vocab_size:  # rows without a token
+            tensor = replace(tensor, shape=(rows, *tensor.shape[1:]))
         name = shared_name(tensor.name, is_encoder=architecture == "bert")
         if name == "position_embd.weight" and architecture == "bert":  # RoBERTa's begin after the padding
             tensor = replace(tensor, shape=(min(tensor.shape[0], spec.max_context_tokens), *tensor.shape[1:]))
