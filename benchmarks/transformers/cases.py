@@ -117,7 +117,9 @@ def measure(model: Any, case: Case, *, as_on_gpu: bool = True) -> Measured:
         given[name] = answer[name]
         del answer
         for _ in range(NEW_TOKENS):
-            if case.padded:
+            if name == "cache_params":
+                given.pop("attention_mask", None)  # as `generate` does: a state needs no mask
+            elif case.padded:
                 more = torch.ones(case.rows, 1, dtype=torch.long, device=device)
                 given["attention_mask"] = torch.cat([given["attention_mask"], more], dim=1)
             live.forget_peak()

@@ -100,10 +100,11 @@ def _fused(heads: Heads, hidden: int, step: Step) -> Moment:
     fits_gqa = step.gqa_head_limit is None or heads.head_width <= step.gqa_head_limit
     uses_gqa = not is_masked and not step.repeats_heads and fits_gqa
     has_kernel = step.has_fused_kernels and heads.head_width <= _FLASH_HEAD_LIMIT
-    if heads.is_grouped and uses_gqa and not has_kernel:
+    is_grouped = heads.is_grouped and not step.family.broadcasts_keys
+    if is_grouped and uses_gqa and not has_kernel:
         return _plain(heads, held, step)
     repeated = 0
-    if heads.is_grouped and not uses_gqa and not (step.packs_queries and step.tokens == 1):
+    if is_grouped and not uses_gqa and not (step.packs_queries and step.tokens == 1):
         width = heads.num_heads * heads.head_width + heads.output
         repeated = step.sequences * step.keys * width * step.element_bytes
     mask = step.scores * step.element_bytes if is_masked and not step.wide_mask else 0
@@ -113,7 +114,8 @@ def _fused(heads: Heads, hidden: int, step: Step) -> Moment:
 
 def _plain(heads: Heads, held: int, step: Step) -> Moment:
     """SDPA without a kernel: FP32 copies of keys and values for every head, and scores that are copied twice."""
-    keys, narrow = step.sequences * step.keys, step.element_bytes < _WIDE
+    seen = step.seen_keys(heads.window or None) if step.tokens == 1 else step.keys
+    keys, narrow = step.sequences * seen, step.element_bytes < _WIDE
     width = heads.num_heads * heads.head_width
     copies = keys * (width + heads.output) + (keys * (heads.keys + heads.values) if narrow else 0)
     if step.tokens == 1:

@@ -41,12 +41,13 @@ _STATE_BYTES = 4
 class LayerCache:
     """One layer's cache, in bytes of one device: after the prefill and at the end of the context.
 
-    Beside it, for a moment: `beside_bytes` while the prefill attends, `growing_bytes` while a generated token is
-    appended, `expanded_bytes` while that token attends.
+    Beside it, for a moment: `packing_bytes` while the prompt is packed and `beside_bytes` while it then attends;
+    `growing_bytes` while a generated token is appended, `expanded_bytes` while that token attends.
     """
 
     prefill_bytes: int
     final_bytes: int
+    packing_bytes: int = 0
     beside_bytes: int = 0
     growing_bytes: int = 0
     expanded_bytes: int = 0
@@ -209,7 +210,8 @@ def _quantized(parts: list[_Part], settings: TransformersSettings) -> LayerCache
     return LayerCache(
         prefill_bytes=prompt,
         final_bytes=final,
-        beside_bytes=plain_prompt + _converting(parts, settings.prompt_tokens, settings),
+        packing_bytes=plain_prompt + _converting(parts, settings.prompt_tokens, settings),
+        beside_bytes=plain_prompt,
         growing_bytes=expanded + _converting(parts, settings.context_tokens, settings),
         expanded_bytes=expanded,
     )

@@ -133,6 +133,10 @@ def _prefill_moments(spec: ModelSpec, placed: PlacedLayer, step: Step) -> list[M
     attending = attention_moments(shape, spec.hidden_size, step)
     if beside and attending:
         moments.append(_with(largest(attending, placed.cache.prefill_bytes), placed.streamed_bytes + beside))
+    if placed.cache.packing_bytes and shape.heads is not None:
+        held = step.rows * (2 * spec.hidden_size + shape.heads.query) * step.element_bytes
+        packing = Moment(held, "packing the cache", "hidden states, queries, keys and values, and their copies")
+        moments.append(_with(packing, placed.streamed_bytes + placed.cache.packing_bytes))
     return moments
 
 

@@ -44,7 +44,8 @@ def _widths(mixer: Mixer, hidden: int, step: Step, model_type: str) -> tuple[int
     """Elements per token in the compute type, and in FP32."""
     plain, inner, kind = 3 * hidden + mixer.projected, mixer.inner, mixer.state.kind
     if step.tokens == 1:
-        return plain, 2.0 * inner + _STATE_COPIES * mixer.state.state_elements
+        copies = 2 * _STATE_COPIES if kind == "mamba1" else _STATE_COPIES
+        return plain, 2.0 * inner + copies * mixer.state.state_elements
     if step.kernels:
         return plain, 2.0 * inner
     if kind == "gated_delta_net":
