@@ -192,7 +192,8 @@ def printed(block: str, folder: Path) -> str:
     lines: list[str] = []
     cut = block.rstrip().endswith("\n...")
     code = 0
-    for command, shown in steps(block):
+    listed = [*steps(block), ("", [])]
+    for (command, shown), (following, _) in zip(listed, listed[1:], strict=False):
         lines.append(f"$ {command}")
         if command.startswith("cat "):
             (folder / command.split()[1]).write_text("".join(f"{line}\n" for line in shown), encoding="utf-8")
@@ -203,6 +204,8 @@ def printed(block: str, folder: Path) -> str:
             raise SystemExit(f"not a command that is run: {command}")
         else:
             code, output = run(command, folder)
+            if code == 70 or (code > 1 and following != "echo $?"):
+                raise SystemExit(f"exit code {code}, nothing was written: {command}\n" + "\n".join(output))
             if cut and len(output) > len(shown) > 0:
                 output = [*output[: len(shown) - 1], "..."]
             lines += output
