@@ -32,6 +32,8 @@ class Memplan:
         ):
             patch.setenv(name, str(home / folder))
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"):
+            patch.delenv(name, raising=False)
         patch.chdir(home)
 
     def __call__(self, *arguments: str) -> Done:
