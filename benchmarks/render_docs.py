@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def printed(block: str, folder: Path) -> str:
     cut = block.rstrip().endswith("\n...")
     code = 0
     listed = [*steps(block), ("", [])]
-    for (command, shown), (following, _) in zip(listed, listed[1:], strict=False):
+    for (command, shown), (following, _) in pairwise(listed):
         lines.append(f"$ {command}")
         if command.startswith("cat "):
             (folder / command.split()[1]).write_text("".join(f"{line}\n" for line in shown), encoding="utf-8")
