@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from memplan.catalog.gpus import find_gpu
-from memplan.catalog.rules import load_rules
+from memplan.catalog.rules import load_rules, parse_release
 from memplan.domain.budget import KvCapacity
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings, Workload
@@ -48,10 +48,22 @@ EXPLAINED = {
     "XiaomiMiMo/MiMo-7B-Base": "the stand-in for its config class does not switch off the window as the class does",
     "microsoft/Phi-3-vision-128k-instruct": "vLLM keeps a window longer than the context: one block more per request",
     "microsoft/Phi-3.5-MoE-instruct": "vLLM keeps a window as long as the context: one block more per request",
+    "meta-llama/Llama-3.2-11B-Vision-Instruct": "dropped in 0.10.2; newer releases take it for a model without images",
     "nvidia/MiniMax-M3-NVFP4": "its predictor is not among the parameters that a config tells",
     "openai/clip-vit-large-patch14": "an encoder that vLLM gives a cache which nothing fills",
     "openbmb/MiniCPM-V-4_6-AWQ": "vLLM keeps its states in 16 bits: it reads their type for Qwen3.5's names only",
 }
+# As above, up to a release.
+EXPLAINED_UNTIL = {
+    "nvidia/Nemotron-H-56B-Base-8K": ("0.20.0", "states in 16 bits where the config does not name their type"),
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": ("0.13.0", "states in 16 bits whatever the config says"),
+}
+
+
+def is_explained(name: str, version: str) -> bool:
+    """Whether a difference of this model at this release is known not to be about cache groups."""
+    until = EXPLAINED_UNTIL.get(name)
+    return name in EXPLAINED or (until is not None and parse_release(version) < parse_release(until[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

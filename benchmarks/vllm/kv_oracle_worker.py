@@ -12,6 +12,7 @@ An answer: {"layers": ..., "runs": [{"context", "memory", "blocks", "groups", "t
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import os
@@ -182,6 +183,7 @@ def sized(config: Any, specs: dict[str, Any], context: int, memory: int, limit: 
     cache = config.cache_config
     if getattr(cache, "mamba_cache_mode", "none") == "none" and getattr(cache, "mamba_block_size", None):
         cache.mamba_block_size = context
+        specs = {name: _for_context(spec, context) for name, spec in specs.items()}
     run: dict[str, Any] = {"context": context, "memory": memory}
     if not specs:
         return run | {"blocks": 0, "groups": [], "tokens": 0, "concurrency": 0.0}
@@ -193,9 +195,21 @@ def sized(config: Any, specs: dict[str, Any], context: int, memory: int, limit: 
         "groups": [describe_group(group) for group in groups],
         "tokens": tokens,
         "concurrency": concurrency,
-        "block_size": min(group.kv_cache_spec.block_size for group in groups),
+        "block_size": smallest_block(groups),
         "longest": longest_request(config, groups, memory, limit),
     }
+
+
+def _for_context(spec: Any, context: int) -> Any:
+    """A state of which no prefixes are cached stands for the whole context."""
+    return dataclasses.replace(spec, block_size=context) if type(spec).__name__ == "MambaSpec" else spec
+
+
+def smallest_block(groups: list[Any]) -> int:
+    """The smallest block of the groups that hold tokens; of states where there are only states."""
+    specs = [group.kv_cache_spec for group in groups]
+    holding = [spec for spec in specs if type(spec).__name__ != "MambaSpec"] or specs
+    return int(min(spec.block_size for spec in holding))
 
 
 def resolve_layout(config: Any, specs: dict[str, Any]) -> None:
@@ -275,6 +289,8 @@ def longest_request(config: Any, groups: list[Any], memory: int, limit: int) -> 
     estimate = getattr(planning, "_estimate_max_model_len_from_groups", None)
     if estimate is None:
         return None
+    if len(groups) > 1 and "any_spec" in inspect.getsource(planning._max_memory_usage_bytes_from_groups):
+        return None  # until 0.18 only the first group was counted
     config.model_config.max_model_len = limit
     pool = getattr(planning, "_pool_bytes_per_block", None)
     if pool is not None and len(inspect.signature(pool).parameters) == 2:

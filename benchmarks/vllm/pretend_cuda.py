@@ -33,7 +33,7 @@ _OWN_NAMESPACES = (
     "torchvision",
 )
 
-_KERNEL_PACKAGES = ("cutlass", "cuda", "quack", "tilelang", "vllm.vllm_flash_attn.", "vllm._flashkda_C")
+_KERNEL_PACKAGES = ("humming", "cutlass", "cuda", "quack", "tilelang", "vllm.vllm_flash_attn.", "vllm._flashkda_C")
 _FLASHMLA_FUNCTIONS = (
     "flash_attn_varlen_func",
     "flash_attn_varlen_kvpacked_func",
@@ -55,6 +55,7 @@ def pretend(capability: tuple[int, int], memory_bytes: int, name: str) -> None:
     _answer_for_missing_operators()
     torch.cuda.Stream = torch.cuda.Event = _Idle  # type: ignore[misc, assignment]
     torch.cuda.current_stream = torch.cuda.default_stream = _Idle  # type: ignore[assignment]
+    torch.cuda.empty_cache = torch.accelerator.empty_cache = lambda: None
     for module in ("_C_stable_libtorch", "_moe_C_stable_libtorch", "_moe_C", "_flashmla_C", "_flashmla_extension_C"):
         _module(f"vllm.{module}")
     _module("deep_gemm")

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kv_oracle import EXPLAINED
+from kv_oracle import is_explained
 
 from memplan.catalog.rules import parse_release
 from memplan.errors import MemplanError
@@ -66,9 +66,10 @@ def main() -> int:
         models: dict[str, list[object]] = {}
         for row in answer["rows"]:
             name = row["model"].replace("__", "/", 1)
-            if name in EXPLAINED or not is_kept(row, answer["rows"], newest=newest) or not is_catalogued(name):
+            if is_explained(name, answer["version"]) or not is_catalogued(name):
                 continue
-            models.setdefault(name, []).append(point(row))
+            if is_kept(row, answer["rows"], newest=newest):
+                models.setdefault(name, []).append(point(row))
         kept[answer["version"]] = models
     lines = []
     for version, models in kept.items():

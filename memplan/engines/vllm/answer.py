@@ -230,7 +230,7 @@ def _held_back(settings: VllmSettings, rules: Rules) -> int:
 def _printed_tokens(groups: CacheGroups, blocks: int, settings: VllmSettings, rules: Rules) -> int:
     """What this release's log line says for its cache."""
     if settings.generation == "v0" or rules["printed_tokens"] == "blocks":
-        return blocks // len(groups.groups) * groups.block_size
+        return blocks // len(groups.groups) * groups.printed_block_size(settings.context_tokens)
     return int(blocks / groups.printed_blocks_of(settings.context_tokens) * settings.context_tokens)
 
 

@@ -50,6 +50,11 @@ class CacheGroups:
         sizes = [group.page.block_size for group in self.groups if group.page.kind != "state"]
         return min(sizes, default=self.groups[0].page.block_size)
 
+    def printed_block_size(self, context_tokens: int) -> int:
+        """The tokens of a block in the line about the cache's size: a state stands for the longest context."""
+        has_states = any(group.page.kind == "state" for group in self.groups)
+        return min(self.block_size, context_tokens) if has_states else self.block_size
+
     def blocks_of(self, tokens: int) -> int:
         """Blocks that one request of `tokens` tokens claims over all groups."""
         return sum(group.page.blocks_of(tokens, self.in_flight_tokens) for group in self.groups)
@@ -75,7 +80,10 @@ def cache_groups(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules
     counts = layer_pages(layers, settings, rules)
     if not counts:
         return None
-    grouping = rules["kv_groups"] if settings.generation == "v1" and settings.hybrid_groups else "single"
+    apart = settings.generation == "v1" and settings.hybrid_groups
+    if any(page.kind == "chunk" for page in counts):
+        apart = apart and rules["chunked_groups"]
+    grouping = rules["kv_groups"] if apart else "single"
     if grouping == "single" and any(page.grows for page in counts):
         counts = _as_full(counts)
     if grouping == "single" or len(counts) == 1 or _same_slots(counts):

@@ -193,19 +193,21 @@ def _state_page(state: LinearState, settings: VllmSettings) -> int:
 
 
 def _extra_states(state: LinearState, settings: VllmSettings, rules: Rules) -> int:
-    """States beside a request's own where prefixes are cached: the one before, and one taken inside a prefill."""
-    if not settings.prefix_caching:
-        return 0
+    """States beside a request's own: the one before and one taken inside a prefill, for cached prefixes; one for every
+    token that is guessed.
+    """
     kept: dict[str, int] = rules["extra_states"]
-    if state.kind == "linear_attention" and not state.conv_elements:
-        return kept["any"]
-    return kept.get(state.kind, kept["any"])
+    drafted = kept["drafts"] * settings.speculative_tokens
+    if not settings.prefix_caching:
+        return drafted
+    has_taps = bool(state.conv_elements)
+    return drafted + (kept.get(state.kind, kept["any"]) if has_taps else kept["any"])
 
 
 def _page(cache: Cache, block_size: int, settings: VllmSettings, rules: Rules) -> Page:
     size = round(block_size * _token_bytes(cache, settings, rules))
     if isinstance(cache, LinearState):
-        kept = 1 + settings.speculative_tokens + _extra_states(cache, settings, rules)
+        kept = 1 + _extra_states(cache, settings, rules)
         return Page(kind="state", block_size=block_size, page_bytes=_state_page(cache, settings), window_tokens=kept)
     if isinstance(cache, LatentAttention):
         return Page(kind="latent", block_size=block_size, page_bytes=size, is_latent=True)
@@ -234,6 +236,8 @@ def _token_bytes(cache: Cache, settings: VllmSettings, rules: Rules) -> float:
         return _latent(cache, form, ranks, settings, rules)
     if isinstance(cache, CrossAttention):
         return token_bytes(FullAttention(cache.num_kv_heads, cache.key_width, cache.value_width), form, ranks)
+    if isinstance(cache, (FullAttention, SlidingWindow)) and rules["value_widths"] == "as_keys":
+        cache = replace(cache, value_width=cache.key_width)
     return token_bytes(cache, form, ranks)
 
 

@@ -23,7 +23,6 @@ _LARGEST_GPU_GIB = 320
 _SEQS_V0 = 256
 _TOKENS_POOLING = 32768
 _LATENTS_EXPANDED = ("minicpm3",)
-_KV_DTYPE_IGNORED = ("falcon", "RefinedWeb", "RefinedWebModel")  # vLLM's layers of these are not told the cache's type
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +98,13 @@ def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules)
         runner=_runner(spec, gpu, asked, rules),
         layout=asked.layout,
         dtype=dtype,
-        kv=kv_format(_kv_dtype(spec, asked), dtype),
+        kv=kv_format(_kv_dtype(spec, asked, rules), dtype),
         utilization=asked.gpu_memory_utilization or rules["utilization"],
         context_tokens=context_tokens,
         max_num_seqs=seqs,
         batched_tokens=tokens,
         chunked_prefill=chunked,
-        prefix_caching=generation == "v1" if asked.prefix_caching is None else asked.prefix_caching,
+        prefix_caching=_prefix_caching(spec, asked, rules, generation),
         eager=bool(asked.eager) or not rules["has_graphs"],
         block_size=asked.block_size,
         async_scheduling=generation == "v1" and rules.release >= (0, 14, 0),
@@ -116,6 +115,15 @@ def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules)
         hybrid_groups=not asked.engine_options.get("disable_hybrid_kv_cache_manager"),
         latent_expanded=spec.model_type in _LATENTS_EXPANDED,
     )
+
+
+def _prefix_caching(spec: ModelSpec, asked: ServingSettings, rules: Rules, generation: str) -> bool:
+    """On by default under V1, for models with recurrent states only in newer releases."""
+    if asked.prefix_caching is not None:
+        return asked.prefix_caching
+    caches = [cache for layer in spec.layers for cache in layer.caches]
+    recurrent = any(isinstance(cache, LinearState) for cache in caches)
+    return generation == "v1" and (not recurrent or bool(rules["caches_state_prefixes"]))
 
 
 def _family(gpu: GpuSpec) -> str:
@@ -134,8 +142,8 @@ def _dtype(spec: ModelSpec, asked: ServingSettings) -> DType:
     return DType.F16 if spec.dtype in (DType.F32, DType.F64) else spec.dtype
 
 
-def _kv_dtype(spec: ModelSpec, asked: ServingSettings) -> str | None:
-    if spec.model_type in _KV_DTYPE_IGNORED:
+def _kv_dtype(spec: ModelSpec, asked: ServingSettings, rules: Rules) -> str | None:
+    if spec.model_type in rules["ignores_kv_dtype"]:
         return None
     if asked.kv_dtype and asked.kv_dtype != "auto":
         return asked.kv_dtype
