@@ -305,7 +305,8 @@ def _layer_mib(spec: ModelSpec, index: int, settings: LlamaSettings, rules: Rule
 
 
 def _with_offload(record: Record, spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> LlamaSettings:
-    """Settings of the fork with experts on the host or offloaded, whichever the printed number of splits is nearer to.
+    """Settings of the fork with experts or whole blocks on the host, multiplied there or on a GPU: whichever of these
+    the printed number of splits is nearest to.
 
     Its fused experts, types without a CUDA kernel and its offload policy all keep large batches on the host.
     """
@@ -313,12 +314,25 @@ def _with_offload(record: Record, spec: ModelSpec, settings: LlamaSettings, rule
     routed = any("exps." in tensor.name for layer in spec.layers for tensor in layer.tensors)
     if splits is None or not routed or not settings.num_gpus:
         return settings
-    cells, devices = cells_of(spec, settings, rules), place(spec, settings, rules)
+    cells = cells_of(spec, settings, rules)
 
     def off(choice: LlamaSettings) -> int:
+        devices = place(spec, choice, rules)
         return abs(planned_schedule(spec, choice, rules, devices, cells, every_layer=True).num_splits - splits)
 
-    return min(replace(settings, expert_offload=False), settings, key=off)
+    count = settings.n_cpu_moe or sum(override.pattern.count("|") + 1 for override in settings.override_tensor)
+    starts = [settings]
+    if count:
+        experts = replace(settings, n_cpu_moe=count, override_tensor=())
+        starts = [experts, _with_host_blocks(experts, count)]
+    return min((replace(start, expert_offload=wants) for start in starts for wants in (False, True)), key=off)
+
+
+def _with_host_blocks(settings: LlamaSettings, count: int) -> LlamaSettings:
+    """Settings with the whole MLP blocks of the first layers in host memory, norm and router among them."""
+    layers = "|".join(str(index) for index in range(count))
+    whole = Override(rf"^blk\.({layers})\.ffn_", "CPU", settings.num_gpus)
+    return replace(settings, override_tensor=(whole,), n_cpu_moe=0)
 
 
 def _with_host_experts(
@@ -340,6 +354,4 @@ def _with_host_experts(
     best = min((replace(settings, n_cpu_moe=count) for count in range(spec.num_layers + 1)), key=off)
     if off(best) >= 0.5 * off(settings):
         return settings
-    layers = "|".join(str(index) for index in range(best.n_cpu_moe))
-    whole = Override(rf"^blk\.({layers})\.ffn_", "CPU", settings.num_gpus)
-    return min(best, replace(settings, override_tensor=(whole,)), key=off)
+    return min(best, _with_host_blocks(settings, best.n_cpu_moe), key=off)

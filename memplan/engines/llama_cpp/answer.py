@@ -209,7 +209,9 @@ def _warnings(spec: ModelSpec, rules: Rules, settings: LlamaSettings, unused: tu
     if spec.weights_source != "headers" and spec.quantization is None:
         warnings.append("weights in 16 bit: name a mix with --quant gguf:q4_k_m, or give the .gguf file")
     if spec.model_type in ENCODERS:
-        warnings.append(f"an encoder reads an input in one step: none longer than {settings.ubatch_size} tokens (-b and -ub)")
+        warnings.append(
+            f"an encoder reads an input in one step: none longer than {settings.ubatch_size} tokens (-b and -ub)"
+        )
     elif settings.cache_ram_mib:
         size = format_gib(settings.cache_ram_mib * MIB)
         warnings.append(f"the server keeps prompts in up to {size} of host memory (--cache-ram)")

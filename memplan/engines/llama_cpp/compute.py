@@ -106,6 +106,7 @@ def _graph_rules(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Grap
         embeds_either=rules["embeds_either"],
         selects_rows=rules["rows_of_outputs"] == "sequences",
         factors_per_layer=rules["factors_per_layer"],
+        fused_norms=settings.fork == "ik",
     )
 
 

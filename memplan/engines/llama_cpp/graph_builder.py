@@ -24,7 +24,8 @@ class GraphRules:
     head cut in two. `copies_parts`: parts of a latent are copied before they are normed or rotated. `copies_fused`:
     queries, keys and values of a fused projection are copied apart. `embeds_either`: an input for ready embeddings is
     always part of the graph. `selects_rows`: the last layer goes on with the rows that are asked for.
-    `factors_per_layer`: every layer has rotary factors of its own.
+    `factors_per_layer`: every layer has rotary factors of its own. `fused_norms`: a norm and its
+    weight are one operation, which does not work in place (the ik fork).
     """
 
     fused_glu: bool = True
@@ -42,6 +43,7 @@ class GraphRules:
     embeds_either: bool = True
     selects_rows: bool = True
     factors_per_layer: bool = False
+    fused_norms: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,10 @@ class Builder:
 
     def norm(self, value: Value, scale: Value | None, bias: Value | None, layer: int | None, *, op: str = "") -> Value:
         """A norm, its weight and its bias."""
-        made = like(op or self.traits.norm, value, name="norm")
+        kind = op or self.traits.norm
+        if self.rules.fused_norms and kind == "rms_norm" and scale is not None and bias is None:
+            return like("fused_rms_norm", value, scale, name="norm")
+        made = like(kind, value, name="norm")
         if layer is not None and self.placement.forces_norms and (scale is not None or bias is not None):
             made.backend = self.placement.layers[layer]
         if scale is not None:
