@@ -213,7 +213,7 @@ def _capacity(
         capacity_tokens=_printed_tokens(groups, plan.blocks, settings, rules),
         blocks=plan.blocks,
         block_size=groups.block_size,
-        max_concurrency=round(plan.blocks / per_line * settings.layout.data, 2),
+        max_concurrency=round(plan.blocks / per_line * settings.layout.data, 2),  # as vLLM prints it
         max_context_tokens=groups.max_tokens(max(0, plan.blocks - held_back), spec.max_context_tokens),
         needed_bytes=needed_blocks * groups.block_bytes,
         needed_tokens=settings.context_tokens * concurrency,

@@ -73,7 +73,8 @@ class Vllm:
             for stage in range(settings.layout.pipeline)
         ]
         tightest = min(plans, key=lambda plan: (plan.blocks if plan.groups else 1 << 62, plan.kv_bytes))
-        return budget_of(loaded, gpu, settings, resolved, rules, fitted, tightest)
+        budget = budget_of(loaded, gpu, settings, resolved, rules, fitted, tightest)
+        return replace(budget, parameters=spec.parameters, active_parameters=spec.active_parameters)
 
 
 VLLM = Vllm()

@@ -24,7 +24,7 @@ from memplan.units import MIB, ceil_div
 
 _SIZES_V0 = (1, 2, 4, *range(8, 257, 8))
 _SIZES_V1 = (1, 2, 4, *range(8, 513, 8))
-_SIZES_TIERED = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16))
+_SIZES_TIERED = (1, 2, 4, *range(8, 256, 8), *range(256, 1025, 16))
 _LARGEST = 512
 _LAYERS_V0 = 40
 # FlashAttention 3 splits the keys of a decoding step at most so often, and keeps a float32 result of every split.
@@ -66,13 +66,22 @@ def graph_memory(
 def capture_sizes(settings: VllmSettings, rules: Rules) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The batch sizes that are captured in pieces between attention layers, and as a whole for decoding.
 
-    Source: VllmConfig._set_cudagraph_sizes; CUDAGraphMode.FULL_AND_PIECEWISE became the default in 0.11.0.
+    Source: VllmConfig._set_cudagraph_sizes, 0.8 to 0.33; CUDAGraphMode.FULL_AND_PIECEWISE became the default in 0.11.0.
     """
-    if rules.release < (0, 11, 1):
-        return tuple(size for size in _SIZES_V1 if size <= settings.batched_tokens), ()
-    limit = min(2 * settings.max_num_seqs, _LARGEST, settings.batched_tokens)
-    pieces = tuple(size for size in _SIZES_TIERED if size <= limit) or (1,)
-    return pieces, tuple(size for size in pieces if size <= settings.max_num_seqs)
+    release = rules.release
+    per_request = 1 + settings.speculative_tokens if release >= (0, 13, 0) else 1
+    largest = 2 * _LARGEST if release >= (0, 28, 0) and settings.gpu_family == "blackwell" else _LARGEST
+    limit = min(largest, settings.batched_tokens)
+    if release >= (0, 10, 0):
+        limit = min(limit, 2 * settings.max_num_seqs * per_request)
+    sizes = {size for size in (_SIZES_TIERED if release >= (0, 11, 1) else _SIZES_V1) if size <= limit}
+    if release >= (0, 20, 1) and settings.batched_tokens <= limit:
+        sizes.add(settings.batched_tokens)
+    if release >= (0, 29, 0) and settings.max_num_seqs <= limit:
+        sizes.add(settings.max_num_seqs)
+    pieces = tuple(sorted(sizes)) or (1,)
+    decoding = settings.max_num_seqs * per_request
+    return pieces, tuple(size for size in pieces if size <= decoding) if release >= (0, 11, 0) else ()
 
 
 def _is_charged(gpu: GpuSpec, settings: VllmSettings, rules: Rules) -> bool:

@@ -32,8 +32,8 @@ _FUSED_BYTES_PER_LOGIT = 14
 _RAW_BYTES_PER_LOGIT = 2
 _PROMPT_LOGPROB_BYTES = 6
 _TRITON_LEAST_SEQUENCES = 8
-# Pixels in 16 bits and three colours behind one patch of a vision tower, 14 x 14.
 _SEQUENCES_V0 = 256
+# Pixels in 16 bits and three colours behind one patch of a vision tower, 14 x 14.
 _PIXEL_BYTES_PER_PATCH = 14 * 14 * 3 * 2
 # Hidden states that a compiled layer keeps beside its widest projection (residual, input, output), fitted.
 _COPIES_V1 = 3.6

@@ -163,8 +163,9 @@ def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Ru
     recurrent = any(isinstance(cache, LinearState) for cache in caches)
     falls_back = (
         (gpu.vendor == "nvidia" and capability < 8.0 and release < (0, 10, 2))
-        or (asked.kv_dtype not in (None, "auto") and release < (0, 9, 0))
-        or ((spec.quantization or "").startswith(("bnb", "gguf")) and release < (0, 9, 0))
+        or (asked.kv_dtype not in (None, "auto") and not _runs_fp8_cache(gpu, release) and release < (0, 10, 0))
+        or ((spec.quantization or "").startswith("bnb") and release < (0, 8, 3))
+        or ((spec.quantization or "").startswith("gguf") and release < (0, 9, 0))
         or (recurrent and release < (0, 10, 0))
         or (asked.weight_offload_bytes > 0 and release < (0, 8, 5))
         or spec.model_type in rules["v0_only"]
@@ -173,6 +174,13 @@ def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Ru
         or (gpu.vendor == "amd" and release < (0, 10, 0))
     )
     return "v0" if falls_back else "v1"
+
+
+def _runs_fp8_cache(gpu: GpuSpec, release: tuple[int, ...]) -> bool:
+    """Whether V1 took an FP8 cache: where FlashAttention 3 did, from 0.8.3 on; under ROCm from 0.9.0 on."""
+    if gpu.vendor == "amd":
+        return release >= (0, 9, 0)
+    return gpu.cuda_capability == 9.0 and release >= (0, 8, 3)
 
 
 def _runner(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> Literal["v1", "v2"]:
@@ -245,7 +253,7 @@ def _batch(
     if generation == "v1" and asked.max_num_batched_tokens is None:
         if not chunked:
             tokens = max(tokens, context_tokens)
-        if rules.release >= (0, 10, 1):
+        if rules.release >= (0, 11, 1):
             tokens = min(tokens, seqs * context_tokens)
     if asked.max_num_seqs is None:
         seqs = min(seqs, tokens)
