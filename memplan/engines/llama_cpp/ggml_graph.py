@@ -108,13 +108,21 @@ class Graph:
 
     def expand(self, value: Value) -> Value:
         """Add a value and what it needs, sources first."""
-        if id(value) in self._seen:
+        seen = self._seen
+        if id(value) in seen:
             return value
-        self._seen.add(id(value))
-        for source in value.sources:
-            if id(source) not in self._seen:
-                self.expand(source)
-        (self.leafs if value.op == "none" else self.nodes).append(value)
+        seen.add(id(value))
+        path = [(value, iter(value.sources))]
+        while path:
+            current, sources = path[-1]
+            for source in sources:
+                if id(source) not in seen:
+                    seen.add(id(source))
+                    path.append((source, iter(source.sources)))
+                    break
+            else:
+                path.pop()
+                (self.leafs if current.op == "none" else self.nodes).append(current)
         return value
 
 

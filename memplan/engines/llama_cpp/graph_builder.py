@@ -8,6 +8,7 @@ from memplan.domain.model import Layer
 from memplan.domain.tensors import Tensor
 from memplan.engines.llama_cpp.ggml_graph import Graph, Value, leaf_input, like, matmul, weight
 from memplan.engines.llama_cpp.graph_traits import Traits
+from memplan.errors import UnsupportedModel
 from memplan.records import dataclass, field
 
 
@@ -162,7 +163,8 @@ class LayerWeights:
 
     def __getitem__(self, name: str) -> Value:
         value = self.get(name)
-        assert value is not None, name
+        if value is None:
+            raise missing_weight(self.index, name)
         return value
 
     def rope_factors(self) -> Value | None:
@@ -186,6 +188,14 @@ class LayerWeights:
     def linear(self, value: Value, name: str) -> Value:
         """The product with the weight of that name, and its bias."""
         return self.builder.linear(value, self[name], self.bias(name))
+
+
+def missing_weight(index: int, name: str) -> UnsupportedModel:
+    """The refusal of a layer that lacks a weight which its architecture computes with."""
+    return UnsupportedModel(
+        f"layer {index} has no `{name}`, which llama.cpp computes with",
+        hint="is the file whole, and of this architecture?",
+    )
 
 
 def ggml_type(tensor: Tensor) -> str:

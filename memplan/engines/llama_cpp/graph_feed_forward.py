@@ -15,7 +15,7 @@ from memplan.engines.llama_cpp.ggml_graph import (
     reshape,
     view,
 )
-from memplan.engines.llama_cpp.graph_builder import Builder, LayerWeights
+from memplan.engines.llama_cpp.graph_builder import Builder, LayerWeights, missing_weight
 
 
 def feed_forward(builder: Builder, layer: Layer, weights: LayerWeights, value: Value) -> Value:
@@ -63,7 +63,8 @@ def _halves(builder: Builder, up: Value) -> Value:
 
 def experts(builder: Builder, layer: Layer, weights: LayerWeights, value: Value) -> Value:
     """Routed experts: choose, multiply each token with its own, weigh and sum."""
-    assert layer.mlp is not None
+    if layer.mlp is None or not layer.mlp.experts_per_token:
+        raise missing_weight(weights.index, "expert_used_count")
     count, used = layer.mlp.num_experts, layer.mlp.experts_per_token
     hidden, tokens = value.shape[0], value.shape[1]
     logits = weights.linear(value, "ffn_gate_inp")

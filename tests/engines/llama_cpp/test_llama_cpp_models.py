@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from memplan.engines.llama_cpp.overrides import read_overrides
 from memplan.errors import MemplanError, UnsupportedModel, UsageError
 from memplan.introspect.resolve import resolve_model
 from memplan.pipeline import with_scheme
+from memplan.records import replace
 
 ENCODERS = ("BAAI/bge-m3", "intfloat/e5-large-v2", "distilbert/distilbert-base-uncased", "answerdotai/ModernBERT-base")
 
@@ -58,9 +61,10 @@ def test_what_llama_cpp_does_not_run_is_refused_with_a_way_out(name: str) -> Non
     assert "--engine" in str(refused.value.hint)
 
 
-def test_every_model_of_the_catalogue_is_budgeted_or_refused() -> None:
+def test_every_family_of_the_catalogue_is_budgeted_or_refused() -> None:
     answered, refused = 0, []
-    for model in list_models():
+    families = {str(dict(model.config).get("model_type")): model for model in list_models()}
+    for model in families.values():
         try:
             budget = _estimate(model.name, "gguf:q4_k_m", context=4096)
         except UnsupportedModel as error:
@@ -69,7 +73,7 @@ def test_every_model_of_the_catalogue_is_budgeted_or_refused() -> None:
         answered += 1
         assert budget.group_bytes("weights") > 0, model.name
         assert budget.group_bytes("activation_peak") > 0, model.name
-    assert answered > 10 * len(refused), refused
+    assert answered > 4 * len(refused), refused
 
 
 _VALUES = st.one_of(
@@ -140,3 +144,72 @@ def test_a_model_without_room_is_offered_the_layers_that_fit() -> None:
     assert 35 <= layers <= 50
     assert offers[f"-ngl 81 -> {layers}"] == "fits"
     assert budget.verdict == "does_not_fit"
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_model_that_lacks_weights_is_budgeted_or_refused(data: st.DataObject) -> None:
+    name = data.draw(
+        st.sampled_from(("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-Next-80B-A3B-Instruct", "google/gemma-4-E2B-it"))
+    )
+    spec = with_scheme(resolve_model(name, revision=None, offline=True, introspect="auto"), "gguf:q4_k_m")
+    names = sorted({tensor.name for layer in spec.layers for tensor in layer.tensors})
+    lost = data.draw(st.sets(st.sampled_from(names), min_size=1, max_size=4))
+    kept = {
+        id(layer): replace(layer, tensors=tuple(tensor for tensor in layer.tensors if tensor.name not in lost))
+        for layer in spec.layers
+    }
+    damaged = replace(spec, layers=tuple(kept[id(layer)] for layer in spec.layers))
+    asked = ServingSettings(workload=Workload(context_tokens=2048))
+    try:
+        said = str(LLAMA_CPP.estimate(damaged, find_gpu("h200"), asked, None).verdict)
+    except UnsupportedModel as error:
+        said = str(error.hint)
+    assert said
+
+
+def _write_tiny_file(path: Path) -> int:
+    """A Llama of two layers with attention in Q8_0 and MLPs in Q4_0; the bytes of its tensors."""
+    numpy, package = pytest.importorskip("numpy"), pytest.importorskip("gguf")
+    kinds = package.GGMLQuantizationType
+    writer = package.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(4096)
+    writer.add_embedding_length(256)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(8)
+    writer.add_head_count_kv(2)
+    size = 0
+
+    def add(name: str, shape: tuple[int, ...], kind: object) -> None:
+        nonlocal size
+        plain = numpy.zeros(shape, dtype=numpy.float32)
+        made = plain if kind == kinds.F32 else package.quants.quantize(plain, kind)
+        size += made.nbytes
+        writer.add_tensor(name, made, raw_dtype=kind)
+
+    for layer in range(2):
+        for weight, rows in {"attn_q": 256, "attn_k": 64, "attn_v": 64, "attn_output": 256}.items():
+            add(f"blk.{layer}.{weight}.weight", (rows, 256), kinds.Q8_0)
+        for weight, shape in {"ffn_gate": (512, 256), "ffn_up": (512, 256), "ffn_down": (256, 512)}.items():
+            add(f"blk.{layer}.{weight}.weight", shape, kinds.Q4_0)
+        add(f"blk.{layer}.attn_norm.weight", (256,), kinds.F32)
+        add(f"blk.{layer}.ffn_norm.weight", (256,), kinds.F32)
+    add("token_embd.weight", (1024, 256), kinds.Q8_0)
+    add("output_norm.weight", (256,), kinds.F32)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return size
+
+
+def test_a_file_is_budgeted_by_its_own_types(tmp_path: Path) -> None:
+    held = _write_tiny_file(tmp_path / "tiny.gguf")
+    spec = resolve_model(str(tmp_path / "tiny.gguf"), revision=None, offline=True, introspect="auto")
+    on_host = ServingSettings(engine_options={"device": "none"})
+    lines = LLAMA_CPP.estimate(spec, find_gpu("rtx-4090"), on_host, None).extra["host_lines"]
+    assert isinstance(lines, list)
+    assert [line["bytes"] for line in lines if line["name"] == "weights on the host"] == [held]
+    on_gpu = LLAMA_CPP.estimate(spec, find_gpu("rtx-4090"), ServingSettings(), None)
+    assert all(line.low_bytes == line.high_bytes for line in on_gpu.lines if line.group == "weights")
