@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from memplan.errors import UsageError
 
 _ROOT = Path(__file__).parent
 _MAX_COPIES = 2000
+# Changes whenever the same text parses to something else than it did.
+_FORM = "2"
+# A number such as 1e-05, which YAML 1.1 takes for a word and every later YAML, and JSON, for a number.
+_EXPONENT = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 
 def load_table(relative: Path) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
 
     Raises: UsageError when the text is no YAML mapping.
     """
-    copy = cache_folder() / f"{zlib.crc32(text.encode()):08x}-{len(text)}.json"
+    copy = cache_folder() / f"{_FORM}-{zlib.crc32(text.encode()):08x}-{len(text)}.json"
     try:
         kept = json.loads(copy.read_text(encoding="utf-8"))
         if kept["text"] == text:
@@ -37,19 +42,24 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
             return table
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    table = read_yaml(text, origin)
+    table = read_yaml(text, origin, exponents=True)
     _keep(copy, text, table)
     return table
 
 
-def read_yaml(text: str, origin: str) -> dict[str, Any]:
+def read_yaml(text: str, origin: str, *, exponents: bool = False) -> dict[str, Any]:
     """Parse a YAML mapping with the safe loader, the C one where it is built.
 
+    `exponents` reads 1e-05 as a number, as the JSON means from which the catalogue's configs were taken. Other
+    programs' files are read as those programs read them.
     Raises: UsageError when the text is no YAML mapping.
     """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    if exponents:
+        loader = type("CatalogueLoader", (loader,), {})
+        loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
         table = yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +202,18 @@ def test_shorthand_is_written_out() -> None:
     assert unfold({"runs": [[2, "a"], [1, {"b": 1}]]}) == ["a", "a", {"b": 1}]
     assert unfold({"x": {"l.<0-1,3>.e.<5>.w": 1}}) == {"x": {"l.0.e.5.w": 1, "l.1.e.5.w": 1, "l.3.e.5.w": 1}}
     assert unfold([1, {"cycle": 2}]) == [1, {"cycle": 2}]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_number_of_a_config_is_read_as_a_word(path: Path) -> None:
+    slices = read_slices(path)
+    words = {word for key in slices.entry_keys() for word in _words(slices.entry(key))}
+    assert [word for word in words if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)] == []
+
+
+def _words(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _words(item)
