@@ -15,6 +15,7 @@ from typing import cast
 from memplan.catalog.slices import Slices, read_slices
 from memplan.domain.gpu import GpuSpec, Price
 from memplan.errors import UsageError, did_you_mean
+from memplan.records import replace
 from memplan.units import GIB, MIB
 
 GPUS_FILE = Path(__file__).with_name("gpus.yaml")
@@ -176,8 +177,6 @@ def _metal_mib(installed_mib: int) -> int:
 
 def _slice_of(spec: GpuSpec, entry: Mapping[str, object], part: str) -> GpuSpec:
     """Return a MIG slice of a GPU, or a device with shared memory in one of its sizes."""
-    import dataclasses
-
     if part in spec.mig_profiles:
         listed = _mapping(entry, "mig_gib")
         return _mig_slice(spec, part, cast("float | None", listed[part]))
@@ -185,7 +184,7 @@ def _slice_of(spec: GpuSpec, entry: Mapping[str, object], part: str) -> GpuSpec:
     size = part.removesuffix("b").removesuffix("g")
     if size.isdigit() and int(size) in sizes:
         visible_bytes = _metal_mib(int(size) * 1024) * MIB
-        return dataclasses.replace(
+        return replace(
             spec,
             name=f"{spec.name}:{size}g",
             memory_bytes=visible_bytes,
@@ -203,8 +202,6 @@ def _mig_slice(spec: GpuSpec, profile: str, listed_gib: float | None) -> GpuSpec
 
     Source: NVIDIA's MIG user guide for the fractions. Not modelled: the SMs that a card loses in MIG mode.
     """
-    import dataclasses
-
     whole = max(spec.mig_profiles, key=_profile_gb)
     eighths = max(1, round(8 * _profile_gb(profile) / _profile_gb(whole)))
     compute = int(profile.split("g.")[0]) / int(whole.split("g.")[0])
@@ -212,7 +209,7 @@ def _mig_slice(spec: GpuSpec, profile: str, listed_gib: float | None) -> GpuSpec
         memory_bytes = min(int(listed_gib * GIB), spec.memory_bytes)
     else:
         memory_bytes = int(spec.memory_bytes * eighths / 8 * SLICE_SHARES[eighths])
-    return dataclasses.replace(
+    return replace(
         spec,
         name=f"{spec.name}:{profile}",
         title=f"{spec.title} MIG {profile}",

@@ -37,7 +37,7 @@ from memplan.domain.dtypes import DType
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.engines.sglang.settings import SglangSettings, is_blackwell
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 from memplan.units import MIB, ceil_div
 
 _EXPANDED_HEAD = 256
@@ -254,8 +254,6 @@ def _scaled_latent(cache: Cache, settings: SglangSettings, rules: Rules, gpu: Gp
 
 def _state_bytes(state: LinearState, settings: SglangSettings) -> float:
     """One layer's state of one slot: the recurrence in FP32 unless told otherwise, the convolution in 16 bits."""
-    from dataclasses import replace
-
     recurrent = settings.state_dtype or state.state_dtype or DType.F32
     typed = replace(state, state_dtype=recurrent, conv_dtype=DType.BF16)
     return state_bytes(typed, settings.ranks.attention, dtype=settings.dtype)
