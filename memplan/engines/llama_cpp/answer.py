@@ -20,6 +20,7 @@ from memplan.engines.llama_cpp.graph_traits import ENCODERS
 from memplan.engines.llama_cpp.limits import largest_context, requests_with_room
 from memplan.engines.llama_cpp.plan import Plan
 from memplan.engines.llama_cpp.settings import LlamaSettings
+from memplan.engines.notes import input_notes
 from memplan.units import MIB, format_gib
 
 _SOURCE = "llama.cpp {}"
@@ -72,7 +73,7 @@ def budget_of(
         verdict=worst_verdict(gates) if gates else "fits",
         shortfall_bytes=shortfall_bytes(gates) if gates else 0,
         reasons=_reasons(gates, rules),
-        warnings=_warnings(spec, rules, settings, unused),
+        warnings=(*input_notes(spec, gpu), *_warnings(spec, rules, settings, unused)),
         extra=extra,
     )
 

@@ -8,11 +8,14 @@ Source: llama.cpp b2354 to b11000; docs/memory-model.md, "llama.cpp". Checked by
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from memplan.catalog.rules import Rules, load_rules
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.engines.hardware import check_hardware
 from memplan.engines.llama_cpp.answer import budget_of
 from memplan.engines.llama_cpp.plan import plan_devices
 from memplan.engines.llama_cpp.settings import backend_of, resolve
@@ -27,7 +30,8 @@ class LlamaCpp:
     name = "llama.cpp"
 
     def estimate(self, spec: ModelSpec, gpu: GpuSpec, settings: ServingSettings, version: str | None) -> MemoryBudget:
-        """Return the budget of `spec` on `gpu`."""
+        """Return the budget of `spec` on `gpu`. Raises: UsageError for settings or a device that it refuses."""
+        check_hardware(self.name, gpu)
         rules = rules_of(settings, version)
         stored = as_stored(spec)
         resolved, unused = resolve(stored, backend_of(gpu), settings, rules)
@@ -41,7 +45,12 @@ LLAMA_CPP = LlamaCpp()
 def rules_of(settings: ServingSettings, version: str | None) -> Rules:
     """The rules of a build: the one after `@`, the `build` option, or the newest known."""
     build = settings.engine_options.get("build")
-    return load_rules("llama.cpp", version or (str(build) if build is not None else None))
+    return _rules(version or (str(build) if build is not None else None))
+
+
+@lru_cache(maxsize=16)
+def _rules(version: str | None) -> Rules:
+    return load_rules("llama.cpp", version)
 
 
 def as_stored(spec: ModelSpec) -> ModelSpec:

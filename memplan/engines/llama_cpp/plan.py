@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from memplan.catalog.rules import Rules, load_rules
+from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
 from memplan.engines.llama_cpp.buffers import WeightBuffers, weight_buffers
 from memplan.engines.llama_cpp.compute import compute_bytes
@@ -52,15 +52,18 @@ def least_bytes(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> int:
 
 
 class _Model:
-    """A model by identity: comparing hundreds of tensors would take longer than planning them."""
+    """A model by identity, under the rules of a build: comparing hundreds of tensors would take longer than planning
+    them.
+    """
 
-    __slots__ = ("spec",)
+    __slots__ = ("rules", "spec")
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, rules: Rules) -> None:
         self.spec = spec
+        self.rules = rules
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Model) and self.spec is other.spec
+        return isinstance(other, _Model) and self.spec is other.spec and self.rules.version == other.rules.version
 
     def __hash__(self) -> int:
         return id(self.spec)
@@ -68,12 +71,12 @@ class _Model:
 
 def plan_devices(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Plan:
     """Return the buffers of a model that goes by ggml's names; the last ones are remembered."""
-    return _planned(_Model(spec), settings, rules.version)
+    return _planned(_Model(spec, rules), settings)
 
 
 @lru_cache(maxsize=512)
-def _planned(model: _Model, settings: LlamaSettings, version: str) -> Plan:
-    spec, rules = model.spec, load_rules("llama.cpp", version)
+def _planned(model: _Model, settings: LlamaSettings) -> Plan:
+    spec, rules = model.spec, model.rules
     devices = place(spec, settings, rules)
     cells = cells_of(spec, settings, rules)
     rows = settings.batch_size if rules["rows_of_outputs"] == "batch" else settings.slots
