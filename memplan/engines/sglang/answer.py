@@ -15,6 +15,7 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.gates import Gate, room_for, shortfall_bytes, spread_line, worst_verdict
+from memplan.engines.notes import input_notes
 from memplan.engines.sglang.device import max_running
 from memplan.engines.sglang.engine import RankPlan
 from memplan.engines.sglang.fitted import Fitted
@@ -74,7 +75,7 @@ def budget_of(
         verdict=worst_verdict(gates),
         shortfall_bytes=shortfall_bytes(gates),
         reasons=tuple(gate.reason for gate in gates if gate.verdict != "fits"),
-        warnings=_warnings(rules, settings, asked, plan, unused),
+        warnings=(*input_notes(spec, gpu), *_warnings(rules, settings, asked, plan, unused)),
         extra={"kv_available_bytes": plan.pool_bytes},
     )
 

@@ -16,6 +16,7 @@ from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings
+from memplan.engines.hardware import check_hardware
 from memplan.engines.options import EngineOptions
 from memplan.engines.sglang.device import (
     BeforeLoad,
@@ -31,7 +32,6 @@ from memplan.engines.sglang.fitted import Fitted, load_fitted
 from memplan.engines.sglang.pools import Pools, plan_pools
 from memplan.engines.sglang.settings import KNOWN_OPTIONS, SglangSettings, resolve
 from memplan.engines.sglang.weights import DeviceWeights, device_weights, stage_layers
-from memplan.errors import UsageError
 from memplan.records import dataclass
 
 
@@ -66,8 +66,7 @@ class Sglang:
         """
         from memplan.engines.sglang.answer import budget_of
 
-        if gpu.vendor not in ("nvidia", "amd"):
-            raise UsageError(f"SGLang does not run on {gpu.name}", hint="use --engine llama.cpp or mlx")
+        check_hardware(self.name, gpu)
         rules, fitted = load_rules("sglang", version), load_fitted()
         options = EngineOptions("SGLang", settings.engine_options, KNOWN_OPTIONS)
         resolved = resolve(spec, gpu, settings, options, rules)

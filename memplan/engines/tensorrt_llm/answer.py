@@ -11,6 +11,7 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.gates import Gate, room_for, shortfall_bytes, spread_line, worst_verdict
+from memplan.engines.notes import input_notes
 from memplan.engines.tensorrt_llm.engine import RankPlan, max_blocks
 from memplan.engines.tensorrt_llm.fitted import Fitted
 from memplan.engines.tensorrt_llm.settings import TrtllmSettings, has_windows
@@ -64,7 +65,7 @@ def budget_of(
         verdict=worst_verdict(gates),
         shortfall_bytes=shortfall_bytes(gates),
         reasons=tuple(gate.reason for gate in gates if gate.verdict != "fits"),
-        warnings=_warnings(spec, asked, settings, rules, plan, capacity, unused),
+        warnings=(*input_notes(spec, gpu), *_warnings(spec, asked, settings, rules, plan, capacity, unused)),
         extra={"kv_available_bytes": plan.cache_bytes},
     )
 

@@ -18,13 +18,13 @@ from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings
+from memplan.engines.hardware import check_hardware
 from memplan.engines.options import EngineOptions
 from memplan.engines.tensorrt_llm.blocks import BlockPools, plan_blocks
 from memplan.engines.tensorrt_llm.fitted import Fitted, load_fitted
 from memplan.engines.tensorrt_llm.memory import HeldMemory, held_memory
 from memplan.engines.tensorrt_llm.settings import KNOWN_OPTIONS, TrtllmSettings, resolve
 from memplan.engines.tensorrt_llm.weights import draft_layers
-from memplan.errors import UsageError
 from memplan.records import dataclass
 
 _NO_LIMIT = 1 << 62
@@ -53,8 +53,7 @@ class TensorrtLlm:
         """
         from memplan.engines.tensorrt_llm.answer import budget_of
 
-        if gpu.vendor != "nvidia":
-            raise UsageError(f"TensorRT-LLM does not run on {gpu.name}", hint="it needs an NVIDIA GPU")
+        check_hardware(self.name, gpu)
         rules, fitted = load_rules("tensorrt-llm", version), load_fitted()
         options = EngineOptions("TensorRT-LLM", settings.engine_options, KNOWN_OPTIONS)
         resolved = resolve(spec, settings, options, rules)

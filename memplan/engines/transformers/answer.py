@@ -15,6 +15,7 @@ from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provena
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.engines.gates import Gate, shortfall_bytes, spread_line, worst_verdict
+from memplan.engines.notes import input_notes
 from memplan.engines.transformers.caches import model_token_bytes
 from memplan.engines.transformers.families import Family
 from memplan.engines.transformers.fitted import Fitted
@@ -297,7 +298,7 @@ def _largest(fits: Callable[[int], bool], limit: int, *, least: int = 1) -> int:
 
 
 def _warnings(run: Run) -> tuple[str, ...]:
-    warnings = list(run.source.notes)
+    warnings = list(input_notes(run.source, run.gpu))
     if run.loaded.note:
         warnings.append(run.loaded.note)
     if len(run.placed.sizes) > 1:
@@ -310,6 +311,4 @@ def _warnings(run: Run) -> tuple[str, ...]:
         warnings.append(f"transformers {run.rules.version} is outside the known releases; the nearest rules are used")
     if run.unused:
         warnings.append(f"no part of this budget depends on {', '.join(run.unused)}")
-    if run.gpu.resolved_note:
-        warnings.append(run.gpu.resolved_note)
     return tuple(warnings)

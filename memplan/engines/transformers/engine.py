@@ -14,6 +14,7 @@ from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
+from memplan.engines.hardware import check_hardware
 from memplan.engines.options import EngineOptions
 from memplan.engines.transformers.families import family_of
 from memplan.engines.transformers.fitted import load_fitted
@@ -29,9 +30,10 @@ class Transformers:
     name = "transformers"
 
     def estimate(self, spec: ModelSpec, gpu: GpuSpec, settings: ServingSettings, version: str | None) -> MemoryBudget:
-        """Return the budget of `spec` on `gpu`."""
+        """Return the budget of `spec` on `gpu`. Raises: UsageError for settings or a device that it refuses."""
         from memplan.engines.transformers.answer import Run, budget_of
 
+        check_hardware(self.name, gpu)
         rules, fitted = load_rules("transformers", version), load_fitted()
         if settings.language_model_only:
             spec = text_only(spec)

@@ -14,6 +14,7 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.gates import Gate, worst_verdict
+from memplan.engines.notes import input_notes
 from memplan.engines.vllm.engine import RankPlan
 from memplan.engines.vllm.fitted import Fitted
 from memplan.engines.vllm.intervals import Intervals, Width, intervals_of
@@ -329,9 +330,7 @@ def _counts_others(settings: VllmSettings, rules: Rules) -> bool:
 
 
 def _warnings(spec: ModelSpec, rules: Rules, gpu: GpuSpec) -> tuple[str, ...]:
-    warnings = list(spec.notes)
+    warnings = list(input_notes(spec, gpu))
     if not rules.is_known:
         warnings.append(f"vLLM {rules.version} is outside the known releases; the nearest rules are used")
-    if gpu.resolved_note:
-        warnings.append(gpu.resolved_note)
     return tuple(warnings)

@@ -16,6 +16,7 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.domain.tensors import Tensor
+from memplan.engines.hardware import check_hardware
 from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import Fitted, load_fitted
 from memplan.engines.vllm.graphs import GraphMemory, graph_memory
@@ -61,9 +62,10 @@ class Vllm:
     name = "vllm"
 
     def estimate(self, spec: ModelSpec, gpu: GpuSpec, settings: ServingSettings, version: str | None) -> MemoryBudget:
-        """Return the budget of `spec` on `gpu`."""
+        """Return the budget of `spec` on `gpu`. Raises: UsageError for settings or a device that it refuses."""
         from memplan.engines.vllm.answer import budget_of
 
+        check_hardware(self.name, gpu)
         rules, fitted = load_rules("vllm", version), load_fitted()
         check_divides(spec, settings.layout)
         loaded = as_loaded(text_only(spec) if settings.language_model_only else spec, rules, gpu, settings.layout)
