@@ -65,7 +65,6 @@ MODELS = (
     "glm-4.5-air",
     "minimax-m2",
     "llama-4-scout",
-    "bamba-9b",
     "falcon-mamba-7b",
     "nemotron-nano-9b-v2",
 )
