@@ -231,7 +231,7 @@ def test_no_name_is_no_model(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a\x00b", "x" * 5000])
 def test_what_can_be_no_name_is_shown_short(name: str) -> None:
-    with pytest.raises(UsageError, match="not a model's name: `.{1,80}`"):
+    with pytest.raises(UsageError, match=r"not a model's name: `.{1,80}`"):
         resolve_model(name)
 
 
@@ -242,7 +242,7 @@ def test_the_demo_model_comes_with_memplan() -> None:
 
 
 def test_a_revision_of_an_alias_is_one_of_its_repository() -> None:
-    with pytest.raises(Offline, match="meta-llama/Llama-3.1-8B-Instruct"):
+    with pytest.raises(Offline, match=r"meta-llama/Llama-3\.1-8B-Instruct"):
         resolve_model("llama-3.1-8b-instruct", revision="0123abc", offline=True)
 
 
