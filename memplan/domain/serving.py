@@ -6,6 +6,8 @@ settings are what a budget shows.
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 from memplan.domain.model import ModelSpec
 from memplan.records import dataclass, field
 
@@ -76,3 +78,11 @@ class ServingSettings:
     kv_keep_fraction: float = 1.0
     offline_batch: bool = False
     engine_options: dict[str, object] = field(default_factory=dict)
+
+    def kept_tokens(self, tokens: int) -> int:
+        """What a request of `tokens` tokens still occupies once its cache is pruned."""
+        return tokens if self.kv_keep_fraction == 1.0 else ceil(round(tokens * self.kv_keep_fraction, 6))
+
+    def longest_kept(self, tokens: int, limit: int) -> int:
+        """The longest request, up to `limit`, that occupies no more than `tokens` tokens once its cache is pruned."""
+        return min(limit, floor(round(tokens / self.kv_keep_fraction, 6)))

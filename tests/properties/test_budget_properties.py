@@ -123,9 +123,10 @@ def test_an_fp8_cache_never_costs_more_than_16_bits(case: Case) -> None:
     assert fp8.kv.bytes_per_token <= plain.kv.bytes_per_token
 
 
-@given(cases(engines=PAGED))
-def test_the_room_for_requests_is_tight(case: Case) -> None:
+@given(cases(engines=PAGED), st.sampled_from((1.0, 0.5, 0.1)))
+def test_the_room_for_requests_is_tight(case: Case, kept: float) -> None:
     """Up to the two digits that are printed, and the page that vLLM's V1 prints and keeps aside."""
+    case = replace(case, settings=replace(case.settings, kv_keep_fraction=kept))
     kv = case.ask(case.with_workload(concurrency=1)).kv
     assume(kv.max_concurrency is not None)
     assert kv.max_concurrency is not None
@@ -138,8 +139,9 @@ def test_the_room_for_requests_is_tight(case: Case) -> None:
     assert more.kv.needed_bytes > available_bytes(more)
 
 
-@given(cases(engines=PAGED))
-def test_the_longest_context_is_tight(case: Case) -> None:
+@given(cases(engines=PAGED), st.sampled_from((1.0, 0.5, 0.1)))
+def test_the_longest_context_is_tight(case: Case, kept: float) -> None:
+    case = replace(case, settings=replace(case.settings, kv_keep_fraction=kept))
     limit = model_of(case.model).max_context_tokens
     pinned = replace(case.with_workload(concurrency=1), max_num_seqs=16, max_num_batched_tokens=2048)
     budget = case.ask(pinned)

@@ -73,7 +73,7 @@ def budget_of(
         verdict=worst_verdict(gates) if gates else "fits",
         shortfall_bytes=shortfall_bytes(gates) if gates else 0,
         reasons=_reasons(gates, rules),
-        warnings=(*input_notes(spec, gpu), *_warnings(spec, rules, settings, unused)),
+        warnings=(*input_notes(spec, gpu), *_warnings(spec, rules, asked, settings, unused)),
         extra=extra,
     )
 
@@ -203,7 +203,9 @@ def _capacity(
     )
 
 
-def _warnings(spec: ModelSpec, rules: Rules, settings: LlamaSettings, unused: tuple[str, ...]) -> tuple[str, ...]:
+def _warnings(
+    spec: ModelSpec, rules: Rules, asked: ServingSettings, settings: LlamaSettings, unused: tuple[str, ...]
+) -> tuple[str, ...]:
     warnings = []
     if not rules.is_known:
         warnings.append(f"llama.cpp {rules.version} is outside the builds that are known; the nearest rules are used")
@@ -221,6 +223,8 @@ def _warnings(spec: ModelSpec, rules: Rules, settings: LlamaSettings, unused: tu
         unused = tuple(name for name in unused if name not in _NOT_COUNTED)
     if spec.model_type not in ENCODERS and settings.slot_tokens < settings.ctx_size:
         warnings.append(f"{settings.slots} slots divide the context: one request has {settings.slot_tokens} tokens")
+    if asked.kv_keep_fraction < 1.0:
+        warnings.append("--kv-keep changes nothing: llama.cpp reserves the whole context and prunes none of it")
     if settings.fork == "ik":
         warnings.append("ik_llama.cpp: cache and weights follow its rules, compute buffers those of llama.cpp")
     if unused:

@@ -222,14 +222,14 @@ def _capacity(
     share = ceil_div(asked.workload.concurrency, groups)
     # States come in whole slots, so a little less memory may be one slot less and more tokens.
     slot_tokens = round(pools.state_bytes / pools.token_bytes) if pools.state_bytes and pools.token_bytes else 0
-    needed = round(pools.needed_bytes(settings.context_tokens, share, settings.step_tokens) * asked.kv_keep_fraction)
+    needed = pools.needed_bytes(asked.kept_tokens(settings.context_tokens), share, settings.step_tokens)
     return KvCapacity(
         bytes_per_token=per_token,
         capacity_tokens=plan.tokens,
         blocks=plan.tokens // settings.page_size,
         block_size=settings.page_size,
-        max_concurrency=_max_concurrency(settings, plan, groups),
-        max_context_tokens=_max_context(spec, settings, plan),
+        max_concurrency=_max_concurrency(asked, settings, plan, groups),
+        max_context_tokens=_max_context(spec, asked, settings, plan),
         needed_bytes=needed,
         needed_tokens=settings.context_tokens * asked.workload.concurrency,
         low_tokens=max(0, pools.tokens(plan.pool_bytes - spread.pool) - slot_tokens),
@@ -237,9 +237,9 @@ def _capacity(
     )
 
 
-def _max_concurrency(settings: SglangSettings, plan: RankPlan, groups: int) -> float:
+def _max_concurrency(asked: ServingSettings, settings: SglangSettings, plan: RankPlan, groups: int) -> float:
     """Requests of the full context that the pools hold: by pages, and by slots where there are states."""
-    pools, context, step = plan.pools, settings.context_tokens, settings.step_tokens
+    pools, context, step = plan.pools, asked.kept_tokens(settings.context_tokens), settings.step_tokens
     share = plan.tokens / (ceil_div(context, pools.page_size) * pools.page_size)
     if pools.state_bytes:
         share = min(share, pools.slots(plan.pool_bytes) / pools.slots_per_request)
@@ -248,11 +248,11 @@ def _max_concurrency(settings: SglangSettings, plan: RankPlan, groups: int) -> f
     )
 
 
-def _max_context(spec: ModelSpec, settings: SglangSettings, plan: RankPlan) -> int:
+def _max_context(spec: ModelSpec, asked: ServingSettings, settings: SglangSettings, plan: RankPlan) -> int:
     low, high = 0, max(spec.max_context_tokens, settings.context_tokens)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = plan.pools.needed_bytes(middle, 1, settings.step_tokens) <= plan.pool_bytes
+        fits = plan.pools.needed_bytes(asked.kept_tokens(middle), 1, settings.step_tokens) <= plan.pool_bytes
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 

@@ -198,8 +198,7 @@ def _capacity(
         )
     groups = settings.layout.data * (settings.layout.tensor if settings.attention_dp else 1)
     share = ceil_div(asked.workload.concurrency, groups)
-    per_request = pools.request_blocks(settings.context_tokens)
-    needed = round(per_request * share * asked.kv_keep_fraction)
+    per_request = pools.request_blocks(asked.kept_tokens(settings.context_tokens))
     size = settings.tokens_per_block
     low, high = (pools.blocks(plan.cache_bytes + sign * spread.cache) * size for sign in (-1, 1))
     tokens = plan.blocks * size
@@ -210,22 +209,22 @@ def _capacity(
         blocks=plan.blocks,
         block_size=size,
         max_concurrency=room_for(lambda requests: per_request * requests <= plan.blocks, room, groups=groups),
-        max_context_tokens=_max_context(spec, settings, plan),
-        needed_bytes=pools.used_bytes(needed),
+        max_context_tokens=_max_context(spec, asked, settings, plan),
+        needed_bytes=pools.used_bytes(per_request * share),
         needed_tokens=settings.context_tokens * asked.workload.concurrency,
         low_tokens=min(tokens, low),
         high_tokens=max(tokens, min(high, settings.max_tokens or high)),
     )
 
 
-def _max_context(spec: ModelSpec, settings: TrtllmSettings, plan: RankPlan) -> int:
+def _max_context(spec: ModelSpec, asked: ServingSettings, settings: TrtllmSettings, plan: RankPlan) -> int:
     """The longest request that has room alone, in pools as they would be cut for its length."""
     low, high = 0, max(spec.max_context_tokens, settings.context_tokens)
     while low < high:
         middle = (low + high + 1) // 2
         pools = plan.pools.at_context(middle)
         blocks = min(pools.blocks(plan.cache_bytes), max_blocks(settings))
-        fits = pools.request_blocks(middle) <= blocks
+        fits = pools.request_blocks(asked.kept_tokens(middle)) <= blocks
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 

@@ -200,11 +200,11 @@ def _capacity(
             needed_bytes=0,
             needed_tokens=0,
         )
-    per_request = groups.blocks_of(settings.context_tokens)
-    per_line = groups.printed_blocks_of(settings.context_tokens)
+    per_request = groups.blocks_of(asked.kept_tokens(settings.context_tokens))
+    per_line = groups.printed_blocks_of(asked.kept_tokens(settings.context_tokens))
     per_replica = -(-concurrency // settings.layout.data)
     held_back = _held_back(settings, rules)
-    needed_blocks = round(per_request * per_replica * asked.kv_keep_fraction) + held_back
+    needed_blocks = per_request * per_replica + held_back
     low, high = (
         _printed_tokens(groups, max(0, plan.kv_bytes + shift) // groups.block_bytes, settings, rules)
         for shift in (-width.below_bytes, width.above_bytes)
@@ -215,7 +215,9 @@ def _capacity(
         blocks=plan.blocks,
         block_size=groups.block_size,
         max_concurrency=round(plan.blocks / per_line * settings.layout.data, 2),  # as vLLM prints it
-        max_context_tokens=groups.max_tokens(max(0, plan.blocks - held_back), spec.max_context_tokens),
+        max_context_tokens=asked.longest_kept(
+            groups.max_tokens(max(0, plan.blocks - held_back), spec.max_context_tokens), spec.max_context_tokens
+        ),
         needed_bytes=needed_blocks * groups.block_bytes,
         needed_tokens=settings.context_tokens * concurrency,
         low_tokens=low,
