@@ -110,7 +110,8 @@ def _cache_changes(spec: ModelSpec, settings: ServingSettings, budget: MemoryBud
             label="--kv-dtype fp8", settings=replace(settings, kv_dtype="fp8"), spec=spec, note="check quality first"
         )
     utilization = budget.settings.get("gpu_memory_utilization")
-    if isinstance(utilization, float) and utilization < 0.95:
+    is_shared = settings.gpu_free_bytes is not None  # what others hold there is not this engine's to take
+    if isinstance(utilization, float) and utilization < 0.95 and not is_shared:
         changed = replace(settings, gpu_memory_utilization=0.95)
         yield Change(label=f"--gpu-memory-utilization {utilization:g} -> 0.95", settings=changed, spec=spec)
     if budget.settings.get("enforce_eager") is False:

@@ -173,6 +173,8 @@ def test_engines_that_share_a_card_leave_each_other_room(tmp_path: Path) -> None
     two = estimate_json("qwen3-8b", "--gpu", "a100-80g", "--context", "8k", "--sharing", "2", home=tmp_path)
     assert two["verdict"] == "fits"
     assert 2 * two["per_gpu"]["used_bytes"] < alone["gpu"]["memory_bytes"]  # type: ignore[index]
+    assert any("--gpu-memory-utilization" in remedy["change"] for remedy in alone["remedies"])
+    assert not any("--gpu-memory-utilization" in remedy["change"] for remedy in two["remedies"])
     nine = memplan("estimate", "qwen3-8b", "--gpu", "a100-80g", "--sharing", "9", "-q", home=tmp_path)
     assert nine.returncode == 1
 
