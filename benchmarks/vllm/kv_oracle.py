@@ -115,6 +115,7 @@ SETTINGS = (
     Setting(speculative_tokens=1),
     Setting(speculative_tokens=3, tensor=2),
     Setting(hybrid=False, tensor=2),
+    Setting(kv_dtype="fp8", tensor=2, speculative_tokens=1),
 )
 
 
@@ -226,7 +227,7 @@ def examine(
         )
         if "problem" in answer:
             rows.append({**row, "problem": answer["problem"]})
-            if setting == settings[0]:
+            if setting == settings[0] and "kv-cache format" not in answer["problem"]:
                 return rows
             continue
         for run in answer["runs"]:

@@ -293,8 +293,9 @@ def longest_request(config: Any, groups: list[Any], memory: int, limit: int) -> 
         return None  # until 0.18 only the first group was counted
     config.model_config.max_model_len = limit
     pool = getattr(planning, "_pool_bytes_per_block", None)
-    if pool is not None and len(inspect.signature(pool).parameters) == 2:
-        memory -= pool(config, groups)  # the start-up check leaves the null block out, and is what calls this
+    if pool is not None and "null block" in inspect.getsource(planning.get_kv_cache_configs):
+        # The start-up check, which is what calls this, leaves out the block that the pool holds back.
+        memory -= pool(config, groups) if len(inspect.signature(pool).parameters) == 2 else pool(groups)
     if hasattr(planning, "DefaultKVCacheConfigBuilder"):
         return int(estimate(planning.DefaultKVCacheConfigBuilder(), config, groups, memory))
     return int(estimate(config, groups, memory))

@@ -22,7 +22,15 @@ from memplan.errors import MemplanError
 from memplan.pipeline import load_model
 
 MEMORY_GIB = 20
-OLDER_SETTINGS = ("tp1 auto", "tp2 auto", "tp1 fp8", "tp1 auto mtp1", "tp2 auto no-hybrid", "tp1 auto no-prefix")
+OLDER_SETTINGS = (
+    "tp1 auto",
+    "tp2 auto",
+    "tp1 fp8",
+    "tp1 auto mtp1",
+    "tp2 fp8 mtp1",
+    "tp2 auto no-hybrid",
+    "tp1 auto no-prefix",
+)
 
 
 def point(row: dict[str, Any]) -> list[object]:

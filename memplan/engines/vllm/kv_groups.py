@@ -89,7 +89,7 @@ def cache_groups(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules
     if grouping == "single" or len(counts) == 1 or _same_slots(counts):
         return _pool([_group(counts)], settings, rules)
     if any(page.is_latent and page.kind == "window" for page in counts) and rules["mixed_pages"] != "none":
-        arrange = _tuples if rules["mixed_pages"] == "tuples" else _packed
+        arrange = _packed if rules["mixed_pages"] == "packed" else _tuples
         return arrange(counts, settings, rules)
     return _equal_groups(_equal_pages(counts, grouping), settings, rules)
 
@@ -195,7 +195,8 @@ def _tuples(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> Ca
     widest = max(
         [repeats[0], *(ceil_div(repeat, ceil_div(repeat, per_group)) for repeat in repeats[1:])], default=tuples
     )
-    return _pool(groups, settings, rules, block_bytes=sum(sizes) * widest, weighs_groups=True)
+    weighed = rules["mixed_pages"] == "weighed_tuples"
+    return _pool(groups, settings, rules, block_bytes=sum(sizes) * widest, weighs_groups=weighed)
 
 
 def _packed(counts: dict[Page, int], settings: VllmSettings, rules: Rules) -> CacheGroups:

@@ -79,7 +79,7 @@ class Page:
 
 def layer_pages(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules) -> dict[Page, int]:
     """How many layers of one rank have each kind of page, in the order they appear."""
-    counted = [(cache, copies) for layer, copies in count_layers(layers) for cache in _kept_by(layer, layers)]
+    counted = [(cache, copies) for layer, copies in count_layers(layers) for cache in _kept_by(layer, layers, rules)]
     caches = [cache for cache, _ in counted]
     settings = _as_sparse_kernels_store(caches, settings)
     block_size = _block_size(caches, settings, rules)
@@ -100,13 +100,15 @@ def layer_pages(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules)
     return _padded_states(counts)
 
 
-def _kept_by(layer: Layer, layers: tuple[Layer, ...]) -> tuple[Cache, ...]:
-    """What a layer caches: a predictor has an indexer of its own over latents, and compresses nothing."""
-    if layer.kind != "mtp":
-        return layer.caches
-    if any(isinstance(cache, LatentWindow) for cache in layer.caches):
+def _kept_by(layer: Layer, layers: tuple[Layer, ...], rules: Rules) -> tuple[Cache, ...]:
+    """What a layer caches. A predictor compresses nothing; it has an indexer of its own, as all latent layers had
+    before indexers were shared.
+    """
+    is_predictor = layer.kind == "mtp"
+    if is_predictor and any(isinstance(cache, LatentWindow) for cache in layer.caches):
         return tuple(cache for cache in layer.caches if isinstance(cache, LatentWindow))
-    if not any(isinstance(cache, LatentAttention) for cache in layer.caches):
+    is_latent = any(isinstance(cache, LatentAttention) for cache in layer.caches)
+    if not is_latent or (rules["shares_indexers"] and not is_predictor):
         return layer.caches
     own = tuple(cache for cache in layer.caches if not isinstance(cache, IndexerKeys))
     indexer = next((cache for other in layers for cache in other.caches if isinstance(cache, IndexerKeys)), None)
@@ -216,6 +218,8 @@ def _page(cache: Cache, block_size: int, settings: VllmSettings, rules: Rules) -
         return Page(kind="cross", block_size=block_size, page_bytes=size, window_tokens=source)
     if isinstance(cache, (SlidingWindow, LatentWindow)):
         latent = isinstance(cache, LatentWindow)
+        if not latent and settings.block_size and rules["window_blocks"] == "smallest":
+            block_size, size = _BLOCK, size * _BLOCK // block_size
         return Page(
             kind="window",
             block_size=block_size,
