@@ -141,12 +141,12 @@ def model_token_bytes(spec: ModelSpec, form: KvFormat) -> int:
 
     Indexer keys are left out: they are an engine's own addition to the cache.
     """
-    caches = (cache for layer in spec.layers for cache in layer.caches if not isinstance(cache, IndexerKeys))
-    return round(sum(token_bytes(cache, form) for cache in caches))
+    counted = ((cache, copies) for layer, copies in spec.distinct_layers() for cache in layer.caches)
+    return round(sum(token_bytes(cache, form) * n for cache, n in counted if not isinstance(cache, IndexerKeys)))
 
 
 def growing_token_bytes(spec: ModelSpec, form: KvFormat) -> int:
     """Bytes per token of the layers that keep the whole context."""
     growing = (FullAttention, LatentAttention)
-    caches = (cache for layer in spec.layers for cache in layer.caches if isinstance(cache, growing))
-    return round(sum(token_bytes(cache, form) for cache in caches))
+    counted = ((cache, copies) for layer, copies in spec.distinct_layers() for cache in layer.caches)
+    return round(sum(token_bytes(cache, form) * n for cache, n in counted if isinstance(cache, growing)))

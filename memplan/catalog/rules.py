@@ -7,6 +7,7 @@ mapping from the first release at which a value holds. Rules are facts; what is 
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Rules:
         return self.sources[rule]
 
 
+@cache
 def load_rules(engine: str, version: str | None) -> Rules:
     """Return the rules of `engine` at `version`, the newest known one by default.
 

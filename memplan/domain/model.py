@@ -186,8 +186,26 @@ class ModelSpec:
         return count_layers(self.layers)
 
 
-def count_layers(layers: Iterable[Layer]) -> tuple[tuple[Layer, int], ...]:
-    """Each layer object once, with how often it occurs. Models of 80 equal layers are then as quick as one of one."""
+_counted: dict[int, tuple[tuple[Layer, ...], tuple[tuple[Layer, int], ...]]] = {}
+_MOST_COUNTED = 64
+
+
+def count_layers(layers: tuple[Layer, ...]) -> tuple[tuple[Layer, int], ...]:
+    """Each layer object once, with how often it occurs. Models of 80 equal layers are then as quick as one of one.
+
+    A search counts the same layers again and again, so what was counted is kept, beside the layers it is of.
+    """
+    known = _counted.get(id(layers))
+    if known is not None and known[0] is layers:
+        return known[1]
+    if len(_counted) >= _MOST_COUNTED:
+        _counted.clear()
+    found = _count(layers)
+    _counted[id(layers)] = (layers, found)
+    return found
+
+
+def _count(layers: Iterable[Layer]) -> tuple[tuple[Layer, int], ...]:
     counts: dict[int, int] = {}
     first: dict[int, Layer] = {}
     for layer in layers:
