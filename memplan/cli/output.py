@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from memplan.cli.options import Given
 from memplan.errors import UsageError
 
 _answer: TextIO | None = None
@@ -54,7 +53,7 @@ def answer_is_terminal() -> bool:
     return (_answer or sys.stdout).isatty()
 
 
-def check_output(given: Given) -> None:
+def check_output(given: Mapping[str, Any]) -> None:
     """Refuse an --output that cannot be written, before any work is done.
 
     Raises: UsageError when the file exists and --force is not set, or its folder does not.
@@ -70,7 +69,7 @@ def check_output(given: Given) -> None:
         raise UsageError(f"no such directory: {path.parent}", hint="make it first, or use another --output")
 
 
-def answer_with(given: Given, text: str) -> None:
+def answer_with(given: Mapping[str, Any], text: str) -> None:
     """Write a command's answer where its options say: to stdout, or to the file of --output."""
     path = given.get("output")
     if path is None:

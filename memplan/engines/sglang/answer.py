@@ -17,8 +17,8 @@ from memplan.domain.serving import ServingSettings
 from memplan.engines.gates import Gate, room_for, shortfall_bytes, spread_line, worst_verdict
 from memplan.engines.notes import input_notes
 from memplan.engines.sglang.device import max_running
-from memplan.engines.sglang.engine import RankPlan
 from memplan.engines.sglang.fitted import Fitted
+from memplan.engines.sglang.rank import RankPlan
 from memplan.engines.sglang.settings import SglangSettings
 from memplan.records import dataclass
 from memplan.units import GIB, MIB, ceil_div, format_gib

@@ -12,8 +12,8 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.gates import Gate, room_for, shortfall_bytes, spread_line, worst_verdict
 from memplan.engines.notes import input_notes
-from memplan.engines.tensorrt_llm.engine import RankPlan, max_blocks
 from memplan.engines.tensorrt_llm.fitted import Fitted
+from memplan.engines.tensorrt_llm.rank import RankPlan, max_blocks
 from memplan.engines.tensorrt_llm.settings import TrtllmSettings, has_windows
 from memplan.records import dataclass
 from memplan.units import GIB, MIB, ceil_div

@@ -15,10 +15,10 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.gates import Gate, worst_verdict
 from memplan.engines.notes import input_notes
-from memplan.engines.vllm.engine import RankPlan
 from memplan.engines.vllm.fitted import Fitted
 from memplan.engines.vllm.intervals import Intervals, Width, intervals_of
 from memplan.engines.vllm.kv_groups import CacheGroups
+from memplan.engines.vllm.rank import RankPlan
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.units import GIB, format_gib
 

@@ -6,54 +6,19 @@ Source: vllm/worker/worker.py and vllm/v1/worker/gpu_worker.py, 0.2 to 0.33; doc
 
 from __future__ import annotations
 
-from math import ceil
-
-from memplan.budget.allocator import allocated_bytes
-from memplan.budget.weights import RankWeights, WeightRules, check_divides, rank_weights, stage_layers
-from memplan.catalog.rules import Rules, load_rules
+from memplan.budget.weights import check_divides
+from memplan.catalog.rules import load_rules
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
-from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
-from memplan.domain.tensors import Tensor
 from memplan.engines.hardware import check_hardware
-from memplan.engines.vllm.extras import Extras, extra_memory
-from memplan.engines.vllm.fitted import Fitted, load_fitted
-from memplan.engines.vllm.graphs import GraphMemory, graph_memory
-from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
-from memplan.engines.vllm.loading import as_loaded, copied_bytes, map_tensors, starts_from_16_bits
-from memplan.engines.vllm.overheads import Outside, outside_torch
-from memplan.engines.vllm.profile import ActivationPeak, activation_peak
-from memplan.engines.vllm.settings import VllmSettings, resolve
-from memplan.records import dataclass, replace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankPlan:
-    """One rank of one pipeline stage: its terms, its cache pool and how many blocks it holds.
-
-    `kv_bytes` may be negative: what is missing before any cache. `charged_bytes` is everything the release takes off
-    the requested memory.
-    """
-
-    stage: int
-    weights: RankWeights
-    weight_bytes: int
-    load_bytes: int
-    extras: Extras
-    activation: ActivationPeak
-    outside: Outside
-    graphs: GraphMemory
-    requested_bytes: int
-    charged_bytes: int
-    kv_bytes: int
-    groups: CacheGroups | None
-
-    @property
-    def blocks(self) -> int:
-        if self.groups is None or self.kv_bytes <= 0:
-            return 0
-        return self.kv_bytes // self.groups.block_bytes
+from memplan.engines.vllm.answer import budget_of
+from memplan.engines.vllm.fitted import load_fitted
+from memplan.engines.vllm.loading import as_loaded
+from memplan.engines.vllm.rank import plan_rank
+from memplan.engines.vllm.settings import resolve
+from memplan.records import replace
 
 
 class Vllm:
@@ -63,8 +28,6 @@ class Vllm:
 
     def estimate(self, spec: ModelSpec, gpu: GpuSpec, settings: ServingSettings, version: str | None) -> MemoryBudget:
         """Return the budget of `spec` on `gpu`. Raises: UsageError for settings or a device that it refuses."""
-        from memplan.engines.vllm.answer import budget_of
-
         check_hardware(self.name, gpu)
         rules, fitted = load_rules("vllm", version), load_fitted()
         check_divides(spec, settings.layout)
@@ -85,92 +48,3 @@ VLLM = Vllm()
 def text_only(spec: ModelSpec) -> ModelSpec:
     """The model without its towers, as `--language-model-only` loads it."""
     return replace(spec, towers=())
-
-
-def plan_rank(
-    spec: ModelSpec,
-    gpu: GpuSpec,
-    asked: ServingSettings,
-    settings: VllmSettings,
-    rules: Rules,
-    fitted: Fitted,
-    stage: int,
-) -> RankPlan:
-    """Return what the ranks of one pipeline stage hold."""
-    layout = settings.layout
-    layers = stage_layers(spec, layout.pipeline, stage)
-    is_last = stage == layout.pipeline - 1
-    weights = rank_weights(spec, layout, WeightRules(dtype=settings.dtype), stage)
-    tables = rotary_bytes(spec, settings, rules)
-    copies = copied_bytes(layers, spec, rules, layout.tensor)
-    extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
-    weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *copies, *tables))
-    weight_bytes = max(0, weight_bytes - asked.weight_offload_bytes)
-    activation = activation_peak(
-        spec,
-        layers,
-        gpu,
-        asked,
-        settings,
-        rules,
-        kept_mib=fitted.activation_kept_mib,
-        is_first=stage == 0,
-        is_last=is_last,
-    )
-    graphs = graph_memory(spec, layers, gpu, settings, rules, fitted)
-    routed = any(layer.mlp and layer.mlp.num_experts for layer in layers)
-    outside = outside_torch(gpu, settings, rules, fitted, routed=routed)
-    charged = weight_bytes + activation.size_bytes + outside.charged_bytes + graphs.charged_bytes
-    charged += _cached_bytes(spec, layers, settings, rules, activation.size_bytes)
-    requested = ceil(gpu.memory_bytes * settings.utilization)
-    kv_bytes = requested - charged if settings.kv_cache_memory_bytes is None else settings.kv_cache_memory_bytes
-    return RankPlan(
-        stage=stage,
-        weights=weights,
-        weight_bytes=weight_bytes,
-        load_bytes=_load_bytes(spec, asked, settings, rules, weight_bytes, stage),
-        extras=extras,
-        activation=activation,
-        outside=outside,
-        graphs=graphs,
-        requested_bytes=requested,
-        charged_bytes=charged,
-        kv_bytes=kv_bytes,
-        groups=cache_groups((*layers, *extras.draft_layers), settings, rules),
-    )
-
-
-def _load_bytes(
-    spec: ModelSpec, asked: ServingSettings, settings: VllmSettings, rules: Rules, weight_bytes: int, stage: int
-) -> int:
-    """The most that the weights of a rank take while they load."""
-    if not starts_from_16_bits(spec, asked, rules):
-        return weight_bytes
-    plain = map_tensors(spec, _unquantized)
-    whole = rank_weights(plain, settings.layout, WeightRules(dtype=settings.dtype), stage).total_bytes
-    return whole + (weight_bytes if rules["online_fp8_load"] == "both" else 0)
-
-
-def _unquantized(tensor: Tensor) -> Tensor:
-    return tensor if tensor.storage is None else replace(tensor, storage=None, dtype=None)
-
-
-def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules) -> tuple[int, ...]:
-    """The rotary tables of a model, in its compute type."""
-    element_bytes = settings.dtype.bits // 8
-    return tuple(
-        table.positions * table.width * element_bytes * (rules["multimodal_positions"] if table.is_multimodal else 1)
-        for table in spec.rotary
-    )
-
-
-def _cached_bytes(
-    spec: ModelSpec, layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules, activation_bytes: int
-) -> int:
-    """Cached blocks that a release counts as used on top of the activation peak."""
-    if settings.generation != "v0" or rules["accounting"] not in ("reserved", "device") or not layers:
-        return 0
-    from memplan.engines.vllm.replay import reserved_by_profiling
-
-    splits = rules["awq_partial_sums"]
-    return max(0, reserved_by_profiling(spec, layers[-1], settings, splits_awq=splits) - activation_bytes)

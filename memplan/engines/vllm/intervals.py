@@ -13,8 +13,8 @@ from math import sqrt
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
-from memplan.engines.vllm.engine import RankPlan
 from memplan.engines.vllm.fitted import Fitted
+from memplan.engines.vllm.rank import RankPlan
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass
 from memplan.units import MIB
