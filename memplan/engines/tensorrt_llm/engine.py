@@ -22,7 +22,7 @@ from memplan.engines.hardware import check_hardware
 from memplan.engines.options import EngineOptions
 from memplan.engines.tensorrt_llm.answer import budget_of
 from memplan.engines.tensorrt_llm.fitted import load_fitted
-from memplan.engines.tensorrt_llm.rank import _NO_LIMIT, plan_rank
+from memplan.engines.tensorrt_llm.rank import NO_LIMIT, plan_rank
 from memplan.engines.tensorrt_llm.settings import KNOWN_OPTIONS, resolve
 
 
@@ -45,7 +45,7 @@ class TensorrtLlm:
         plans = [
             plan_rank(spec, gpu, settings, resolved, rules, fitted, stage) for stage in range(resolved.layout.pipeline)
         ]
-        tightest = min(plans, key=lambda plan: (plan.blocks if plan.pools.pools else _NO_LIMIT, plan.cache_bytes))
+        tightest = min(plans, key=lambda plan: (plan.blocks if plan.pools.pools else NO_LIMIT, plan.cache_bytes))
         return budget_of(spec, gpu, settings, resolved, rules, fitted, tightest, unused)
 
 

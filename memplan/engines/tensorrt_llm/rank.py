@@ -14,7 +14,7 @@ from memplan.engines.tensorrt_llm.settings import TrtllmSettings
 from memplan.engines.tensorrt_llm.weights import draft_layers
 from memplan.records import dataclass
 
-_NO_LIMIT = 1 << 62
+NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,4 +55,4 @@ def plan_rank(
 
 def max_blocks(settings: TrtllmSettings) -> int:
     """As many blocks as max_tokens allows."""
-    return _NO_LIMIT if settings.max_tokens is None else settings.max_tokens // settings.tokens_per_block
+    return NO_LIMIT if settings.max_tokens is None else settings.max_tokens // settings.tokens_per_block
