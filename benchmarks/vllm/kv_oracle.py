@@ -281,6 +281,15 @@ def print_table(rows: list[Answer]) -> None:
             print(f"{head} {row['context']:>7} {row['memory']:>3}GiB  {parts}")
 
 
+def has_vllm(python: str) -> bool:
+    """Whether that interpreter exists and finds a vLLM."""
+    look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    try:
+        return subprocess.run([python, "-c", look], check=False, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
 def main() -> int:
     """Compare all configs of a folder and print what differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -293,6 +302,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=len(SETTINGS), help="how many of the settings to try")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if not has_vllm(options.python):
+        print(f"skipped: no vLLM in {options.python}", file=sys.stderr)
+        return 0
     gpu = GPUS[options.capability]
     planner = Planner(options.python, options.source, options.capability, find_gpu(gpu).memory_bytes)
     rows: list[Answer] = []
@@ -301,11 +313,8 @@ def main() -> int:
             rows += examine(folder, planner, gpu, options.version, SETTINGS[: options.first])
             print(f"{len(rows):6} plans, last {folder.name}", file=sys.stderr)
     if options.json:
-        print(
-            json.dumps(
-                {"version": options.version or load_rules("vllm", None).version, "summary": summary(rows), "rows": rows}
-            )
-        )
+        version = options.version or load_rules("vllm", None).version
+        print(json.dumps({"version": version, "gpu": gpu, "summary": summary(rows), "rows": rows}))
         return 0
     print_table(rows)
     print(json.dumps(summary(rows), indent=1))

@@ -53,6 +53,7 @@ def pretend(capability: tuple[int, int], memory_bytes: int, name: str) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     _answer_for_missing_operators()
+    _make_on_meta()
     torch.cuda.Stream = torch.cuda.Event = _Idle  # type: ignore[misc, assignment]
     torch.cuda.current_stream = torch.cuda.default_stream = _Idle  # type: ignore[assignment]
     torch.cuda.empty_cache = torch.accelerator.empty_cache = lambda: None
@@ -158,6 +159,19 @@ def _answer_for_missing_operators() -> None:
 
     torch._ops._OpNamespace.__getattr__ = look_up  # type: ignore[method-assign]
     torch.library.register_fake = register_fake  # type: ignore[assignment]
+
+
+def _make_on_meta() -> None:
+    """Some backends make buffers on "cuda" when they are imported."""
+    for name in ("empty", "zeros", "ones", "full"):
+        made = getattr(torch, name)
+
+        def make(*args: Any, made: Any = made, **settings: Any) -> Any:
+            if str(settings.get("device", "")).startswith("cuda"):
+                settings["device"] = "meta"
+            return made(*args, **settings)
+
+        setattr(torch, name, make)
 
 
 def _module(name: str, **attributes: object) -> types.ModuleType:

@@ -2,9 +2,9 @@
 
     python benchmarks/vllm/record_kv_oracle.py ANSWERS.json... > tests/engines/vllm/kv_groups_recorded.json
 
-ANSWERS are what kv_oracle.py prints with --json, one file per release. Kept are models of the catalogue, for the
-longest context and one size of cache memory: models with one kind of page at the newest release only, the others at
-every release. Every point is a list: setting, context, blocks, tokens, concurrency, longest request, number of groups,
+ANSWERS are what kv_oracle.py prints with --json, one file per release and GPU. Kept are models of the catalogue, for
+the longest context and one size of cache memory: models with one kind of page at the newest release only, the others
+at every release. Every point is a list: setting, context, blocks, tokens, concurrency, longest request, number of groups,
 block sizes of the groups that are not recurrent states.
 """
 
@@ -78,7 +78,7 @@ def main() -> int:
                 continue
             if is_kept(row, answer["rows"], newest=newest):
                 models.setdefault(name, []).append(point(row))
-        kept[answer["version"]] = models
+        kept[f"{answer['version']} {answer.get('gpu', 'h100')}"] = models
     lines = []
     for version, models in kept.items():
         rows = ",\n".join(f"   {json.dumps(name)}: {json.dumps(points)}" for name, points in models.items())

@@ -81,7 +81,7 @@ def layer_pages(layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules)
     """How many layers of one rank have each kind of page, in the order they appear."""
     counted = [(cache, copies) for layer, copies in count_layers(layers) for cache in _kept_by(layer, layers, rules)]
     caches = [cache for cache, _ in counted]
-    settings = _as_sparse_kernels_store(caches, settings)
+    settings = _as_sparse_kernels_store(caches, settings, rules)
     block_size = _block_size(caches, settings, rules)
     is_compressed = any(isinstance(cache, CompressedAttention) for cache in caches)
     is_latent = any(isinstance(cache, LatentAttention) for cache in caches)
@@ -115,11 +115,13 @@ def _kept_by(layer: Layer, layers: tuple[Layer, ...], rules: Rules) -> tuple[Cac
     return (*own, indexer) if indexer else own
 
 
-def _as_sparse_kernels_store(caches: list[Cache], settings: VllmSettings) -> VllmSettings:
-    """Sparse attention over latents has an FP8 layout of its own, except on Blackwell, where FlashInfer's is plain."""
+def _as_sparse_kernels_store(caches: list[Cache], settings: VllmSettings, rules: Rules) -> VllmSettings:
+    """Sparse attention over latents has an FP8 layout of its own, but where FlashInfer's kernels take a plain one."""
     sparse = any(isinstance(cache, IndexerKeys) for cache in caches)
     latent = any(isinstance(cache, LatentAttention) for cache in caches)
-    if not (sparse and latent and settings.kv.name in ("fp8", "fp8_e4m3")) or settings.gpu_family == "blackwell":
+    if not (sparse and latent and settings.kv.name in ("fp8", "fp8_e4m3")):
+        return settings
+    if settings.gpu_family in rules["sparse_plain_fp8"]:
         return settings
     return replace(settings, kv=kv_format("fp8_ds_mla", settings.dtype))
 
@@ -177,7 +179,9 @@ def _state_alignment(
     if isinstance(attention, LatentAttention) and not settings.latent_expanded:
         align = rule["latent"]
     else:
-        align = rule["full"]
+        width = attention.key_width if isinstance(attention, FullAttention) else 0
+        quantized = "_fp8" if settings.kv.element_bits == 8 else ""
+        align = rule.get(f"{settings.gpu_family}_{width}{quantized}", rule["full"])
     if rule["block"]:
         align = round_up(block_size, align)
     if settings.prefix_caching:
