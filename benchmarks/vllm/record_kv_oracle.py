@@ -4,8 +4,8 @@
 
 ANSWERS are what kv_oracle.py prints with --json, one file per release and GPU. Kept are models of the catalogue, for
 the longest context and one size of cache memory: models with one kind of page at the newest release only, the others
-at every release. Every point is a list: setting, context, blocks, tokens, concurrency, longest request, number of groups,
-block sizes of the groups that are not recurrent states.
+at every release. Every point is a list: setting, context, blocks, tokens, concurrency, longest request, number of
+groups, block sizes of the groups that are not recurrent states.
 """
 
 from __future__ import annotations
