@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from memplan.errors import UsageError
 
@@ -58,7 +58,7 @@ def read_yaml(text: str, origin: str, *, exponents: bool = False) -> dict[str, A
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     if exponents:
-        loader = type("CatalogueLoader", (loader,), {})
+        loader = cast("Any", type("CatalogueLoader", (loader,), {}))
         loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
     try:
         table = yaml.load(text, Loader=loader)

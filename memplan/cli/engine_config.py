@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from memplan.cli.options import Given
-from memplan.engines.spelling import read_options
+from memplan.engines.registry import parse_engine
+from memplan.engines.spelling import is_off_unless_given, read_options, takes_false
 from memplan.errors import UsageError
 
 _MAX_BYTES = 1 << 20
 _MAX_OPTIONS = 2000
+_YAML = (".yaml", ".yml")
 # Words of a command line that start an engine, and the verb that must follow.
 _PROGRAMS = (
     (re.compile(r"(?:.*/)?vllm"), "serve", "vllm"),
@@ -47,20 +49,58 @@ def read_engine_config(path: Path, engine: str | None) -> tuple[dict[str, Any], 
     """
     text = _read(path)
     named, pairs = _pairs(text, path)
-    name = (engine or "").partition("@")[0] or named or _engine_of(pairs)
+    name, version = parse_engine(engine.split(",")[0]) if engine else (named or _engine_of(pairs), None)
+    notes = [f"{path.name}: read as a config of {name}"]
+    if path.suffix.lower() in _YAML:
+        pairs, dropped = _without_false(name, version, pairs)
+        notes += [f"{path.name}: {line}" for line in dropped]
     common, own = read_options(name, pairs, str(path))
     if name == "vllm":
         common |= _vllm_extras(own, path)
-    found: dict[str, Any] = {**common, "set": [f"{key}={value}" for key, value in own.items() if _is_plain(value)]}
+    found: dict[str, Any] = {**common, "set": [f"{key}={_word(value)}" for key, value in own.items()]}
     if not engine:
         found["engine"] = f"{name}@{version}" if (version := _image_version(text)) else name
-    return found, (f"{path.name}: read as a config of {name}",)
+    return found, tuple(notes)
+
+
+def _without_false(engine: str, version: str | None, pairs: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Leave out the flags of a YAML file that the engine's release does not turn off by `false`, and say of which it
+    matters.
+    """
+    if engine != "vllm" or False not in pairs.values():
+        return pairs, []
+    from memplan.catalog.rules import load_rules
+
+    rules = load_rules(engine, version)
+    dropped = {name for name, value in pairs.items() if value is False and not takes_false(engine, name, rules.release)}
+    lines = [
+        f"vLLM {rules.version} takes `{name}: false` as if it were not there"
+        + (f"; it reads `{_dashed(name)}: false`" if takes_false(engine, _dashed(name), rules.release) else "")
+        for name in pairs
+        if name in dropped and not is_off_unless_given(engine, name)
+    ]
+    return {name: value for name, value in pairs.items() if name not in dropped}, lines
 
 
 def merged(given: Given, found: Mapping[str, Any]) -> Given:
     """Options of the command line win over those of the file; engine options of both are kept."""
     both = [*found.get("set", ()), *given.get("set", ())]
     return {**found, **given, **({"set": both} if both else {})}
+
+
+def with_own_names(given: Given, engine: str) -> Given:
+    """Take `--set` under an engine's own name for an option that memplan has: max_num_seqs=3 is `--max-num-seqs 3`.
+
+    Raises: UsageError for a value that does not read.
+    """
+    pairs = dict(pair.partition("=")[::2] for pair in given.get("set", ()) if "=" in pair)
+    common, own = read_options(
+        engine, {key.strip().lstrip("-"): value.strip() for key, value in pairs.items()}, "--set"
+    )
+    if not common and "max_model_len" not in own:
+        return given
+    odd = [pair for pair in given["set"] if "=" not in pair]  # refused later, with a hint
+    return {**given, **common, "set": [*(f"{key}={value}" for key, value in own.items()), *odd]}
 
 
 def _read(path: Path) -> str:
@@ -83,7 +123,7 @@ def _pairs(text: str, path: Path) -> tuple[str | None, dict[str, Any]]:
         if not isinstance(content, dict):
             raise UsageError(f"{path} is not a JSON object")
         return None, dict(_flat(content, path))
-    if path.suffix.lower() in (".yaml", ".yml"):
+    if path.suffix.lower() in _YAML:
         from memplan.catalog.tables import read_yaml
 
         return None, dict(_flat(read_yaml(text, str(path)), path))
@@ -158,7 +198,7 @@ def _image_version(text: str) -> str | None:
 
 def _engine_of(pairs: Mapping[str, Any]) -> str:
     for name in pairs:
-        if engine := _TELLING.get(name.replace("_", "-")):
+        if engine := _TELLING.get(_dashed(name)):
             return engine
     return "vllm"
 
@@ -188,8 +228,12 @@ def _vllm_extras(own: dict[str, Any], path: Path) -> dict[str, Any]:
     return extras
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, bool))
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _word(value: Any) -> str:
+    return str(value) if isinstance(value, (str, int, float)) else json.dumps(value, default=str)
 
 
 def _is_number(word: str) -> bool:

@@ -86,9 +86,13 @@ def ask(given: Given) -> Asked:
     from memplan.pipeline import load_draft, load_model
 
     given = _with_config(filled_in(_with_config(given)))
+    engines = tuple(parse_engine(name) for name in listed(given, "engine")) or (parse_engine(None),)
+    if "set" in given and {name for name, _ in engines} == {"vllm"}:
+        from memplan.cli.engine_config import with_own_names
+
+        given = with_own_names(given, "vllm")
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
     settings = serving_settings(given)
-    engines = tuple(parse_engine(name) for name in listed(given, "engine")) or (parse_engine(None),)
     source = {
         "revision": given.get("revision"),
         "offline": given.get("offline", False),

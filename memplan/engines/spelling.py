@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from memplan.catalog.rules import Release
 from memplan.errors import UsageError
 from memplan.units import GIB
 
@@ -62,6 +63,7 @@ VLLM: Mapping[str, tuple[str, Reader]] = {
     "max-num-seqs": ("max_num_seqs", _text),
     "max-num-batched-tokens": ("max_num_batched_tokens", _text),
     "gpu-memory-utilization": ("gpu_memory_utilization", float),
+    "device-memory-utilization": ("gpu_memory_utilization", float),
     "kv-cache-memory-bytes": ("kv_cache_memory", _text),
     "kv-cache-memory": ("kv_cache_memory", _text),
     "kv-cache-dtype": ("kv_dtype", _text),
@@ -105,12 +107,16 @@ LLAMA_CPP: Mapping[str, tuple[str, Reader]] = {
     "np": ("parallel", _text),
     "parallel": ("parallel", _text),
 }
+# Flags that releases turn on by themselves.
+_ON_BY_DEFAULT: Mapping[str, tuple[str, ...]] = {"vllm": ("enable-chunked-prefill", "enable-prefix-caching")}
 SPELLINGS: Mapping[str, Mapping[str, tuple[str, Reader]]] = {
     "vllm": VLLM,
     "sglang": SGLANG,
     "tensorrt-llm": TENSORRT_LLM,
     "llama.cpp": LLAMA_CPP,
 }
+# vLLM's ways to say: the longest that the cache holds.
+_FITTED_LENGTHS = ("auto", "-1")
 # llama.cpp's short names for options that its engine knows by their long ones.
 LLAMA_CPP_SHORT: Mapping[str, str] = {
     "ctk": "cache_type_k",
@@ -120,6 +126,28 @@ LLAMA_CPP_SHORT: Mapping[str, str] = {
     "kvu": "kv_unified",
     "nkvo": "no_kv_offload",
 }
+
+
+def takes_false(engine: str, name: str, release: Release) -> bool:
+    """Whether a line `name: false` of an engine's config file turns a flag off; else it is as if it were not there.
+
+    vLLM's parser made an option of every line: a flag that is false was left out until 0.27, from 0.28 on it becomes
+    `--no-name`, which only names written with dashes have. Before 0.8.5 chunked prefill took its value as a word.
+    Source: FlexibleArgumentParser.load_config_file (vllm/utils/argparse_utils.py), 0.6.4 to 0.33.
+    """
+    dashed = name.replace("_", "-")
+    if engine != "vllm" or SPELLINGS[engine].get(dashed.removeprefix("no-"), ("", None))[1] is not _flag:
+        return True
+    if dashed.startswith("no-"):
+        return False
+    if dashed == "enable-chunked-prefill" and release < (0, 8, 5):
+        return True
+    return release >= (0, 28, 0) and name == dashed
+
+
+def is_off_unless_given(engine: str, name: str) -> bool:
+    """Whether a flag that a file leaves out is off, whatever the release."""
+    return name.replace("_", "-") not in _ON_BY_DEFAULT.get(engine, ())
 
 
 def read_options(engine: str, pairs: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -138,6 +166,9 @@ def read_options(engine: str, pairs: Mapping[str, Any], origin: str) -> tuple[di
                 target, reader = spelling[dashed]
                 if engine == "llama.cpp" and target == "context" and str(value) == "0":
                     continue  # llama.cpp's way to say the model's own
+                if engine == "vllm" and target == "context" and str(value).strip().lower() in _FITTED_LENGTHS:
+                    own["max_model_len"] = "auto"
+                    continue
                 common[target] = reader(value)
             elif positive in spelling and spelling[positive][1] is _flag:
                 common[spelling[positive][0]] = not _flag(value)

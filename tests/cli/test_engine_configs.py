@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memplan_process import memplan
@@ -23,7 +24,7 @@ def test_a_vllm_yaml_gives_its_options(tmp_path: Path) -> None:
         tmp_path,
         "serve.yaml",
         "model: meta-llama/Llama-3.3-70B-Instruct\ntensor-parallel-size: 4\nmax_model_len: 32k\n"
-        "gpu-memory-utilization: 0.85\nenforce-eager: true\nenable_prefix_caching: false\ncpu-offload-gb: 2\n"
+        "gpu-memory-utilization: 0.85\nenforce-eager: true\nenable-prefix-caching: false\ncpu-offload-gb: 2\n"
         "limit-mm-per-prompt: {image: 2, video: {count: 1}}\nport: 8000\n",
     )
     found, _ = read_engine_config(path, None)
@@ -120,3 +121,77 @@ def test_a_config_is_budgeted_as_it_is(tmp_path: Path) -> None:
     assert content["settings"]["max_num_seqs"] == 32
     assert content["settings"]["max_model_len"] == 8192
     assert "read as a config of vllm" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "line", "expected"),
+    [
+        # Source: FlexibleArgumentParser.load_config_file: `--no-` forms from 0.28 on, under names with dashes alone.
+        ("0.33.0", "enable-prefix-caching: false", False),
+        ("0.33.0", "enable_prefix_caching: false", None),
+        ("0.33.0", "no-enable-prefix-caching: true", False),
+        ("0.33.0", "no-enable-prefix-caching: false", None),
+        ("0.27.1", "enable-prefix-caching: false", None),
+        ("0.27.1", "no-enable-prefix-caching: true", False),
+        ("0.27.1", "enable_prefix_caching: true", True),
+    ],
+)
+def test_a_flag_that_is_false_counts_where_vllm_reads_it(
+    tmp_path: Path, release: str, line: str, expected: bool | None
+) -> None:
+    path = written(tmp_path, "a.yaml", f"model: a/b\n{line}\n")
+    found, notes = read_engine_config(path, f"vllm@{release}")
+    assert found.get("prefix_caching") is expected
+    unread = expected is None and not line.startswith("no-")
+    assert any("as if it were not there" in note for note in notes) is unread
+
+
+def test_chunked_prefill_took_a_word_before_0_8_5(tmp_path: Path) -> None:
+    """Source: StoreBoolean of --enable-chunked-prefill in vllm/engine/arg_utils.py."""
+    path = written(tmp_path, "a.yaml", "enable-chunked-prefill: false\n")
+    assert read_engine_config(path, "vllm@0.8.4")[0]["chunked_prefill"] is False
+    assert "chunked_prefill" not in read_engine_config(path, "vllm@0.8.5")[0]
+
+
+@pytest.mark.parametrize("value", ["auto", "-1", "AUTO"])
+def test_a_length_that_follows_the_cache_is_answered_with_what_fits(tmp_path: Path, value: str) -> None:
+    path = written(tmp_path, "a.yaml", f"model: Qwen/Qwen3-8B\nmax-model-len: {value}\n")
+    found = estimate_json(tmp_path, "--config", str(path), "--gpu", "rtx-4090")
+    longest = found["kv_cache"]["max_context_tokens"]
+    assert found["settings"]["max_model_len"] == longest < 40960
+    assert found["verdict"] == "fits"
+    assert f"max-model-len auto: {longest:,} tokens, what fits" in found["warnings"]
+    longer = estimate_json(tmp_path, "--config", str(path), "--gpu", "h100")
+    assert longer["settings"]["max_model_len"] == 40960
+    given = estimate_json(tmp_path, "--config", str(path), "--gpu", "rtx-4090", "--context", "4096")
+    assert given["settings"]["max_model_len"] == 4096
+
+
+def test_a_release_that_does_not_fit_the_length_refuses_auto(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.yaml", "model: Qwen/Qwen3-8B\nmax-model-len: auto\n")
+    done = memplan("estimate", "--config", str(path), "--gpu", "l4", "--engine", "vllm@0.13.0", home=tmp_path)
+    assert done.returncode == 2
+    assert "vLLM 0.13.0 does not know max-model-len auto" in done.stderr
+
+
+def test_vllm_names_set_by_hand_are_options_like_any_other(tmp_path: Path) -> None:
+    found = estimate_json(tmp_path, "qwen3-8b", "--gpu", "l4", "--set", "max_num_seqs=3", "--set", "max-model-len=2k")
+    assert (found["settings"]["max_num_seqs"], found["settings"]["max_model_len"]) == (3, 2000)
+
+
+def test_a_slip_in_a_vllm_name_is_refused_and_other_names_are_listed(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.yaml", "model: Qwen/Qwen3-8B\nmax-num-seq: 3\n")
+    for arguments in (("--config", str(path)), ("qwen3-8b", "--set", "max_num_seq=3")):
+        done = memplan("estimate", *arguments, "--gpu", "l4", home=tmp_path)
+        assert done.returncode == 2
+        assert "unknown vLLM option: `max_num_seq`" in done.stderr
+        assert "did you mean max_num_seqs?" in done.stderr
+    path = written(tmp_path, "b.yaml", "model: Qwen/Qwen3-8B\nport: 1\nmax-cpu-loras: 4\nmiddleware: [a, b]\n")
+    found = estimate_json(tmp_path, "--config", str(path), "--gpu", "l4", "--context", "2048")
+    assert "options that the estimate does not depend on: max_cpu_loras, middleware, port" in found["warnings"]
+
+
+def estimate_json(home: Path, *arguments: str) -> dict[str, Any]:
+    done = memplan("estimate", *arguments, "--json", home=home)
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content

@@ -18,6 +18,7 @@ from memplan.engines.notes import input_notes
 from memplan.engines.vllm.fitted import Fitted
 from memplan.engines.vllm.intervals import Intervals, Width, intervals_of
 from memplan.engines.vllm.kv_groups import CacheGroups
+from memplan.engines.vllm.length import held_back_blocks
 from memplan.engines.vllm.rank import RankPlan
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.units import GIB, format_gib
@@ -35,6 +36,7 @@ def budget_of(
     rules: Rules,
     fitted: Fitted,
     plan: RankPlan,
+    unused: tuple[str, ...],
 ) -> MemoryBudget:
     """Return the whole budget of the tightest rank."""
     widths = intervals_of(spec, gpu, asked, settings, rules.release, fitted, plan)
@@ -59,7 +61,7 @@ def budget_of(
         verdict=worst_verdict(gates),
         shortfall_bytes=max(0, -worst.margin_bytes),
         reasons=tuple(gate.reason for gate in gates if gate.verdict != "fits"),
-        warnings=_warnings(spec, rules, gpu),
+        warnings=_warnings(spec, rules, gpu, settings, unused),
         extra={"kv_available_bytes": plan.kv_bytes, "cuda_graph_estimate_bytes": plan.graphs.estimate_bytes},
     )
 
@@ -203,7 +205,7 @@ def _capacity(
     per_request = groups.blocks_of(asked.kept_tokens(settings.context_tokens))
     per_line = groups.printed_blocks_of(asked.kept_tokens(settings.context_tokens))
     per_replica = -(-concurrency // settings.layout.data)
-    held_back = _held_back(settings, rules)
+    held_back = held_back_blocks(settings, rules)
     needed_blocks = per_request * per_replica + held_back
     low, high = (
         _printed_tokens(groups, max(0, plan.kv_bytes + shift) // groups.block_bytes, settings, rules)
@@ -223,11 +225,6 @@ def _capacity(
         low_tokens=low,
         high_tokens=high,
     )
-
-
-def _held_back(settings: VllmSettings, rules: Rules) -> int:
-    """V1 keeps one null block out of use, which not every release thinks of when it starts."""
-    return 1 if settings.generation == "v1" and rules["reserves_null_block"] else 0
 
 
 def _printed_tokens(groups: CacheGroups, blocks: int, settings: VllmSettings, rules: Rules) -> int:
@@ -266,7 +263,9 @@ def _gates(
             )
         )
     counted = settings.kv_cache_memory_bytes is None and _counts_others(settings, rules)
-    gates.append(_cache_gate(plan, widths.sum_bytes, capacity, gpu.memory_bytes - free if counted else 0))
+    # A length that follows the cache never misses it.
+    needed = 0 if settings.fitted_length and asked.workload.concurrency == 1 else capacity.needed_bytes
+    gates.append(_cache_gate(plan, widths.sum_bytes, needed, gpu.memory_bytes - free if counted else 0))
     return [*gates, *_slack_gates(gpu, settings, plan, widths, free)]
 
 
@@ -308,7 +307,7 @@ def _reduces_by_nccl(gpu: GpuSpec, settings: VllmSettings) -> bool:
     return settings.generation == "v0" and gpu.vendor == "nvidia" and settings.layout.tensor > 2 and not has_link
 
 
-def _cache_gate(plan: RankPlan, spread: int, capacity: KvCapacity, others: int) -> Gate:
+def _cache_gate(plan: RankPlan, spread: int, needed_bytes: int, others: int) -> Gate:
     """The cache must hold the asked requests; `others` is memory of other processes that the release counts as its
     own.
     """
@@ -316,8 +315,8 @@ def _cache_gate(plan: RankPlan, spread: int, capacity: KvCapacity, others: int) 
     if available <= 0:
         reason = f"{format_gib(-available)} are missing before any KV cache"
     else:
-        reason = f"the KV cache gets {format_gib(available)}, the requests need {format_gib(capacity.needed_bytes)}"
-    return Gate(margin_bytes=available - capacity.needed_bytes, spread_bytes=spread, reason=reason)
+        reason = f"the KV cache gets {format_gib(available)}, the requests need {format_gib(needed_bytes)}"
+    return Gate(margin_bytes=available - needed_bytes, spread_bytes=spread, reason=reason)
 
 
 def _checks_free_memory(settings: VllmSettings, rules: Rules) -> bool:
@@ -331,8 +330,15 @@ def _counts_others(settings: VllmSettings, rules: Rules) -> bool:
     return accounting in ("device", "allocated")
 
 
-def _warnings(spec: ModelSpec, rules: Rules, gpu: GpuSpec) -> tuple[str, ...]:
+def _warnings(
+    spec: ModelSpec, rules: Rules, gpu: GpuSpec, settings: VllmSettings, unused: tuple[str, ...]
+) -> tuple[str, ...]:
     warnings = list(input_notes(spec, gpu))
     if not rules.is_known:
         warnings.append(f"vLLM {rules.version} is outside the known releases; the nearest rules are used")
+    if settings.fitted_length:
+        whole = "all that the model can do" if settings.context_tokens >= spec.max_context_tokens else "what fits"
+        warnings.append(f"max-model-len auto: {settings.context_tokens:,} tokens, {whole}")
+    if unused:
+        warnings.append(f"options that the estimate does not depend on: {', '.join(unused)}")
     return tuple(warnings)

@@ -15,7 +15,9 @@ from memplan.domain.serving import ServingSettings
 from memplan.engines.hardware import check_hardware
 from memplan.engines.vllm.answer import budget_of
 from memplan.engines.vllm.fitted import load_fitted
+from memplan.engines.vllm.length import with_fitted_length
 from memplan.engines.vllm.loading import as_loaded
+from memplan.engines.vllm.options import check_options, fits_length, unused_options
 from memplan.engines.vllm.rank import plan_rank
 from memplan.engines.vllm.settings import resolve
 from memplan.records import replace
@@ -30,6 +32,8 @@ class Vllm:
         """Return the budget of `spec` on `gpu`. Raises: UsageError for settings or a device that it refuses."""
         check_hardware(self.name, gpu)
         rules, fitted = load_rules("vllm", version), load_fitted()
+        check_options(settings, gpu, rules)
+        unused = unused_options(settings)
         check_divides(spec, settings.layout)
         loaded = as_loaded(text_only(spec) if settings.language_model_only else spec, rules, gpu, settings.layout)
         resolved = resolve(loaded, gpu, settings, rules)
@@ -38,7 +42,9 @@ class Vllm:
             for stage in range(settings.layout.pipeline)
         ]
         tightest = min(plans, key=lambda plan: (plan.blocks if plan.groups else 1 << 62, plan.kv_bytes))
-        budget = budget_of(loaded, gpu, settings, resolved, rules, fitted, tightest)
+        if fits_length(settings):
+            resolved = with_fitted_length(settings, resolved, rules, plans)
+        budget = budget_of(loaded, gpu, settings, resolved, rules, fitted, tightest, unused)
         return replace(budget, parameters=spec.parameters, active_parameters=spec.active_parameters)
 
 

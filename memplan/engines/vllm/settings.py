@@ -30,7 +30,7 @@ class VllmSettings:
     """What a vLLM start-up works with. `batched_tokens` are the tokens of one step, which is what it profiles.
 
     `hybrid_groups` is false where windows are kept like full attention, `latent_expanded` true for a model whose latent
-    attention vLLM runs on expanded keys and values.
+    attention vLLM runs on expanded keys and values, `fitted_length` where the context is as long as the cache holds.
     """
 
     version: str
@@ -54,6 +54,7 @@ class VllmSettings:
     speculative_tokens: int = 0
     hybrid_groups: bool = True
     latent_expanded: bool = False
+    fitted_length: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """The settings under vLLM's option names, for a budget to show."""
