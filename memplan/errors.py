@@ -1,6 +1,7 @@
 """Every error that memplan raises on purpose, with the exit code it ends in.
 
     MemplanError                70  never raised itself
+    ├── DoesNotFit               1  answered: it does not fit
     ├── UsageError               2  a bad option, value, unit or file
     │   └── CorruptFile          2  a model file that is damaged or lies about itself
     ├── SourceError              3  a model source that cannot be read
@@ -27,6 +28,12 @@ class MemplanError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint or self.usual_hint
+
+
+class DoesNotFit(MemplanError):
+    """The question was answered, and the answer is that it does not fit."""
+
+    exit_code = 1
 
 
 class UsageError(MemplanError):

@@ -23,6 +23,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "memplan.cli.estimate:estimate_command",
         "What a model uses on a GPU, what fits, what would make it fit.",
     ),
+    "emit-config": (
+        "memplan.cli.emit_config:emit_config_command",
+        "Write the config that runs a model as estimated, with a reason for every value.",
+    ),
+    "plan": ("memplan.cli.plan:plan_command", "The best way to serve a model, found by search, and what it costs."),
     "models": ("memplan.cli.models:models_command", "List, search and show the models that memplan knows by name."),
     "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
 }

@@ -97,6 +97,19 @@ LLAMA_CPP_OPTIONS = (
     Option(name="parallel", flags=("--parallel",), help="llama.cpp: slots (-np)."),
 )
 
+PLAN_OPTIONS = (
+    Option(name="goal", help="cost, throughput, latency, long-context, multi-tenant or single-gpu."),
+    Option(name="budget", help="US dollars an hour at most, such as 10/h."),
+    Option(name="prompt_tokens", help="Tokens of a prompt."),
+    Option(name="output_tokens", help="Tokens of an answer."),
+    Option(name="request_rate", kind=float, help="Requests a second to keep up with, in place of --concurrency."),
+    Option(name="shared_prefix", help="Tokens that all prompts begin with."),
+    Option(name="max_ttft", help="Longest wait for the first token, such as 500ms."),
+    Option(name="max_tpot", help="Longest wait for each further token, such as 50ms."),
+    Option(name="max_perplexity_increase", help="Largest rise of perplexity, such as 2%."),
+    Option(name="precision", help="Widths of weights that are allowed, such as 16,8."),
+)
+
 OUTPUT_OPTIONS = (
     Option(name="json", kind=bool, flags=("--json",), help="One JSON object.", is_workload=False),
     Option(name="output", kind=Path, flags=("--output", "-o"), help="Write to a file.", is_workload=False),
@@ -111,9 +124,14 @@ REPORT_OPTIONS = (
     Option(name="fail_on", help="tight: exit 1 when it is tight, too. never: always exit 0.", is_workload=False),
 )
 
+EMIT_OPTIONS = (
+    Option(name="format", flags=("--format", "-f"), help="What to write; list shows them all.", is_workload=False),
+    Option(name="strict", kind=bool, flags=("--strict",), help="Refuse what does not fit.", is_workload=False),
+)
+
 WORKLOAD: Mapping[str, Option] = {
     option.name: option
-    for option in (MODEL, *SOURCE_OPTIONS, *DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS)
+    for option in (MODEL, *SOURCE_OPTIONS, *DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS, *PLAN_OPTIONS)
     if option.is_workload
 }
 

@@ -33,11 +33,12 @@ class EmitSubject:
     """One serving setup to write down.
 
     `model_reference` is what the engine loads (a hub id or an absolute path), `spec_name` the model that it is.
-    `settings` holds what was asked for, None where the engine's default was taken; `budget.settings` has every value
-    with its default filled in. `quantization` is what the engine must be told to quantize while it loads, None when
-    the checkpoint says it itself. `version` is the engine's release that the budget was computed for, `checked_for`
-    says the same for a person. `command` makes the same emission again, in any directory. `changes` say how the setup
-    differs from what was asked, because that does not fit.
+    `draft_reference` is the model that drafts (`mtp`: the model's own layers). `settings` holds what was asked for,
+    None where the engine's default was taken; `budget.settings` has every value with its default filled in. `quantization`
+    is what the engine must be told to quantize while it loads, None when the checkpoint says it itself. `version` is
+    the engine's release that the budget was computed for, `checked_for` says the same for a person. `command` makes the
+    same emission again, in any directory. `changes` say how the setup differs from what was asked, because that does
+    not fit.
     """
 
     spec_name: str
@@ -52,4 +53,5 @@ class EmitSubject:
     command: str
     checked_for: str
     revision: str | None = None
+    draft_reference: str | None = None
     changes: tuple[str, ...] = ()

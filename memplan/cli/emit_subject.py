@@ -1,0 +1,58 @@
+"""From an answered setup to what an emitter writes down."""
+
+from __future__ import annotations
+
+from memplan.cli.checkpoints import model_reference, online_quantization
+from memplan.cli.command_line import command_line
+from memplan.cli.setup import Setup
+from memplan.domain.budget import MemoryBudget
+from memplan.domain.emission import EmitSubject
+from memplan.domain.serving import ParallelLayout
+from memplan.records import replace
+
+_TITLES = {"vllm": "vLLM", "sglang": "SGLang", "tensorrt-llm": "TensorRT-LLM"}
+
+
+def subject_of(setup: Setup, format_name: str) -> EmitSubject:
+    """Return what an emitter of `format_name` writes down for a setup."""
+    question, budget, given = setup.question, setup.budget, setup.asked.given
+    scheme = question.settings.quant
+    draft = given.get("draft_model")
+    return EmitSubject(
+        spec_name=question.base_spec.name,
+        model_reference=model_reference(given["model"], question.base_spec),
+        spec=question.spec,
+        gpu=question.gpu,
+        budget=budget,
+        settings=replace(question.settings, layout=_layout(question.settings.layout, budget)),
+        engine=question.engine,
+        version=budget.engine_version,
+        quantization=online_quantization(question.engine, scheme) if scheme else None,
+        command=command_line("emit-config", given, format=format_name),
+        checked_for=f"{_TITLES.get(question.engine, question.engine)} {budget.engine_version}",
+        revision=given.get("revision"),
+        draft_reference=_draft_reference(setup) if draft else None,
+        changes=setup.changes,
+    )
+
+
+def _draft_reference(setup: Setup) -> str | None:
+    draft, named = setup.question.settings.draft, setup.asked.given["draft_model"]
+    if draft is None:
+        return None
+    return "mtp" if str(named).lower() == "mtp" else model_reference(named, draft)
+
+
+def _layout(asked: ParallelLayout, budget: MemoryBudget) -> ParallelLayout:
+    """The layout that the budget was made for: a number of GPUs may have been spread by memplan."""
+    found = {
+        name: budget.settings.get(f"{name}_parallel_size", budget.settings.get(short))
+        for name, short in (("tensor", "tp_size"), ("pipeline", "pp_size"), ("data", "dp_size"))
+    }
+    sizes = {name: size for name, size in found.items() if isinstance(size, int)}
+    return ParallelLayout(
+        tensor=sizes.get("tensor", asked.tensor),
+        pipeline=sizes.get("pipeline", asked.pipeline),
+        data=sizes.get("data", asked.data),
+        expert=asked.expert,
+    )

@@ -1,0 +1,137 @@
+"""What is written when the asked setup does not fit: the cheapest one near it that does, and what was changed.
+
+In this order: less slack (utilization, batch sizes); a shorter limit, when no length was asked for; a published
+quantized checkpoint, at full length or, when no length was asked for, a shorter one; more GPUs of the kind. Every
+candidate is a set of options to change, asked and answered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from memplan.cli.checkpoints import published, runs_natively
+from memplan.cli.options import WORKLOAD, Given
+from memplan.cli.questions import ask
+from memplan.cli.serving_options import split_count
+from memplan.cli.setup import Setup
+from memplan.domain.budget import MemoryBudget
+from memplan.engines.registry import load_engine
+from memplan.engines.remedies import ranked_remedies
+from memplan.errors import MemplanError
+from memplan.pipeline import Question, answer
+from memplan.records import replace
+from memplan.units import format_gib
+
+_LEAST_CONTEXT = 8192
+_STEP_TOKENS = 1024
+_FACTORS = (2, 4, 8, 16)
+# Changes that cost no quality, no length and no hardware.
+_SLACK = ("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens")
+
+
+def mend(setup: Setup) -> Setup | None:
+    """Return the cheapest setup near this one that fits; None when none does."""
+    for changed, words in _candidates(setup):
+        found = _try(setup, changed, words)
+        if found is not None:
+            return found
+    return None
+
+
+def _try(setup: Setup, changed: Mapping[str, Any], words: tuple[str, ...]) -> Setup | None:
+    """The setup with options changed, if it can be and fits."""
+    try:
+        asked = ask(with_changes(setup.asked.given, changed))
+        question = replace(asked.questions()[0], with_remedies=False)
+        budget = answer(question)
+    except MemplanError:
+        return None
+    if budget.verdict != "fits":
+        return None
+    return Setup(asked=asked, question=question, budget=budget, changes=words)
+
+
+def with_changes(given: Given, changed: Mapping[str, Any]) -> Given:
+    """Options with some changed, and those that are changed to None left out."""
+    return {name: value for name, value in {**given, **changed}.items() if value is not None}
+
+
+def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    yield from _slack(setup)
+    yield from _shorter(setup, {}, ())
+    if setup.question.settings.quant is None:
+        for scheme, hub_id in published(setup.question.base_spec):
+            if not runs_natively(scheme, setup.question.gpu):
+                continue
+            changed = {"model": hub_id, "revision": None, "quant": None}
+            words = (f"the weights are {hub_id}, a published {scheme} checkpoint, because {_missing(setup.budget)}",)
+            yield changed, words
+            yield from _shorter(setup, changed, words)
+    yield from _more_gpus(setup)
+
+
+def _missing(budget: MemoryBudget) -> str:
+    where = f"{budget.num_gpus} x {budget.gpu_name}"
+    return f"{budget.model_name} as asked is {format_gib(budget.shortfall_bytes)} short on each GPU of {where}"
+
+
+def _slack(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """The changes of slack that fit, as the knobs of the engine name them."""
+    question = setup.question
+    engine = load_engine(question.engine)
+    for remedy in ranked_remedies(
+        engine, question.spec, question.base_spec, question.gpu, question.settings, setup.budget
+    ):
+        flag, _, rest = remedy.change.partition(" ")
+        if flag in _SLACK and remedy.verdict == "fits":
+            value = rest.split("->")[-1].strip()
+            name = flag.removeprefix("--").replace("-", "_")
+            kind = WORKLOAD[name].kind
+            yield {name: kind(value)}, (f"{remedy.change}, because {_missing(setup.budget)}",)
+
+
+def _shorter(
+    setup: Setup, changed: Mapping[str, Any], words: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """The longest requests that have room, when no length was asked for and they are not too short to be of use."""
+    if "context" in setup.asked.given:
+        return
+    try:
+        question = ask(with_changes(setup.asked.given, changed)).questions()[0]
+    except MemplanError:
+        return
+    low, high = _LEAST_CONTEXT // _STEP_TOKENS, question.spec.max_context_tokens // _STEP_TOKENS
+    if high <= low or not _fits_at(question, low * _STEP_TOKENS):
+        return
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _fits_at(question, middle * _STEP_TOKENS) else (low, middle)
+    tokens = low * _STEP_TOKENS
+    limit = question.spec.max_context_tokens
+    reason = f"requests are limited to {tokens:,} tokens, the longest that fit, because no --context was given"
+    yield {**changed, "context": str(tokens)}, (*words, f"{reason}; the model's own limit is {limit:,}")
+
+
+def _fits_at(question: Question, tokens: int) -> bool:
+    workload = replace(question.settings.workload, context_tokens=tokens)
+    changed = replace(question, settings=replace(question.settings, workload=workload), with_remedies=False)
+    try:
+        return answer(changed).verdict == "fits"
+    except MemplanError:
+        return False
+
+
+def _more_gpus(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """More GPUs of the same kind: as many times the number asked for."""
+    given: Given = setup.asked.given
+    base, count = split_count(str(given["gpu"])) if "gpu" in given else ("", None)
+    layout = setup.question.settings.layout
+    for factor in _FACTORS:
+        changed: dict[str, Any] = {}
+        if count is not None:
+            changed["gpu"] = f"{base}x{count * factor}"
+        if count is None or layout.num_ranks > 1:
+            changed["tp"] = layout.tensor * factor
+        more = setup.budget.num_gpus * factor
+        yield changed, (f"{more} GPUs instead of {setup.budget.num_gpus}, because {_missing(setup.budget)}",)

@@ -1,0 +1,1 @@
+"""Serving setups as files: what engines, containers and monitors read. Nothing here computes memory."""
