@@ -21,8 +21,9 @@ _MAX_BYTES = 1 << 20
 _RECIPE = "recipe"  # the title and the expected answer of a file of recipes/
 
 
-def filled_in(given: Given) -> Given:
-    """Return what was given; without a MODEL, on top of memplan.yaml or of the last command in this directory.
+def filled_in(given: Given, *, forget: frozenset[str] = frozenset()) -> Given:
+    """Return what was given; without a MODEL, on top of memplan.yaml or of the last command in this directory, of
+    which the options in `forget` are left aside.
 
     Says on stderr what it took. Raises: UsageError when there is neither, or memplan.yaml is not usable.
     """
@@ -32,7 +33,9 @@ def filled_in(given: Given) -> Given:
     if project.is_file():
         remembered, where = read_project(project), PROJECT_FILE
     else:
-        remembered, where = _last(), "the last command here"
+        last = _last()
+        remembered = {name: value for name, value in last.items() if name not in forget}
+        where = "the last command here"
     subject = remembered.get("model", remembered.get("config"))
     if subject is None:
         raise UsageError("no model was named", hint="write memplan estimate llama-70b --gpu a100-80g")

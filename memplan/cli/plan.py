@@ -1,0 +1,87 @@
+"""`memplan plan`: search for the best way to serve, show it, remember it for emit-config; exit 1 when none exists."""
+
+from __future__ import annotations
+
+import typer
+
+from memplan.cli.options import (
+    DEVICE_OPTIONS,
+    OUTPUT_OPTIONS,
+    PLAN_OPTIONS,
+    REPORT_OPTIONS,
+    SERVING_OPTIONS,
+    SOURCE_OPTIONS,
+    Given,
+    accepts,
+)
+from memplan.cli.output import answer_with, check_output
+from memplan.domain.plan import PlanAnswer, ServingPlan
+from memplan.errors import UsageError
+
+_FORMATS = ("json", "markdown", "html", "quiet")
+_LEFT_OUT = frozenset({"sharing", "config", "max_num_seqs", "kv_cache_memory", "num_speculative_tokens", "draft_model"})
+_SERVING = tuple(option for option in SERVING_OPTIONS if option.name not in _LEFT_OUT)
+_DEVICES = tuple(option for option in DEVICE_OPTIONS if option.name not in _LEFT_OUT)
+_REPORT = tuple(option for option in REPORT_OPTIONS if option.name != "fail_on")
+# What a plan decides: not taken from an earlier command, only from memplan.yaml and the command line.
+_DECIDED = frozenset(
+    {
+        *("tp", "pp", "dp", "ep", "quant", "kv_dtype", "engine", "max_num_seqs", "max_num_batched_tokens"),
+        *("gpu_memory_utilization", "kv_cache_memory", "block_size"),
+    }
+)
+
+
+@accepts(*_DEVICES, *PLAN_OPTIONS, *_SERVING, *SOURCE_OPTIONS, *OUTPUT_OPTIONS, *_REPORT)
+def plan_command(given: Given) -> None:
+    """The best way to serve a model: GPUs, layout, precision, engine and batch, found by search, and what it costs."""
+    if sum(bool(given.get(name)) for name in _FORMATS) > 1:
+        raise UsageError("--json, --markdown, --html and --quiet exclude each other", hint="give one of them")
+    check_output(given)
+    from memplan.cli.plan_request import plan_request
+    from memplan.cli.state import filled_in, remember
+    from memplan.pipeline import load_model
+    from memplan.plan.search import search
+
+    asked = filled_in(given, forget=_DECIDED)
+    spec = load_model(
+        asked["model"],
+        revision=asked.get("revision"),
+        offline=asked.get("offline", False),
+        introspect=asked.get("introspect", "auto"),
+        trust_remote_code=asked.get("trust_remote_code", False),
+    )
+    answer = search(spec, plan_request(asked, spec))
+    answer_with(given, _render(given, answer))
+    if answer.winner is None:
+        raise typer.Exit(1)
+    remember({**asked, **as_options(answer.winner)})
+
+
+def as_options(plan: ServingPlan) -> dict[str, object]:
+    """A plan as the options of `memplan estimate` that give its budget again."""
+    settings = plan.settings
+    options: dict[str, object] = {
+        "gpu": plan.gpu.name,
+        "engine": f"{plan.engine}@{plan.version}",
+        "tp": plan.layout.tensor,
+        "pp": plan.layout.pipeline,
+        "dp": plan.layout.data,
+        "ep": plan.layout.expert,
+        "context": str(settings.workload.context_tokens),
+        "concurrency": str(plan.concurrency),
+        "quant": plan.scheme,
+        "kv_dtype": plan.settings.kv_dtype,
+        "max_num_seqs": str(settings.max_num_seqs) if settings.max_num_seqs else None,
+        "max_num_batched_tokens": str(settings.max_num_batched_tokens) if settings.max_num_batched_tokens else None,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _render(given: Given, answer: PlanAnswer) -> str:
+    from memplan.cli.listing import page_style
+    from memplan.report.plan_text import render_plan, render_winner
+
+    style, _ = page_style(no_color=given.get("no_color", False))
+    return render_winner(answer, style) if given.get("quiet") else render_plan(answer, style)

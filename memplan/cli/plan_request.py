@@ -1,0 +1,174 @@
+"""From a command's options to a PlanRequest: goal, traffic, limits, and the GPUs that may be taken."""
+
+from __future__ import annotations
+
+import re
+
+from memplan.cli.options import Given
+from memplan.cli.serving_options import Device, listed, parse_devices, serving_settings
+from memplan.domain.model import ModelSpec
+from memplan.domain.plan import GOALS, Goal, GpuOffer, Limits, PlanRequest, Traffic
+from memplan.domain.serving import ServingSettings
+from memplan.errors import UsageError, did_you_mean
+from memplan.units import parse_count
+
+_COUNTS = (1, 2, 4, 8)
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|)")
+_MONEY = re.compile(r"\$?\s*(\d+(?:\.\d+)?)\s*(?:/\s*h(?:our)?)?")
+_WIDTHS = frozenset({16, 8, 6, 5, 4, 3, 2})
+_LARGEST_OUTPUT = 1024
+_SERVERS = ("vllm", "sglang", "tensorrt-llm", "llama.cpp")
+
+
+def plan_request(given: Given, spec: ModelSpec) -> PlanRequest:
+    """Return what the options ask for `spec`.
+
+    Raises: UsageError for an unknown goal, GPU or engine, and for a value that does not read or cannot be kept.
+    """
+    goal = _goal(given)
+    settings = serving_settings(given)
+    layout = settings.layout
+    return PlanRequest(
+        goal=goal,
+        traffic=_traffic(given, spec, settings),
+        limits=_limits(given),
+        offers=_offers(given, goal),
+        engines=_engines(given),
+        settings=settings,
+        schemes=listed(given, "quant"),
+        kv_dtypes=tuple(None if name == "auto" else name for name in listed(given, "kv_dtype")),
+        layout=layout if layout.num_ranks > 1 else None,
+    )
+
+
+def _goal(given: Given) -> Goal:
+    asked = given.get("goal", "cost").strip().lower().replace("_", "-")
+    for goal in GOALS:
+        if asked == goal:
+            return goal
+    hint = did_you_mean(asked, list(GOALS)) or f"use one of {', '.join(GOALS)}"
+    raise UsageError(f"unknown goal: `{given['goal']}`", hint=hint)
+
+
+def _engines(given: Given) -> tuple[tuple[str, str | None], ...]:
+    from memplan.engines.registry import parse_engine
+
+    return tuple(parse_engine(name) for name in listed(given, "engine")) or tuple((name, None) for name in _SERVERS)
+
+
+def _offers(given: Given, goal: Goal) -> tuple[GpuOffer, ...]:
+    """The GPUs that were named, else every GPU that has a price."""
+    devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
+    if not devices:
+        from memplan.catalog.gpus import list_gpus
+
+        devices = tuple(Device(gpu=gpu) for gpu in list_gpus() if gpu.price)
+    return tuple(_offer(device, goal) for device in devices)
+
+
+def _offer(device: Device, goal: Goal) -> GpuOffer:
+    """Powers of two up to the number that is owned, and that number itself; up to eight where none was given."""
+    counts = _COUNTS
+    if device.count is not None:
+        counts = tuple(sorted({*(1 << power for power in range(device.count.bit_length())), device.count}))
+    if goal == "single-gpu":
+        counts = (1,)
+    return GpuOffer(gpu=device.gpu, counts=counts, is_owned=device.count is not None)
+
+
+def _traffic(given: Given, spec: ModelSpec, settings: ServingSettings) -> Traffic:
+    """The requests: a context alone is filled by a prompt and an answer of up to a quarter of it or 1,024 tokens."""
+    prompt, output = _tokens(given, "prompt_tokens"), _tokens(given, "output_tokens")
+    context = settings.workload.context_tokens
+    if context is None:
+        context = prompt + output if prompt and output else spec.max_context_tokens
+    if output is None:
+        output = max(1, min(_LARGEST_OUTPUT, context // 4, context - (prompt or 0)))
+    if prompt is None:
+        prompt = max(1, context - output)
+    if prompt + output > context:
+        raise UsageError(
+            f"a prompt of {prompt:,} and an answer of {output:,} tokens are more than --context {context:,}",
+            hint=f"raise --context to {prompt + output}, or lower --prompt-tokens or --output-tokens",
+        )
+    if context > spec.max_context_tokens:
+        raise UsageError(
+            f"--context {context:,} is more than {spec.name} takes: {spec.max_context_tokens:,}",
+            hint=f"use --context {spec.max_context_tokens} or less",
+        )
+    shared = _tokens(given, "shared_prefix") or 0
+    if shared > prompt:
+        raise UsageError(f"--shared-prefix {shared:,} is longer than the prompt: {prompt:,}", hint="lower it")
+    rate = given.get("request_rate")
+    if rate is not None and rate <= 0:
+        raise UsageError(f"--request-rate out of range: {rate}", hint="it must be above 0")
+    if rate is not None and "concurrency" in given:
+        raise UsageError(
+            "--request-rate and --concurrency exclude each other", hint="a rate decides how many run at once"
+        )
+    return Traffic(
+        context_tokens=context,
+        prompt_tokens=prompt,
+        output_tokens=output,
+        concurrency=settings.workload.concurrency if "concurrency" in given else None,
+        request_per_s=rate,
+        shared_prefix_tokens=shared,
+    )
+
+
+def _limits(given: Given) -> Limits:
+    return Limits(
+        max_ttft_s=_seconds(given, "max_ttft"),
+        max_tpot_s=_seconds(given, "max_tpot"),
+        max_perplexity_increase=_part(given.get("max_perplexity_increase")),
+        max_usd_per_hour=_dollars(given.get("budget")),
+        weight_bits=frozenset(_width(name) for name in listed(given, "precision")),
+    )
+
+
+def _tokens(given: Given, name: str) -> int | None:
+    return parse_count(given[name], what=f"--{name.replace('_', '-')}") if name in given else None
+
+
+def _seconds(given: Given, name: str) -> float | None:
+    if name not in given:
+        return None
+    flag, text = f"--{name.replace('_', '-')}", given[name]
+    match = _TIME.fullmatch(text.strip().lower())
+    if match is None or (not match[2] and float(match[1]) >= 60):
+        raise UsageError(f"not a time for {flag}: `{text}`", hint="write it as 500ms or 0.5s")
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1)
+    if seconds <= 0:
+        raise UsageError(f"{flag} out of range: `{text}`", hint="it must be above 0")
+    return seconds
+
+
+def _part(text: str | None) -> float | None:
+    """A part of the perplexity: `2%` or 0.02."""
+    if text is None:
+        return None
+    digits = text.strip().removesuffix("%").strip()
+    try:
+        number = float(digits) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 10 or (number >= 1 and "%" not in text):
+        raise UsageError(f"not a rise of perplexity: `{text}`", hint="write it as 2% or 0.02")
+    return number
+
+
+def _dollars(text: str | None) -> float | None:
+    if text is None:
+        return None
+    match = _MONEY.fullmatch(text.strip().lower())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"not a budget: `{text}`", hint="write it as 10/h, in US dollars")
+    return float(match[1])
+
+
+def _width(name: str) -> int:
+    """`16`, `bf16`, `int4`, `fp8`, `4-bit` as a number of bits."""
+    match = re.fullmatch(r"(?:bf|fp|int|q|w)?(\d{1,2})(?:-?bits?)?", name.strip().lower())
+    if match is None or int(match[1]) not in _WIDTHS:
+        raise UsageError(f"not a width of weights: `{name}`", hint="use 16, 8, 6, 5 or 4, several with commas")
+    return int(match[1])

@@ -1,0 +1,186 @@
+"""From a request to cells: every engine, GPU count, layout, scheme and cache type that no cheap check rules out.
+
+A cell leaves open how many requests run at once and how large a step is: the search fills that in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import ModelSpec
+from memplan.domain.plan import GpuOffer, Limit, PlanRequest, Quality
+from memplan.domain.serving import ParallelLayout
+from memplan.errors import MemplanError
+from memplan.plan import space
+from memplan.plan.bounds import missing_for_weights, request_bytes, weight_bytes
+from memplan.plan.ledger import Ledger
+from memplan.plan.servable import Servable, servable
+from memplan.records import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A model in one weight scheme: None for the checkpoint as it is."""
+
+    scheme: str | None
+    spec: ModelSpec
+    weights_bytes: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One combination of everything but the batch. `request_bytes` is the least that a request keeps in the cache."""
+
+    engine: str
+    version: str | None
+    gpu: GpuSpec
+    layout: ParallelLayout
+    stored: StoredModel
+    kv_dtype: str | None
+    request_bytes: float
+    quality: Quality
+    support: Servable
+    usd_per_hour: float | None
+
+    @property
+    def num_gpus(self) -> int:
+        return self.layout.num_ranks
+
+    @property
+    def region(self) -> str:
+        """The region that a rejection names: GPUs, weights and engine."""
+        return f"{gpus_text(self.gpu, self.num_gpus)}, {weights_text(self.stored)}, {self.engine}"
+
+
+def gpus_text(gpu: GpuSpec, count: int) -> str:
+    """`4 x h100`."""
+    return f"{count} x {gpu.name}"
+
+
+def weights_text(stored: StoredModel) -> str:
+    """How weights are stored, in a region's name."""
+    return stored.scheme or stored.spec.quantization or stored.spec.dtype.value
+
+
+def cells(spec: ModelSpec, request: PlanRequest, ledger: Ledger) -> Iterator[Cell]:
+    """Yield what is left after precision, quality, price, divisibility, servability and the size of the weights."""
+    models: dict[str | None, StoredModel | None] = {}
+    rises: dict[tuple[str | None, str | None], Quality] = {}
+    for engine, version in request.engines:
+        for scheme in space.schemes(spec, request, engine):
+            stored = _stored(spec, scheme, models, ledger, engine)
+            if stored is None or not _keeps_precision(stored, request, ledger, engine):
+                continue
+            for kv_dtype in space.kv_dtypes(request, engine):
+                quality = _quality(spec, stored.scheme, kv_dtype, rises)
+                limit = request.limits.max_perplexity_increase
+                if limit is not None and quality.perplexity_increase > limit:
+                    reason = f"perplexity rises by {quality.perplexity_increase:.1%}, {limit:.1%} allowed"
+                    region = f"{weights_text(stored)} weights, {kv_dtype or 'plain'} cache"
+                    ledger.rule_out("quality", region, reason, source=quality.source)
+                    continue
+                per_request = request_bytes(stored.spec, kv_dtype, request.traffic.context_tokens)
+                for offer in request.offers:
+                    yield from _on(offer, engine, version, stored, kv_dtype, per_request, quality, request, ledger)
+
+
+def _on(
+    offer: GpuOffer,
+    engine: str,
+    version: str | None,
+    stored: StoredModel,
+    kv_dtype: str | None,
+    per_request: float,
+    quality: Quality,
+    request: PlanRequest,
+    ledger: Ledger,
+) -> Iterator[Cell]:
+    """The cells of one GPU type, the smallest number of GPUs first."""
+    gpu = offer.gpu
+    for count in offer.counts:
+        price = gpu.price.low * count if gpu.price else None
+        most = request.limits.max_usd_per_hour
+        if most is not None and not offer.is_owned and (price is None or price > most):
+            reason = f"${price:,.2f} an hour" if price is not None else "no price is known"
+            ledger.rule_out("budget", f"{gpus_text(gpu, count)} and more", reason)
+            break
+        for layout in space.layouts(stored.spec, request, engine, count):
+            ledger.considered += 1
+            cell = Cell(
+                engine=engine,
+                version=version,
+                gpu=gpu,
+                layout=layout,
+                stored=stored,
+                kv_dtype=kv_dtype,
+                request_bytes=per_request,
+                quality=quality,
+                support=servable(stored.spec, stored.scheme, kv_dtype, gpu, layout, engine, version),
+                usd_per_hour=price,
+            )
+            refused = _refusal(cell, request)
+            if refused is None:
+                yield cell
+            else:
+                ledger.rule_out(refused[0], cell.region, refused[1], source=refused[2])
+
+
+def _refusal(cell: Cell, request: PlanRequest) -> tuple[Limit, str, str] | None:
+    """The first check that a cell does not pass: limit, reason and source."""
+    if not cell.support.runs:
+        return "servable", cell.support.reason, cell.support.source
+    missing = missing_for_weights(
+        cell.stored.weights_bytes, cell.gpu, cell.layout, request.settings.weight_offload_bytes
+    )
+    return ("memory", missing, "docs/memory-model.md, Weights") if missing else None
+
+
+def _stored(
+    spec: ModelSpec,
+    scheme: str | None,
+    known: dict[str | None, StoredModel | None],
+    ledger: Ledger,
+    engine: str,
+) -> StoredModel | None:
+    if scheme not in known:
+        known[scheme] = _make_stored(spec, scheme, ledger, engine)
+    return known[scheme]
+
+
+def _make_stored(spec: ModelSpec, scheme: str | None, ledger: Ledger, engine: str) -> StoredModel | None:
+    from memplan.catalog.quality import scheme_bits
+    from memplan.catalog.quant_schemes import parse_scheme
+    from memplan.introspect.quantized import quantize_spec
+
+    made = spec
+    if scheme is not None:
+        try:
+            made = quantize_spec(spec, parse_scheme(scheme))
+        except MemplanError as error:
+            ledger.rule_out("servable", f"{scheme} weights, {engine}", error.message)
+            return None
+    bits = scheme_bits(made.quantization or "none") if made.quantization else made.dtype.bits
+    return StoredModel(scheme=scheme, spec=made, weights_bytes=weight_bytes(made), bits=bits)
+
+
+def _keeps_precision(stored: StoredModel, request: PlanRequest, ledger: Ledger, engine: str) -> bool:
+    allowed = request.limits.weight_bits
+    if not allowed or stored.bits in allowed:
+        return True
+    names = ", ".join(str(bits) for bits in sorted(allowed, reverse=True))
+    ledger.rule_out(
+        "precision", f"{weights_text(stored)} weights, {engine}", f"{stored.bits}-bit weights, {names} allowed"
+    )
+    return False
+
+
+def _quality(
+    spec: ModelSpec, scheme: str | None, kv_dtype: str | None, known: dict[tuple[str | None, str | None], Quality]
+) -> Quality:
+    from memplan.catalog.quality import quality_of
+
+    if (scheme, kv_dtype) not in known:
+        known[scheme, kv_dtype] = quality_of(scheme, kv_dtype, spec.parameters)
+    return known[scheme, kv_dtype]

@@ -1,0 +1,57 @@
+"""What a goal wants: the order of plans, how many requests to run at once, and what tells two plans apart in words."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from memplan.domain.plan import Goal, PlanRequest
+from memplan.plan.pareto import Point
+
+# Goals that want the largest batch when the load is not given; the others then serve one request at a time.
+FILLS_UP: frozenset[Goal] = frozenset({"cost", "throughput", "multi-tenant"})
+# Goals for which room beyond twice the asked load still counts.
+WANTS_ROOM: frozenset[Goal] = frozenset({"long-context", "multi-tenant"})
+_ENOUGH_ROOM = 2.0
+# Rises of perplexity that a goal takes for equal: the levels of catalog/quality.py.
+_STEPS = (0.0005, 0.005, 0.02, 0.06)
+
+
+class Measured(Protocol):
+    """What a goal looks at: a draft with bounds, or a plan with its budget."""
+
+    @property
+    def cost(self) -> float: ...
+    @property
+    def output_tokens_per_s(self) -> float: ...
+    @property
+    def latency_s(self) -> float: ...
+    @property
+    def room(self) -> float: ...
+    @property
+    def rise(self) -> float: ...
+
+
+def point_of(plan: Measured, request: PlanRequest, concurrency: int) -> Point:
+    """Where a plan stands. Room counts in multiples of the load, up to twice it for goals that need no more."""
+    headroom = plan.room / max(1, concurrency)
+    if request.goal in WANTS_ROOM:
+        headroom = plan.room
+    elif headroom > _ENOUGH_ROOM:
+        headroom = _ENOUGH_ROOM
+    return Point(plan.cost, -plan.output_tokens_per_s, plan.latency_s, -round(headroom, 3), round(plan.rise, 5))
+
+
+def score(point: Point, request: PlanRequest) -> tuple[float, ...]:
+    """The order of a goal: less is better. Better on every axis never scores worse."""
+    cost, throughput, latency, headroom, quality = point.axes()
+    level = float(sum(quality >= step for step in _STEPS))
+    if request.goal == "cost":
+        paid = cost if request.demand_is_fixed else cost / max(1e-9, -throughput)
+        return paid, level, throughput, latency, headroom, quality
+    if request.goal == "throughput":
+        return throughput, cost, level, latency, headroom, quality
+    if request.goal == "latency":
+        return latency, cost, level, throughput, headroom, quality
+    if request.goal == "single-gpu":
+        return level, latency, throughput, cost, headroom, quality
+    return headroom / max(1e-9, cost), level, throughput, latency, cost, quality

@@ -1,0 +1,225 @@
+"""The search: cells become drafts with a speed, drafts become plans with a budget, best first.
+
+What is cheap decides before what is dear. A cell's speed is a formula; the engine's budget is asked only for drafts
+that no plan found so far beats on every axis, with the draft's room taken at its upper bound. So the winner and the
+front are those of the whole space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+
+from memplan.domain.budget import MemoryBudget
+from memplan.domain.model import ModelSpec
+from memplan.domain.plan import Limit, PlanAnswer, PlanRequest, ServingPlan, Speed
+from memplan.plan.bounds import most_requests
+from memplan.plan.cells import Cell, cells
+from memplan.plan.estimates import Attempt, attempts, estimate, headroom_bytes, next_attempt, room_of
+from memplan.plan.goals import FILLS_UP, point_of, score
+from memplan.plan.ledger import Ledger
+from memplan.plan.pareto import Point, front, is_dominated
+from memplan.plan.space import LADDER
+from memplan.plan.speed import speed_of
+from memplan.plan.words import loses_by, wins_by
+from memplan.records import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A cell with a batch and its speed; `room` is an upper bound until the engine was asked."""
+
+    cell: Cell
+    concurrency: int
+    speed: Speed
+    output_tokens_per_s: float
+    latency_s: float
+    room: float
+    attempt: Attempt
+
+    @property
+    def cost(self) -> float:
+        usd = self.cell.usd_per_hour
+        return usd if usd is not None else self.cell.num_gpus * self.cell.gpu.memory_bytes / 1e9
+
+    @property
+    def rise(self) -> float:
+        return self.cell.quality.perplexity_increase
+
+
+def search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
+    """Return the best plan for a request, the Pareto front behind it, and what was ruled out and why."""
+    import gc
+
+    was_on = gc.isenabled()
+    gc.disable()  # a search makes many small records and no cycles
+    try:
+        return _search(spec, request)
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
+    ledger = Ledger()
+    drafts = [draft for cell in cells(spec, request, ledger) if (draft := _first_draft(cell, request, ledger))]
+    found = _verify(drafts, request, ledger)
+    ranked = sorted(found, key=lambda pair: score(pair[1], request))
+    best = front(ranked, lambda pair: pair[1])
+    plans = [plan for plan, _ in best]
+    if plans:
+        runner_up = plans[1] if len(plans) > 1 else None
+        plans[0] = replace(plans[0], reasons=wins_by(plans[0], runner_up, request))
+    return PlanAnswer(
+        model_name=spec.name,
+        parameters=spec.parameters,
+        request=request,
+        front=tuple(plans),
+        runner_up_loses_by=loses_by(plans[1], plans[0]) if len(plans) > 1 else (),
+        rejections=ledger.rejections(),
+        considered=ledger.considered,
+        estimated=ledger.estimated,
+        binding=() if plans else ledger.binding(),
+    )
+
+
+def _verify(drafts: list[Draft], request: PlanRequest, ledger: Ledger) -> list[tuple[ServingPlan, Point]]:
+    """Ask the engines, the most promising draft first, and keep what fits."""
+    heap = [(score(_point(draft, request), request), number, draft) for number, draft in enumerate(drafts)]
+    heapify(heap)
+    found: list[tuple[ServingPlan, Point]] = []
+    points: list[Point] = []
+    number = len(heap)
+    while heap:
+        _, _, draft = heappop(heap)
+        if is_dominated(_point(draft, request), points):
+            reason = "another plan is at least as good on every axis"
+            ledger.rule_out("dominated", draft.cell.region, reason)
+            continue
+        ledger.estimated += 1
+        budget, refusal = estimate(draft.cell, draft.concurrency, draft.attempt, request)
+        if budget is not None and budget.verdict == "fits":
+            plan = _plan(draft, budget, request)
+            exact = replace(draft, room=room_of(budget, draft.concurrency))
+            points.append(_point(exact, request))
+            found.append((plan, points[-1]))
+            continue
+        again = _retry(draft, budget, request)
+        if again is None:
+            limit: Limit = "memory" if budget is not None else "shape"
+            ledger.rule_out(limit, draft.cell.region, _why(budget) if budget is not None else refusal)
+            continue
+        number += 1
+        heappush(heap, (score(_point(again, request), request), number, again))
+    return found
+
+
+def _first_draft(cell: Cell, request: PlanRequest, ledger: Ledger) -> Draft | None:
+    """The draft of a cell at the largest batch that its goal wants and its limits allow; None when there is none."""
+    room = most_requests(
+        cell.stored.weights_bytes, cell.request_bytes, cell.gpu, cell.layout, request.settings.weight_offload_bytes
+    )
+    refused: tuple[Limit, str] | None = None
+    for concurrency in _batches(cell, request):
+        if concurrency > room:
+            have = f"at most {int(room):,} requests have room beside the weights"
+            refused = refused or ("memory", f"{have}, {concurrency:,} asked for")
+            continue
+        draft = _draft(cell, concurrency, room, request)
+        if draft is None:
+            refused = ("servable", "the GPU's rates are not in the catalogue")
+            break
+        missed = _missed(draft.speed, request)
+        if missed is None:
+            return draft
+        refused = missed
+    if refused is not None:
+        ledger.rule_out(refused[0], cell.region, refused[1])
+    return None
+
+
+def _batches(cell: Cell, request: PlanRequest) -> Iterator[int]:
+    """How many requests to try at once, in the order of preference."""
+    asked = request.traffic.concurrency
+    if asked is not None:
+        return iter((asked,))
+    if request.traffic.request_per_s is not None:
+        return iter(LADDER)
+    return reversed(LADDER) if request.goal in FILLS_UP else iter((1,))
+
+
+def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> Draft | None:
+    speed = speed_of(cell, request.traffic, concurrency)
+    if speed is None:
+        return None
+    traffic = request.traffic
+    return Draft(
+        cell=cell,
+        concurrency=concurrency,
+        speed=speed,
+        output_tokens_per_s=speed.request_per_s * traffic.output_tokens,
+        latency_s=speed.ttft_s + traffic.output_tokens * speed.tpot_s,
+        room=room,
+        attempt=attempts(cell)[0],
+    )
+
+
+def _missed(speed: Speed, request: PlanRequest) -> tuple[Limit, str] | None:
+    """The first limit on speed that is not kept."""
+    limits, rate = request.limits, request.traffic.request_per_s
+    if limits.max_ttft_s is not None and speed.ttft_s > limits.max_ttft_s:
+        return "ttft", f"the first token takes {speed.ttft_s:.3g} s, {limits.max_ttft_s:.3g} s allowed"
+    if limits.max_tpot_s is not None and speed.tpot_s > limits.max_tpot_s:
+        return "tpot", f"a token takes {speed.tpot_s * 1e3:.3g} ms, {limits.max_tpot_s * 1e3:.3g} ms allowed"
+    if rate is not None and speed.request_per_s < rate:
+        return "rate", f"{speed.request_per_s:.3g} requests a second, {rate:.3g} asked for"
+    return None
+
+
+def _retry(draft: Draft, budget: MemoryBudget | None, request: PlanRequest) -> Draft | None:
+    """A draft that may fit where this one does not: smaller steps or a larger part of the GPU, else fewer requests."""
+    if budget is None:
+        return None
+    another = next_attempt(draft.cell, draft.attempt, budget)
+    if another is not None:
+        return replace(draft, attempt=another)
+    if request.demand_is_fixed or request.goal not in FILLS_UP or draft.concurrency == 1:
+        return None
+    room = room_of(budget, draft.concurrency)
+    fewer = min(int(room), draft.concurrency - max(1, draft.concurrency // 32))
+    return _draft(draft.cell, fewer, room, request) if fewer >= 1 else None
+
+
+def _why(budget: MemoryBudget) -> str:
+    if budget.reasons:
+        return budget.reasons[0]
+    return "it does not fit" if budget.verdict == "does_not_fit" else "too close to call"
+
+
+def _point(draft: Draft, request: PlanRequest) -> Point:
+    return point_of(draft, request, draft.concurrency)
+
+
+def _plan(draft: Draft, budget: MemoryBudget, request: PlanRequest) -> ServingPlan:
+    cell = draft.cell
+    usd, rate = cell.usd_per_hour, draft.output_tokens_per_s
+    return ServingPlan(
+        engine=cell.engine,
+        version=budget.engine_version,
+        gpu=cell.gpu,
+        num_gpus=cell.num_gpus,
+        layout=cell.layout,
+        scheme=cell.stored.scheme,
+        weights_scheme=budget.weights_scheme,
+        kv_dtype=cell.kv_dtype,
+        concurrency=draft.concurrency,
+        settings=draft.attempt.settings(cell, draft.concurrency, request),
+        budget=budget,
+        speed=draft.speed,
+        quality=cell.quality,
+        kernel=cell.support.kernel,
+        headroom_bytes=headroom_bytes(budget),
+        output_tokens_per_s=rate,
+        usd_per_hour=usd,
+        usd_per_million_tokens=usd / (rate * 3600) * 1e6 if usd is not None and rate > 0 else None,
+    )

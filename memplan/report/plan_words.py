@@ -1,0 +1,145 @@
+"""What a plan says, in words and cells that every format shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memplan.domain.plan import Limit, PlanAnswer, PlanRequest, Rejection, ServingPlan
+from memplan.domain.serving import ParallelLayout
+
+COLUMNS = (
+    "GPUs",
+    "engine",
+    "layout",
+    "weights",
+    "cache",
+    "at once",
+    "tok/s",
+    "first",
+    "each",
+    "$/h",
+    "$/M",
+    "left",
+    "quality",
+)
+"""The table of the front: output tokens a second, seconds to the first token, milliseconds for each further one,
+dollars an hour and for a million output tokens, memory left beside the asked requests, and the rise of perplexity.
+"""
+RIGHT = frozenset({5, 6, 7, 8, 9, 10, 11})
+LEGEND = (
+    "tok/s: output tokens a second of all requests; first, each: the wait for the first token and for each further "
+    "one; $/h from the cheapest source, $/M for a million output tokens; left: memory of the fullest GPU beside the "
+    "asked requests; quality: the published rise of perplexity."
+)
+LIMITS: dict[Limit, str] = {
+    "servable": "does not run",
+    "precision": "--precision",
+    "quality": "--max-perplexity-increase",
+    "budget": "--budget",
+    "shape": "cannot be cut so",
+    "memory": "memory",
+    "ttft": "--max-ttft",
+    "tpot": "--max-tpot",
+    "rate": "--request-rate",
+    "goal": "the goal",
+    "dominated": "beaten",
+}
+
+
+def title(answer: PlanAnswer) -> str:
+    """What was asked, on one line."""
+    traffic = answer.request.traffic
+    load = f"{traffic.concurrency:,} requests" if traffic.concurrency else "requests"
+    if traffic.request_per_s:
+        load = f"{traffic.request_per_s:g} requests a second"
+    lengths = f"{traffic.prompt_tokens:,} in and {traffic.output_tokens:,} out"
+    return f"{load} of up to {traffic.context_tokens:,} tokens, {lengths}"
+
+
+def layout(cut: ParallelLayout) -> str:
+    """`TP 4`, `TP 4 x PP 2`, `DP 8 EP`; `one GPU`."""
+    parts = [
+        f"{name} {size}" for name, size in (("TP", cut.tensor), ("PP", cut.pipeline), ("DP", cut.data)) if size > 1
+    ]
+    return " x ".join(parts) + (" EP" if cut.expert else "") or "one GPU"
+
+
+def gpus(plan: ServingPlan) -> str:
+    return f"{plan.num_gpus} x {plan.gpu.name}"
+
+
+def cache(plan: ServingPlan) -> str:
+    return plan.kv_dtype or "auto"
+
+
+def quality(plan: ServingPlan) -> str:
+    rise = plan.quality.perplexity_increase
+    return f"+{rise:.1%}" if rise >= 0.0005 else "as is"
+
+
+def row(plan: ServingPlan) -> list[str]:
+    """One plan as the cells of COLUMNS."""
+    return [
+        gpus(plan),
+        plan.engine,
+        layout(plan.layout),
+        plan.weights_scheme,
+        cache(plan),
+        f"{plan.concurrency:,}",
+        f"{plan.output_tokens_per_s:,.0f}",
+        seconds(plan.speed.ttft_s),
+        seconds(plan.speed.tpot_s),
+        f"{plan.usd_per_hour:,.2f}" if plan.usd_per_hour is not None else "-",
+        f"{plan.usd_per_million_tokens:,.2f}" if plan.usd_per_million_tokens is not None else "-",
+        f"{plan.headroom_fraction:.0%}",
+        quality(plan),
+    ]
+
+
+def seconds(value: float) -> str:
+    """A time in the unit that it reads best in."""
+    return f"{value * 1e3:,.0f} ms" if value < 1 else f"{value:,.1f} s"
+
+
+def sentence(plan: ServingPlan, request: PlanRequest) -> str:
+    """A plan in one line."""
+    price = f", ${plan.usd_per_hour:,.2f} an hour" if plan.usd_per_hour is not None else ""
+    return (
+        f"{gpus(plan)}, {plan.engine} {plan.version}, {layout(plan.layout)}, weights in {plan.weights_scheme}, "
+        f"cache in {cache(plan)}{price}"
+    )
+
+
+def promises(plan: ServingPlan) -> list[tuple[str, str]]:
+    """What the winner does, as names and values."""
+    settings = plan.settings
+    bound = plan.speed.bound
+    return [
+        (
+            "at once",
+            f"{plan.concurrency:,} requests, max-num-seqs {settings.max_num_seqs or plan.concurrency} on each replica",
+        ),
+        (
+            "speed",
+            f"first token after {seconds(plan.speed.ttft_s)}, then one every {seconds(plan.speed.tpot_s)}; "
+            f"{plan.output_tokens_per_s:,.0f} output tokens a second in all",
+        ),
+        ("bound by", f"{bound.get('prefill', '-')} in prefill, {bound.get('decode', '-')} in decode"),
+        ("left", f"{plan.headroom_fraction:.0%} of the fullest GPU beside the asked requests"),
+        (
+            "quality",
+            f"{quality(plan)} perplexity ({plan.quality.level} risk, {plan.quality.provenance}: {plan.quality.source})",
+        ),
+        *([("kernel", plan.kernel)] if plan.kernel else []),
+    ]
+
+
+def rejections(answer: PlanAnswer, most: int) -> list[tuple[str, str, str, str]]:
+    """The largest regions that were ruled out: candidates, region, limit and reason. What was beaten comes last."""
+    chosen = [entry for entry in answer.rejections if entry.limit != "dominated"][:most]
+    return [(f"{entry.candidates:,}", entry.region, LIMITS[entry.limit], entry.reason) for entry in chosen]
+
+
+def beaten(rejected: Sequence[Rejection]) -> int:
+    """How many candidates were left because another plan is at least as good on every axis."""
+    return sum(entry.candidates for entry in rejected if entry.limit == "dominated")
