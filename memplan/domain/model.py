@@ -118,7 +118,8 @@ class ModelSpec:
 
     `shared` holds the tensors outside the layers (embeddings, final norm, head); a tied head has no tensor of its own.
     `mtp` are multi-token-prediction layers: stored in the checkpoint, loaded only for speculative decoding.
-    `stored_bytes` is what the checkpoint's headers add up to, where headers were read.
+    `stored_bytes` is what the checkpoint's headers add up to, where headers were read. `quantization_traits` are the
+    properties of a quantized checkpoint that engines refuse or accept it for, beyond how matrices are stored.
     """
 
     name: str
@@ -137,6 +138,7 @@ class ModelSpec:
     tied_embeddings: bool = False
     rotary: tuple[RotaryTable, ...] = ()
     quantization: str | None = None
+    quantization_traits: tuple[str, ...] = ()
     kv_cache_scheme: str | None = None
     weights_source: Literal["headers", "config"] = "config"
     stored_bytes: int | None = None

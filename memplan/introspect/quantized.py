@@ -37,6 +37,7 @@ from memplan.introspect.quantization.plan import (
     stored,
 )
 from memplan.introspect.quantization.rules import Module
+from memplan.introspect.quantization.traits import read_traits
 from memplan.records import replace
 
 # Where a wrapper's config keeps the language model's part, which may carry the quantization of that part alone.
@@ -77,14 +78,15 @@ def apply_quantization(
         return spec
     raw = Config(chosen, path="quantization_config" if quantization_config else "hf_quant_config")
     model = Config(config) if config is not None else None
-    plan = read_plan(_method(raw), raw, model)
+    method = _method(raw)
+    plan = read_plan(method, raw, model)
     if config is not None and quantization_config and _is_language_part(config, quantization_config):
         plan = replace(plan, towers=False)
     if config is not None and spec.dtype is DType.F32 and not _names_dtype(config):
         spec = replace(
             spec, dtype=DType.BF16
         )  # gpt-oss: transformers' default for a silent config is not what is stored
-    return apply_plan(spec, plan)
+    return replace(apply_plan(spec, plan), quantization_traits=read_traits(method, raw))
 
 
 def _is_language_part(config: Mapping[str, object], quantization: Mapping[str, object]) -> bool:
@@ -156,6 +158,7 @@ def quantize_spec(spec: ModelSpec, scheme: QuantScheme, *, towers: bool | None =
         towers=tuple(replace(tower, tensors=tuple(apply(each) for each in tower.tensors)) for tower in spec.towers),
         mtp=tuple(stored(tensor, None) for tensor in spec.mtp),
         quantization=None if scheme.is_plain else scheme.name,
+        quantization_traits=(),
         kv_cache_scheme=None,
         stored_bytes=None,
     )
