@@ -23,12 +23,29 @@ class Format:
     engines: tuple[str, ...] = ()
 
 
+# What stands around a server, for every engine that is one.
+_SERVERS = ("vllm", "sglang", "tensorrt-llm", "llama.cpp")
+SURROUNDINGS: Mapping[str, Format] = {
+    name: Format(emitter=f"memplan.emit.{module}:emit", engines=_SERVERS, about=about)
+    for name, module, about in (
+        ("docker", "docker", "a script with `docker run`"),
+        ("compose", "compose", "a Compose file"),
+        ("kubernetes", "kubernetes", "a Deployment and a Service with probes, caches and shared memory"),
+        ("systemd", "systemd", "a unit for an engine installed on the machine"),
+        ("alerts", "alerts", "Prometheus alert rules on the engine's own metrics"),
+        ("grafana", "dashboard", "a Grafana dashboard"),
+        ("autoscaling", "autoscaling", "a KEDA ScaledObject, and a HorizontalPodAutoscaler"),
+        ("limits", "limits", "token caps, session budgets and admission limits for a gateway"),
+        ("load-test", "load_test", "a script that loads the server as the budget says it may be"),
+    )
+}
 FORMATS: Mapping[str, Format] = {
     "vllm": Format(
         emitter="memplan.emit.vllm_yaml:emit",
         engines=("vllm",),
         about="YAML for `vllm serve --config`, vLLM 0.8 and newer",
     ),
+    **SURROUNDINGS,
 }
 # What an engine's setup is written as when no format was named.
 DEFAULT_FORMATS: Mapping[str, str] = {"vllm": "vllm"}

@@ -108,9 +108,9 @@ def max_waiting(subject: EmitSubject) -> Sized:
 
 
 def pool_tokens(subject: EmitSubject) -> int:
-    """The tokens that the cache holds at the low end of the estimate; 0 when nothing is cached."""
-    kv = subject.budget.kv
-    return kv.low_tokens or kv.capacity_tokens or 0
+    """The tokens that the caches of all replicas hold at the low end of the estimate; 0 when nothing is cached."""
+    kv, replicas = subject.budget.kv, subject.budget.settings.get("data_parallel_size", 1)
+    return (kv.low_tokens or kv.capacity_tokens or 0) * (replicas if isinstance(replicas, int) else 1)
 
 
 def context_tokens(subject: EmitSubject) -> int:
