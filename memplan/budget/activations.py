@@ -8,6 +8,7 @@ Formula (docs/memory-model.md, "Activations"), in elements per token of the step
 
     dense MLP       2 I (gate and up) + I (their product) + h H        without a gate: 2 I + h H
     attention       queries + keys + values + output + h H
+    recurrent mixer everything projected from the hidden state + channels convolved + what is projected back + h H
     routed experts  k (max(2 I, H) + I) + shared + h H                 for at most `expert_chunk_tokens` tokens
 
 Weights that are unpacked before they are multiplied (bitsandbytes) add one projection's weights in 16 bits and its own
@@ -26,6 +27,7 @@ from memplan.domain.attention import (
     SlidingWindow,
 )
 from memplan.domain.model import Layer, Mlp, ModelSpec
+from memplan.domain.tensors import Role, ShardKind
 from memplan.records import dataclass
 from memplan.units import ceil_div
 
@@ -57,11 +59,11 @@ def forward_peak_bytes(
 def _layer_elements(layer: Layer, spec: ModelSpec, tokens: int, ranks: int, rules: ForwardRules) -> float:
     """Elements of the wider half of a layer, hidden states aside."""
     return max(
-        _attention_elements(layer, tokens, ranks), _mlp_elements(layer.mlp, spec.hidden_size, tokens, ranks, rules)
+        _mixer_elements(layer, spec.hidden_size, tokens, ranks), _mlp_elements(layer.mlp, spec.hidden_size, tokens, ranks, rules)
     )
 
 
-def _attention_elements(layer: Layer, tokens: int, ranks: int) -> float:
+def _mixer_elements(layer: Layer, hidden: int, tokens: int, ranks: int) -> float:
     width = 0.0
     query = layer.query_width / ranks
     for cache in layer.caches:
@@ -71,9 +73,32 @@ def _attention_elements(layer: Layer, tokens: int, ranks: int) -> float:
         elif isinstance(cache, LatentAttention):
             heads = cache.num_heads / ranks
             width += heads * 2 * (cache.expanded_key_width + cache.expanded_value_width)
-        elif isinstance(cache, LinearState) and cache.shard_units:
-            width += 2 * cache.state_elements / max(1, cache.shard_units) / 128 / ranks * cache.shard_units / 128
+        elif isinstance(cache, LinearState):
+            width += _recurrent_width(layer, hidden, ranks)
     return width * tokens
+
+
+def _recurrent_width(layer: Layer, hidden: int, ranks: int) -> float:
+    """Elements per token of a recurrent mixer's step: inputs and gates, the convolved channels, and its output.
+
+    Read off the layer's tensors: what is projected from the hidden state has its width, what projects back reads the
+    output. The states themselves are in the cache. Not modelled: what a scan passes from chunk to chunk.
+    """
+    width = 0.0
+    for tensor in layer.tensors:
+        if tensor.role is not Role.STATE or len(tensor.shape) < 2:
+            continue
+        kept = 1 if tensor.shard.kind is ShardKind.REPLICATED else ranks
+        if tensor.linear and tensor.shape[-2] == hidden and _projects_back(tensor.name):
+            width += tensor.shape[-1] / kept
+        elif (tensor.linear and tensor.shape[-1] == hidden) or "conv" in tensor.name:
+            width += tensor.shape[0] / kept
+    return width
+
+
+def _projects_back(name: str) -> bool:
+    module = name.rsplit(".", 2)[-2]
+    return module in ("o_proj", "out_proj", "output", "ssm_out")
 
 
 def _mlp_elements(mlp: Mlp | None, hidden: int, tokens: int, ranks: int, rules: ForwardRules) -> float:
