@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,8 +111,8 @@ def support(
         return replace(found, hint=found.hint or _instead(table, name, gpu, version))
     if own and layout.tensor > 1 and (uneven := uneven_split(spec, layout, _format(name)[0], table.get("splits", {}))):
         return _refusal(f"{name} {uneven.reason}", uneven.hint, uneven.source)
-    cache = kv_support(spec, kv_dtype, gpu, engine, version)
-    return found if cache.runs else cache
+    kept = kv_support(spec, kv_dtype, gpu, engine, version)
+    return found if kept.runs else kept
 
 
 def kv_support(spec: ModelSpec, kv_dtype: str | None, gpu: GpuSpec, engine: str, version: str | None) -> Support:
@@ -136,10 +137,12 @@ def format_names(engine: str, kind: Literal["weights", "kv"] = "weights") -> Map
     return {name: str(entry["title"]) for name, entry in _table(engine)[kind].items()}
 
 
+@cache
 def _table(engine: str) -> dict[str, Any]:
     return load_table(Path("servable") / f"{engine}.yaml")
 
 
+@cache
 def _release(engine: str, version: str | None) -> tuple[int, ...]:
     return parse_release(version or str(load_table(Path("engines") / f"{engine}.yaml")["newest"]))
 

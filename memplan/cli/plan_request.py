@@ -17,6 +17,8 @@ _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|)")
 _MONEY = re.compile(r"\$?\s*(\d+(?:\.\d+)?)\s*(?:/\s*h(?:our)?)?")
 _WIDTHS = frozenset({16, 8, 6, 5, 4, 3, 2})
 _LARGEST_OUTPUT = 1024
+# Slower than people read (about 240 words a minute): nobody waits for it. Left out for --offline-batch.
+_READING_S = 0.2
 _SERVERS = ("vllm", "sglang", "tensorrt-llm", "llama.cpp")
 
 
@@ -117,9 +119,12 @@ def _traffic(given: Given, spec: ModelSpec, settings: ServingSettings) -> Traffi
 
 
 def _limits(given: Given) -> Limits:
+    slowest = _seconds(given, "max_tpot")
+    assumed = slowest is None and not given.get("offline_batch")
     return Limits(
         max_ttft_s=_seconds(given, "max_ttft"),
-        max_tpot_s=_seconds(given, "max_tpot"),
+        max_tpot_s=_READING_S if assumed else slowest,
+        tpot_is_assumed=assumed,
         max_perplexity_increase=_part(given.get("max_perplexity_increase")),
         max_usd_per_hour=_dollars(given.get("budget")),
         weight_bits=frozenset(_width(name) for name in listed(given, "precision")),

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings
+from memplan.domain.speed import ServingSpeed
 from memplan.records import dataclass
 
 Goal = Literal["cost", "throughput", "latency", "long-context", "multi-tenant", "single-gpu"]
@@ -39,10 +40,14 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a plan must keep to; None is no limit. `weight_bits` are the widths of weights that are allowed."""
+    """What a plan must keep to; None is no limit. `weight_bits` are the widths of weights that are allowed.
+
+    `tpot_is_assumed` marks a `max_tpot_s` that nobody asked for: the pace at which people read.
+    """
 
     max_ttft_s: float | None = None
     max_tpot_s: float | None = None
+    tpot_is_assumed: bool = False
     max_perplexity_increase: float | None = None
     max_usd_per_hour: float | None = None
     weight_bits: frozenset[int] = frozenset()
@@ -92,43 +97,6 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """How fast one candidate serves the asked traffic. Rates are of all replicas together."""
-
-    ttft_s: float
-    tpot_s: float
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    request_per_s: float
-    bound: dict[str, str]
-    batch_at_ridge: float | None = None
-    lines: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def output_tokens_per_s(self) -> float:
-        """Tokens written per second over whole requests, prefill included: what a user of the service gets."""
-        return self.decode_tokens_per_s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One point of the search space, before its memory is known."""
-
-    engine: str
-    version: str | None
-    gpu: GpuSpec
-    layout: ParallelLayout
-    scheme: str | None
-    kv_dtype: str | None
-    concurrency: int
-    settings: ServingSettings
-
-    @property
-    def num_gpus(self) -> int:
-        return self.layout.num_ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPlan:
     """One way to serve, complete: everything an engine is started with, what it takes, how fast it is, what it costs.
 
@@ -147,7 +115,7 @@ class ServingPlan:
     concurrency: int
     settings: ServingSettings
     budget: MemoryBudget
-    speed: Speed
+    speed: ServingSpeed
     quality: Quality
     kernel: str
     headroom_bytes: int

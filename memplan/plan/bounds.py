@@ -5,6 +5,8 @@ All of them err to the side of letting a candidate through, so that nothing is r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from memplan.budget.kv_cache import kv_format, sequence_bytes
 from memplan.budget.storage import checkpoint_bytes
 from memplan.domain.attention import IndexerKeys
@@ -15,8 +17,15 @@ from memplan.domain.serving import ParallelLayout
 from memplan.errors import UsageError
 from memplan.units import format_gib
 
-# Towers may be left out, and a checkpoint may hold predictors that are not loaded.
-_LLAMA_CPP_CACHE = {"q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5, "iq4_nl": 4.5}
+# Bits of an element of the block types that llama.cpp caches in, scales included.
+LLAMA_CPP_CACHE_BITS: Mapping[str, float] = {
+    "q8_0": 8.5,
+    "q5_1": 6.0,
+    "q5_0": 5.5,
+    "q4_1": 5.0,
+    "q4_0": 4.5,
+    "iq4_nl": 4.5,
+}
 
 
 def weight_bytes(spec: ModelSpec) -> int:
@@ -27,8 +36,8 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 def request_bytes(spec: ModelSpec, kv_dtype: str | None, context_tokens: int) -> float:
     """The least that one request of `context_tokens` keeps in the caches of all layers."""
-    if kv_dtype in _LLAMA_CPP_CACHE:
-        return _sequence_bytes(spec, None, context_tokens) * _LLAMA_CPP_CACHE[kv_dtype] / 16
+    if kv_dtype in LLAMA_CPP_CACHE_BITS:
+        return _sequence_bytes(spec, None, context_tokens) * LLAMA_CPP_CACHE_BITS[kv_dtype] / 16
     return _sequence_bytes(spec, kv_dtype, context_tokens)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memplan.catalog.servable import Support, support
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.plan import GpuOffer, Limit, PlanRequest, Quality
@@ -15,7 +16,6 @@ from memplan.errors import MemplanError
 from memplan.plan import space
 from memplan.plan.bounds import missing_for_weights, request_bytes, weight_bytes
 from memplan.plan.ledger import Ledger
-from memplan.plan.servable import Servable, servable
 from memplan.records import dataclass
 
 
@@ -41,7 +41,7 @@ class Cell:
     kv_dtype: str | None
     request_bytes: float
     quality: Quality
-    support: Servable
+    support: Support
     usd_per_hour: float | None
 
     @property
@@ -99,6 +99,7 @@ def _on(
 ) -> Iterator[Cell]:
     """The cells of one GPU type, the smallest number of GPUs first."""
     gpu = offer.gpu
+    known: dict[tuple[int, bool], Support] = {}
     for count in offer.counts:
         price = gpu.price.low * count if gpu.price else None
         most = request.limits.max_usd_per_hour
@@ -108,6 +109,9 @@ def _on(
             break
         for layout in space.layouts(stored.spec, request, engine, count):
             ledger.considered += 1
+            cut = (layout.tensor, layout.expert)
+            if cut not in known:
+                known[cut] = support(stored.spec, stored.scheme, kv_dtype, gpu, layout, engine, version)
             cell = Cell(
                 engine=engine,
                 version=version,
@@ -117,7 +121,7 @@ def _on(
                 kv_dtype=kv_dtype,
                 request_bytes=per_request,
                 quality=quality,
-                support=servable(stored.spec, stored.scheme, kv_dtype, gpu, layout, engine, version),
+                support=known[cut],
                 usd_per_hour=price,
             )
             refused = _refusal(cell, request)
@@ -131,6 +135,11 @@ def _refusal(cell: Cell, request: PlanRequest) -> tuple[Limit, str, str] | None:
     """The first check that a cell does not pass: limit, reason and source."""
     if not cell.support.runs:
         return "servable", cell.support.reason, cell.support.source
+    if cell.support.speed == "slow" and cell.stored.scheme is not None and cell.stored.scheme not in request.schemes:
+        reason = (
+            f"it runs, well behind 16 bit: {cell.support.kernel}; --quant {cell.stored.scheme} takes it all the same"
+        )
+        return "servable", reason, cell.support.source
     missing = missing_for_weights(
         cell.stored.weights_bytes, cell.gpu, cell.layout, request.settings.weight_offload_bytes
     )

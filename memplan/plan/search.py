@@ -12,13 +12,15 @@ from heapq import heapify, heappop, heappush
 
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.model import ModelSpec
-from memplan.domain.plan import Limit, PlanAnswer, PlanRequest, ServingPlan, Speed
+from memplan.domain.plan import Limit, PlanAnswer, PlanRequest, ServingPlan
+from memplan.domain.speed import ServingSpeed
 from memplan.plan.bounds import most_requests
 from memplan.plan.cells import Cell, cells
 from memplan.plan.estimates import Attempt, attempts, estimate, headroom_bytes, next_attempt, room_of
 from memplan.plan.goals import FILLS_UP, point_of, score
 from memplan.plan.ledger import Ledger
-from memplan.plan.pareto import Point, front, is_dominated
+from memplan.plan.nearest import nearest_plans
+from memplan.plan.pareto import TOLERANCE, Point, front, is_dominated
 from memplan.plan.space import LADDER
 from memplan.plan.speed import speed_of
 from memplan.plan.words import loses_by, wins_by
@@ -31,7 +33,7 @@ class Draft:
 
     cell: Cell
     concurrency: int
-    speed: Speed
+    speed: ServingSpeed
     output_tokens_per_s: float
     latency_s: float
     room: float
@@ -48,13 +50,18 @@ class Draft:
 
 
 def search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
-    """Return the best plan for a request, the Pareto front behind it, and what was ruled out and why."""
+    """Return the best plan for a request, the Pareto front behind it, and what was ruled out and why; without a plan,
+    the nearest ones that exist.
+    """
     import gc
 
     was_on = gc.isenabled()
     gc.disable()  # a search makes many small records and no cycles
     try:
-        return _search(spec, request)
+        answer = _search(spec, request)
+        if answer.front:
+            return answer
+        return replace(answer, nearest=nearest_plans(request, lambda other: _first(spec, other)))
     finally:
         if was_on:
             gc.enable()
@@ -65,7 +72,7 @@ def _search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
     drafts = [draft for cell in cells(spec, request, ledger) if (draft := _first_draft(cell, request, ledger))]
     found = _verify(drafts, request, ledger)
     ranked = sorted(found, key=lambda pair: score(pair[1], request))
-    best = front(ranked, lambda pair: pair[1])
+    best = front(ranked, lambda pair: pair[1], TOLERANCE)
     plans = [plan for plan, _ in best]
     if plans:
         runner_up = plans[1] if len(plans) > 1 else None
@@ -83,16 +90,28 @@ def _search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
     )
 
 
-def _verify(drafts: list[Draft], request: PlanRequest, ledger: Ledger) -> list[tuple[ServingPlan, Point]]:
-    """Ask the engines, the most promising draft first, and keep what fits."""
+def _first(spec: ModelSpec, request: PlanRequest) -> ServingPlan | None:
+    """The first plan that fits, in the order of the goal."""
+    ledger = Ledger()
+    drafts = [draft for cell in cells(spec, request, ledger) if (draft := _first_draft(cell, request, ledger))]
+    return next((plan for plan, _ in _verify(drafts, request, ledger, most=1)), None)
+
+
+def _verify(
+    drafts: list[Draft], request: PlanRequest, ledger: Ledger, most: int | None = None
+) -> list[tuple[ServingPlan, Point]]:
+    """Ask the engines, the most promising draft first, and keep what fits; stop at `most` plans.
+
+    A draft is left for being nearly as good as a plan only when it cannot become the winner.
+    """
     heap = [(score(_point(draft, request), request), number, draft) for number, draft in enumerate(drafts)]
     heapify(heap)
     found: list[tuple[ServingPlan, Point]] = []
     points: list[Point] = []
-    number = len(heap)
-    while heap:
-        _, _, draft = heappop(heap)
-        if is_dominated(_point(draft, request), points):
+    number, best = len(heap), None
+    while heap and (most is None or len(found) < most):
+        hoped, _, draft = heappop(heap)
+        if best is not None and hoped >= best and is_dominated(_point(draft, request), points, TOLERANCE):
             reason = "another plan is at least as good on every axis"
             ledger.rule_out("dominated", draft.cell.region, reason)
             continue
@@ -103,6 +122,8 @@ def _verify(drafts: list[Draft], request: PlanRequest, ledger: Ledger) -> list[t
             exact = replace(draft, room=room_of(budget, draft.concurrency))
             points.append(_point(exact, request))
             found.append((plan, points[-1]))
+            reached = score(points[-1], request)
+            best = reached if best is None else min(best, reached)
             continue
         again = _retry(draft, budget, request)
         if again is None:
@@ -127,7 +148,7 @@ def _first_draft(cell: Cell, request: PlanRequest, ledger: Ledger) -> Draft | No
             continue
         draft = _draft(cell, concurrency, room, request)
         if draft is None:
-            refused = ("servable", "the GPU's rates are not in the catalogue")
+            refused = ("servable", "the bandwidth of the GPU is not known")
             break
         missed = _missed(draft.speed, request)
         if missed is None:
@@ -149,7 +170,7 @@ def _batches(cell: Cell, request: PlanRequest) -> Iterator[int]:
 
 
 def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> Draft | None:
-    speed = speed_of(cell, request.traffic, concurrency)
+    speed = speed_of(cell, request.traffic, concurrency, request.settings.weight_offload_bytes)
     if speed is None:
         return None
     traffic = request.traffic
@@ -157,14 +178,14 @@ def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> D
         cell=cell,
         concurrency=concurrency,
         speed=speed,
-        output_tokens_per_s=speed.request_per_s * traffic.output_tokens,
-        latency_s=speed.ttft_s + traffic.output_tokens * speed.tpot_s,
+        output_tokens_per_s=speed.decode_tokens_per_s,
+        latency_s=speed.ttft_s + (traffic.output_tokens - 1) * speed.tpot_s,
         room=room,
         attempt=attempts(cell)[0],
     )
 
 
-def _missed(speed: Speed, request: PlanRequest) -> tuple[Limit, str] | None:
+def _missed(speed: ServingSpeed, request: PlanRequest) -> tuple[Limit, str] | None:
     """The first limit on speed that is not kept."""
     limits, rate = request.limits, request.traffic.request_per_s
     if limits.max_ttft_s is not None and speed.ttft_s > limits.max_ttft_s:

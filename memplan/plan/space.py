@@ -8,8 +8,9 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.plan import PlanRequest
 from memplan.domain.serving import ParallelLayout
 
-# Schemes that people serve, by engine. None is the checkpoint's own storage.
-_GPU_SCHEMES = ("fp8", "w8a8-int8", "awq-int4-g128", "gptq-int4-g128", "nvfp4")
+# Schemes that people serve, by engine. None is the checkpoint's own storage. GPTQ with groups of 128 has the size and
+# the kernels of AWQ: it is searched when it is named.
+_GPU_SCHEMES = ("fp8", "w8a8-int8", "awq-int4-g128", "nvfp4")
 SCHEMES: Mapping[str, tuple[str | None, ...]] = {
     "vllm": (None, *_GPU_SCHEMES),
     "sglang": (None, *_GPU_SCHEMES),

@@ -1,39 +1,62 @@
-"""How fast a candidate serves the asked traffic."""
+"""How fast a candidate serves the asked traffic: the speed model with an engine's own way to cut and to batch."""
 
 from __future__ import annotations
 
-from memplan.domain.plan import Speed, Traffic
-from memplan.plan.bounds import request_bytes
+from memplan.budget.kv_cache import KvFormat, kv_format
+from memplan.budget.speed import serving_speed
+from memplan.domain.dtypes import DType
+from memplan.domain.plan import Traffic
+from memplan.domain.serving import ParallelLayout
+from memplan.domain.speed import Efficiency, ServingSpeed, SpeedWorkload
+from memplan.errors import UsageError
+from memplan.plan.bounds import LLAMA_CPP_CACHE_BITS
 from memplan.plan.cells import Cell
+from memplan.plan.space import LAYER_SPLIT, STATIC_BATCHING
 
-_PREFILL, _DECODE, _STEP_S = 0.5, 0.6, 0.0005
+_ONE_GPU = ParallelLayout()
+_ASSUMED = Efficiency(
+    name="assumed",
+    compute_fraction=0.5,
+    bandwidth_fraction=0.7,
+    step_overhead_s=1e-3,
+    layer_overhead_s=1e-6,
+    provenance="assumed",
+)
 
 
-def speed_of(cell: Cell, traffic: Traffic, concurrency: int) -> Speed | None:
-    """The speed at `concurrency` requests in all replicas; None where the GPU's rates are not known.
+def speed_of(cell: Cell, traffic: Traffic, concurrency: int, offload_bytes: int = 0) -> ServingSpeed | None:
+    """The speed at `concurrency` requests in all replicas; None where the GPU's bandwidth is not known.
 
-    A roofline of its own until the speed model is there: prefill at half the 16-bit rate, decode at 60 % of bandwidth.
+    Engines that put whole layers on each GPU run them one after the other, so several GPUs are as fast as one that had
+    room. `offload_bytes` of every rank's weights lie in host memory.
     """
-    spec, gpu, layout, kv_dtype = cell.stored.spec, cell.gpu, cell.layout, cell.kv_dtype
-    rates = gpu.flops_per_s or {}
-    flops = rates.get("bf16") or rates.get("fp16")
-    if not flops or not gpu.bandwidth_bytes_per_s:
+    dtype = cell.stored.spec.dtype if cell.stored.spec.dtype in (DType.F16, DType.BF16) else DType.F16
+    try:
+        return serving_speed(
+            cell.stored.spec,
+            cell.gpu,
+            _ONE_GPU if cell.engine in LAYER_SPLIT else cell.layout,
+            _kv_format(cell.kv_dtype, dtype),
+            dtype,
+            SpeedWorkload(
+                prompt_tokens=traffic.prompt_tokens,
+                output_tokens=traffic.output_tokens,
+                concurrency=concurrency,
+                shared_prefix_tokens=traffic.shared_prefix_tokens,
+                arrival="together" if cell.engine in STATIC_BATCHING else "steady",
+            ),
+            _efficiency(cell),
+            offload_bytes=offload_bytes,
+        )
+    except UsageError:
         return None
-    per_replica = -(-concurrency // layout.data)
-    prompt = max(1, traffic.prompt_tokens - traffic.shared_prefix_tokens)
-    ttft = 2 * spec.active_parameters * prompt / (flops * _PREFILL * layout.tensor * layout.pipeline)
-    length = traffic.prompt_tokens + traffic.output_tokens // 2
-    share = spec.active_parameters / max(1, spec.parameters)
-    read = cell.stored.weights_bytes * max(share, min(1.0, share * per_replica)) / layout.tensor
-    read += request_bytes(spec, kv_dtype, length) * per_replica / layout.tensor
-    tpot = read / (gpu.bandwidth_bytes_per_s * _DECODE) + _STEP_S * (layout.pipeline + layout.tensor.bit_length())
-    prefill = prompt * layout.data / ttft
-    seconds = per_replica * ttft + traffic.output_tokens * tpot
-    return Speed(
-        ttft_s=ttft,
-        tpot_s=tpot,
-        prefill_tokens_per_s=prefill,
-        decode_tokens_per_s=concurrency / tpot,
-        request_per_s=concurrency / seconds,
-        bound={"prefill": "compute", "decode": "bandwidth"},
-    )
+
+
+def _kv_format(name: str | None, dtype: DType) -> KvFormat:
+    if name in LLAMA_CPP_CACHE_BITS:
+        return KvFormat(name=name, element_bits=LLAMA_CPP_CACHE_BITS[name])
+    return kv_format("float16" if name == "f16" else name, dtype)
+
+
+def _efficiency(cell: Cell) -> Efficiency:
+    return _ASSUMED

@@ -46,7 +46,7 @@ def wins_by(winner: ServingPlan, runner_up: ServingPlan | None, request: PlanReq
 
 def latency_s(plan: ServingPlan, request: PlanRequest) -> float:
     """Seconds from a request to its last token."""
-    return plan.speed.ttft_s + request.traffic.output_tokens * plan.speed.tpot_s
+    return plan.speed.ttft_s + (request.traffic.output_tokens - 1) * plan.speed.tpot_s
 
 
 def _axes(plan: ServingPlan, winner: ServingPlan) -> list[tuple[str, float | None, float | None, bool]]:

@@ -124,7 +124,7 @@ def promises(plan: ServingPlan) -> list[tuple[str, str]]:
             f"first token after {seconds(plan.speed.ttft_s)}, then one every {seconds(plan.speed.tpot_s)}; "
             f"{plan.output_tokens_per_s:,.0f} output tokens a second in all",
         ),
-        ("bound by", f"{bound.get('prefill', '-')} in prefill, {bound.get('decode', '-')} in decode"),
+        ("bound by", f"{bound['prefill']} in prefill, {bound['decode']} in decode"),
         ("left", f"{plan.headroom_fraction:.0%} of the fullest GPU beside the asked requests"),
         (
             "quality",
