@@ -59,7 +59,8 @@ def forward_peak_bytes(
 def _layer_elements(layer: Layer, spec: ModelSpec, tokens: int, ranks: int, rules: ForwardRules) -> float:
     """Elements of the wider half of a layer, hidden states aside."""
     return max(
-        _mixer_elements(layer, spec.hidden_size, tokens, ranks), _mlp_elements(layer.mlp, spec.hidden_size, tokens, ranks, rules)
+        _mixer_elements(layer, spec.hidden_size, tokens, ranks),
+        _mlp_elements(layer.mlp, spec.hidden_size, tokens, ranks, rules),
     )
 
 
