@@ -12,6 +12,7 @@ from memplan.domain.model import ModelSpec
 from memplan.errors import UnsupportedModel, did_you_mean
 from memplan.introspect.bytesource import show
 from memplan.introspect.config import Config
+from memplan.introspect.consistency import check_consistent
 from memplan.introspect.families.composites import COMPOSITES, WRAPPERS_BY_CLASS
 from memplan.introspect.families.decoders import DECODERS
 from memplan.introspect.rotary import rotary_tables
@@ -29,7 +30,7 @@ FAMILIES: Mapping[str, str] = {
 def build_spec(config: Config, name: str) -> ModelSpec:
     """Return the ModelSpec of a config, by its `model_type`.
 
-    Raises: UnsupportedModel when the family is not known, or a key that it needs is missing.
+    Raises: UnsupportedModel when the family is not known, or a key is missing or contradicts another.
     """
     model_type = config.str("model_type", default="")
     if not model_type:
@@ -40,6 +41,7 @@ def build_spec(config: Config, name: str) -> ModelSpec:
             f"unknown model family: `{show(model_type)}`",
             hint=known or "try --introspect torch, which asks transformers",
         )
+    check_consistent(config.raw())
     if model_type in DECODERS and config.has("text_config"):
         model_type = _wrapper_family(config, model_type)
     spec = load_family(model_type)(config, name)

@@ -13,6 +13,7 @@ from memplan.introspect.quantization.rules import Rules
 
 _HEAD = frozenset({Role.LM_HEAD})
 _MAX_WIDTH = 8
+_GPTQ_WIDTHS = (2, 3, 4, 8)
 
 
 def read_gptq(config: Config) -> QuantPlan:
@@ -23,7 +24,7 @@ def read_gptq(config: Config) -> QuantPlan:
 
     Source: GPTQModel's `dynamic`; vLLM gptq_utils.py get_dynamic_override and is_layer_gptq_quantized (0.33).
     """
-    bits, group = read_bits(config, "bits"), read_group(config)
+    bits, group = _gptq_bits(config, None), read_group(config)
     base = weight_formats.gptq(bits, group)
     dynamic = _mapping(config, "dynamic")
     named: list[tuple[Rules, Storage | None]] = []
@@ -33,9 +34,7 @@ def read_gptq(config: Config) -> QuantPlan:
             named.append((rules, None))
         else:
             own = Config(change, path=f"dynamic.{pattern}")
-            named.append(
-                (rules, weight_formats.gptq(read_bits(own, "bits", default=bits), read_group(own, default=group)))
-            )
+            named.append((rules, weight_formats.gptq(_gptq_bits(own, bits), read_group(own, default=group))))
     parts = tuple(_flat(config.get("modules_in_block_to_quantize") or ()))
     return QuantPlan(
         linear=base,
@@ -44,6 +43,15 @@ def read_gptq(config: Config) -> QuantPlan:
         only=Rules(contained=parts, what="modules_in_block_to_quantize") if parts else None,
         mtp=False,
     )
+
+
+def _gptq_bits(config: Config, default: int | None) -> int:
+    """A width that GPTQ's 32-bit words are packed in. Source: GPTQModel's QuantizeConfig; vLLM gptq.py (0.33)."""
+    bits = read_bits(config, "bits", default=default)
+    if bits not in _GPTQ_WIDTHS:
+        known = ", ".join(map(str, _GPTQ_WIDTHS))
+        raise UnsupportedModel(f"config key `quantization_config.bits` must be one of {known} for GPTQ, not {bits}")
+    return bits
 
 
 def read_awq(config: Config) -> QuantPlan:
