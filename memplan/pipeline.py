@@ -16,6 +16,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.engines.registry import Engine, load_engine
 from memplan.engines.remedies import ranked_remedies
+from memplan.engines.starts import with_support
 from memplan.errors import MemplanError, UsageError
 from memplan.records import dataclass, replace
 
@@ -94,14 +95,15 @@ def answer(question: Question) -> MemoryBudget:
     question = replace(question, settings=settings)
     budget = _estimate(engine, question, settings)
     if not question.with_remedies:
-        return budget
+        return with_support(budget, question.spec, question.gpu, settings, question.version)
     remedies = ranked_remedies(engine, question.spec, question.base_spec, question.gpu, settings, budget)
-    return replace(
+    whole = replace(
         budget,
         remedies=remedies,
         context_map=_context_map(engine, question, budget),
         kv_waste=_waste(engine, question, budget),
     )
+    return with_support(whole, question.spec, question.gpu, settings, question.version)
 
 
 def _estimate(engine: Engine, question: Question, settings: ServingSettings) -> MemoryBudget:
