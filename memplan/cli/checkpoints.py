@@ -9,7 +9,11 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 
 # Weight schemes that engines apply to plain weights while they load: what they call it.
-_ONLINE = {"vllm": {"fp8": "fp8"}, "sglang": {"fp8": "fp8"}}
+_ONLINE = {
+    "vllm": {"fp8": "fp8"},
+    "sglang": {"fp8": "fp8"},
+    "transformers": {"bnb-nf4": "bitsandbytes", "bnb-int8": "bitsandbytes"},
+}
 # Published schemes from the least loss of quality to the most.
 _BY_QUALITY = ("fp8", "fp8-block", "w8a8-int8", "w8a16-int8", "gptq-int8", "nvfp4", "mxfp4", "awq-int4", "gptq-int4")
 # Schemes that want tensor cores of a generation: the least compute capability that has them.
@@ -22,7 +26,7 @@ def model_reference(name: str, spec: ModelSpec) -> str:
     if name == "demo":
         return "demo"
     if spec.source.startswith("catalogue: ") or not path.exists():
-        return spec.name
+        return name if ":" in name and "/" in name and "://" not in name else spec.name
     resolved = path.resolve()
     return str(resolved if resolved.is_dir() or resolved.suffix == ".gguf" else resolved.parent)
 

@@ -82,9 +82,9 @@ def _loadable(asked: Asked) -> Asked:
     Raises: UsageError when there is neither.
     """
     scheme, engine = asked.schemes[0], asked.engines[0][0]
-    if scheme is None or scheme == "none":
-        return asked
-    if not asked.given.get("online_quant"):
+    if scheme is None or scheme == "none" or (engine == "llama.cpp" and scheme.startswith("gguf:")):
+        return asked  # a GGUF file is made from any checkpoint
+    if not asked.given.get("online_quant") and engine != "transformers":
         for known, hub_id in published(asked.spec):
             if known == scheme:
                 return ask(with_changes(asked.given, {"model": hub_id, "quant": None, "revision": None}))

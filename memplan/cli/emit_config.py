@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from memplan.cli.options import (
     DEVICE_OPTIONS,
@@ -15,6 +16,8 @@ from memplan.cli.options import (
     accepts,
 )
 from memplan.cli.output import answer_with, check_output
+from memplan.domain.emission import Emission
+from memplan.errors import UsageError
 
 # The same options as an estimate, and what an emission needs beside them; `--quiet` and `--no-color` have no use here.
 _OUTPUT = tuple(option for option in OUTPUT_OPTIONS if option.name not in ("quiet", "no_color"))
@@ -26,7 +29,9 @@ def emit_config_command(given: Given) -> None:
     if given.get("format") == "list":
         answer_with(given, _list_formats())
         return
-    check_output(given)
+    folder = _folder(given)
+    if folder is None:
+        check_output(given)
     from memplan.cli.choosing import chosen_setup
     from memplan.cli.emit_subject import subject_of
     from memplan.emit.registry import find_format, load_emitter
@@ -39,7 +44,37 @@ def emit_config_command(given: Given) -> None:
         print(f"note: {note}", file=sys.stderr)
     if setup.budget.verdict == "tight":
         print("note: it is tight: it may or may not fit", file=sys.stderr)
-    answer_with(given, emission.files[0].text)
+    if given.get("json"):
+        from memplan.report.emission_json import emission_json
+
+        answer_with(given, emission_json(name, emission))
+    elif folder is not None:
+        _write_all(folder, emission, force=given.get("force", False))
+    else:
+        answer_with(given, emission.files[0].text)
+        for file in emission.files[1:]:
+            print(f"note: {file.name} belongs to it: --output DIRECTORY writes all files", file=sys.stderr)
+
+
+def _folder(given: Given) -> Path | None:
+    """The directory that --output names, when it is one."""
+    path: Path | None = given.get("output")
+    return path if path is not None and path.is_dir() and not given.get("json") else None
+
+
+def _write_all(folder: Path, emission: Emission, *, force: bool) -> None:
+    """Write every file into a directory; none when one of them exists already.
+
+    Raises: UsageError for a file that exists, without --force.
+    """
+    from memplan.cli.output import write_file
+
+    for file in emission.files:
+        if (folder / file.name).exists() and not force:
+            raise UsageError(f"{folder / file.name} exists already", hint="use --force to overwrite it")
+    for file in emission.files:
+        write_file(folder / file.name, file.text)
+        print(f"wrote {folder / file.name}", file=sys.stderr)
 
 
 def _list_formats() -> str:

@@ -34,11 +34,11 @@ class EmitSubject:
 
     `model_reference` is what the engine loads (a hub id or an absolute path), `spec_name` the model that it is.
     `draft_reference` is the model that drafts (`mtp`: the model's own layers). `settings` holds what was asked for,
-    None where the engine's default was taken; `budget.settings` has every value with its default filled in. `quantization`
-    is what the engine must be told to quantize while it loads, None when the checkpoint says it itself. `version` is
-    the engine's release that the budget was computed for, `checked_for` says the same for a person. `command` makes the
-    same emission again, in any directory. `changes` say how the setup differs from what was asked, because that does
-    not fit.
+    None where the engine's default was taken; `budget.settings` has every value with its default filled in.
+    `quantization` is what the engine must be told to quantize while it loads, None when the checkpoint says it itself.
+    `version` is the engine's release that the budget was computed for, `checked_for` says the same for a person.
+    `command` makes the same emission again, in any directory. `changes` say how the setup differs from what was asked,
+    because that does not fit.
     """
 
     spec_name: str

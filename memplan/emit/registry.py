@@ -45,10 +45,46 @@ FORMATS: Mapping[str, Format] = {
         engines=("vllm",),
         about="YAML for `vllm serve --config`, vLLM 0.8 and newer",
     ),
+    "vllm-python": Format(
+        emitter="memplan.emit.vllm_python:emit",
+        engines=("vllm",),
+        about="a script with vLLM's `LLM` class, for batches",
+    ),
+    "sglang": Format(
+        emitter="memplan.emit.sglang_yaml:emit",
+        engines=("sglang",),
+        about="YAML for SGLang's --config, 0.5.3 and newer",
+    ),
+    "tensorrt-llm": Format(
+        emitter="memplan.emit.tensorrt_llm_yaml:emit",
+        engines=("tensorrt-llm",),
+        about="YAML for `trtllm-serve MODEL --config`",
+    ),
+    "llama.cpp": Format(
+        emitter="memplan.emit.llama_server:emit", engines=("llama.cpp",), about="a script with llama-server's arguments"
+    ),
+    "llama.cpp-presets": Format(
+        emitter="memplan.emit.llama_server:emit_preset",
+        engines=("llama.cpp",),
+        about="a preset for `llama-server --models-preset`",
+    ),
+    "ollama": Format(
+        emitter="memplan.emit.ollama:emit", engines=("llama.cpp",), about="a Modelfile, and the server's environment"
+    ),
+    "tgi": Format(
+        emitter="memplan.emit.tgi:emit", engines=("vllm",), about="arguments of TGI, which is in maintenance mode"
+    ),
+    "transformers": Format(
+        emitter="memplan.emit.transformers_python:emit",
+        engines=("transformers",),
+        about="a script that loads the model with transformers and bitsandbytes",
+    ),
     **SURROUNDINGS,
 }
 # What an engine's setup is written as when no format was named.
-DEFAULT_FORMATS: Mapping[str, str] = {"vllm": "vllm"}
+DEFAULT_FORMATS: Mapping[str, str] = {
+    name: name for name in ("vllm", "sglang", "tensorrt-llm", "llama.cpp", "transformers")
+}
 
 
 def find_format(name: str | None, engine: str) -> tuple[str, Format]:
