@@ -80,6 +80,18 @@ def as_options(plan: ServingPlan) -> dict[str, object]:
 
 
 def _render(given: Given, answer: PlanAnswer) -> str:
+    if given.get("json"):
+        from memplan.report.plan_json import plan_json
+
+        return plan_json(answer)
+    if given.get("markdown"):
+        from memplan.report.plan_markdown import markdown_plan
+
+        return markdown_plan(answer)
+    if given.get("html"):
+        from memplan.report.plan_html import html_plan
+
+        return html_plan(answer)
     from memplan.cli.listing import page_style
     from memplan.report.plan_text import render_plan, render_winner
 

@@ -36,7 +36,7 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 def request_bytes(spec: ModelSpec, kv_dtype: str | None, context_tokens: int) -> float:
     """The least that one request of `context_tokens` keeps in the caches of all layers."""
-    if kv_dtype in LLAMA_CPP_CACHE_BITS:
+    if kv_dtype is not None and kv_dtype in LLAMA_CPP_CACHE_BITS:
         return _sequence_bytes(spec, None, context_tokens) * LLAMA_CPP_CACHE_BITS[kv_dtype] / 16
     return _sequence_bytes(spec, kv_dtype, context_tokens)
 

@@ -12,8 +12,10 @@ FILLS_UP: frozenset[Goal] = frozenset({"cost", "throughput", "multi-tenant"})
 # Goals for which room beyond twice the asked load still counts.
 WANTS_ROOM: frozenset[Goal] = frozenset({"long-context", "multi-tenant"})
 _ENOUGH_ROOM = 2.0
-# Rises of perplexity that a goal takes for equal: the levels of catalog/quality.py.
-_STEPS = (0.0005, 0.005, 0.02, 0.06)
+# Where rises of perplexity begin to differ for a goal: single-gpu looks at the levels of catalog/quality.py, the others
+# take up to 2 % for equal.
+_FINE_STEPS = (0.0005, 0.005, 0.02, 0.06)
+_STEPS = (0.02, 0.06)
 
 
 class Measured(Protocol):
@@ -44,7 +46,7 @@ def point_of(plan: Measured, request: PlanRequest, concurrency: int) -> Point:
 def score(point: Point, request: PlanRequest) -> tuple[float, ...]:
     """The order of a goal: less is better. Better on every axis never scores worse."""
     cost, throughput, latency, headroom, quality = point.axes()
-    level = float(sum(quality >= step for step in _STEPS))
+    level = float(sum(quality >= step for step in (_FINE_STEPS if request.goal == "single-gpu" else _STEPS)))
     if request.goal == "cost":
         paid = cost if request.demand_is_fixed else cost / max(1e-9, -throughput)
         return paid, level, throughput, latency, headroom, quality

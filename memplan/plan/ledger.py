@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from memplan.domain.plan import Limit, Rejection
 
+# The order in which candidates are checked, from the last check to the first.
+_LAST_FIRST: tuple[Limit, ...] = (
+    *("rate", "tpot", "ttft", "memory", "budget", "quality", "precision", "shape", "servable"),
+)
+
 
 class Ledger:
     """Collects what was ruled out. Regions of one limit and name are one entry, with the first reason that was seen."""
@@ -32,8 +37,9 @@ class Ledger:
         return tuple(sorted(self._entries.values(), key=lambda entry: (-entry.candidates, entry.region)))
 
     def binding(self) -> tuple[Limit, ...]:
-        """The limits that ruled out anything, the one that ruled out most first."""
-        counts: dict[Limit, int] = {}
-        for entry in self._entries.values():
-            counts[entry.limit] = counts.get(entry.limit, 0) + entry.candidates
-        return tuple(sorted(counts, key=lambda limit: -counts[limit]))
+        """The limits that left nothing: first those that the last candidates failed at, then those before them.
+
+        What no engine runs at all binds only where nothing else does.
+        """
+        asked = tuple(limit for limit in _LAST_FIRST if any(entry.limit == limit for entry in self._entries.values()))
+        return tuple(limit for limit in asked if limit not in ("servable", "shape")) or asked

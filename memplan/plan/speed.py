@@ -53,7 +53,7 @@ def speed_of(cell: Cell, traffic: Traffic, concurrency: int, offload_bytes: int 
 
 
 def _kv_format(name: str | None, dtype: DType) -> KvFormat:
-    if name in LLAMA_CPP_CACHE_BITS:
+    if name is not None and name in LLAMA_CPP_CACHE_BITS:
         return KvFormat(name=name, element_bits=LLAMA_CPP_CACHE_BITS[name])
     return kv_format("float16" if name == "f16" else name, dtype)
 

@@ -28,7 +28,7 @@ def html_report(budgets: Sequence[MemoryBudget]) -> str:
     if len(budgets) == 1:
         title = words.title(budgets[0])
         body = [f"<h1>{escape(title)}</h1>", _budget(budgets[0], "b1")]
-        return _page(f"{title} on {words.gpus(budgets[0])}", body)
+        return page(f"{title} on {words.gpus(budgets[0])}", body)
     names = [f"b{number}" for number in range(1, len(budgets) + 1)]
     facts = comparison.shared_facts(budgets)
     title = facts[0] if facts else "GPU memory, side by side"
@@ -36,7 +36,7 @@ def html_report(budgets: Sequence[MemoryBudget]) -> str:
     body += [_comparison(budgets, comparison.FULL, names), _mending(budgets), *_notes(comparison.warnings(budgets))]
     for budget, name in zip(budgets, names, strict=True):
         body.append(f'<h2 id="{name}">{escape(words.label(budget))}</h2>{_budget(budget, name)}')
-    return _page(title, body)
+    return page(title, body)
 
 
 def html_holders(holders: Holders) -> str:
@@ -48,7 +48,7 @@ def html_holders(holders: Holders) -> str:
     body.append(_comparison(budgets, comparison.SHORT, ()) if budgets else "<p>No GPU of the catalogue holds it.</p>")
     if holders.left_out:
         body.append(f'<p class="note">Do not hold it: {escape(", ".join(holders.left_out))}.</p>')
-    return _page(title, [*body, *_notes(comparison.warnings(budgets))])
+    return page(title, [*body, *_notes(comparison.warnings(budgets))])
 
 
 def escape(text: str) -> str:
@@ -56,7 +56,8 @@ def escape(text: str) -> str:
     return escape_html(printable(text))
 
 
-def _page(title: str, body: Iterable[str]) -> str:
+def page(title: str, body: Iterable[str]) -> str:
+    """Return a whole page around `body`: its head, the style sheet and the foot."""
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style_sheet()}\n</style>"

@@ -19,7 +19,7 @@ _GROUPS: tuple[Group, ...] = ("weights", "activation_peak", "cuda_graph", "non_t
 
 def estimate_json(budgets: Sequence[MemoryBudget]) -> str:
     """Return one object for one budget, a list under a schema of its own for several."""
-    return _dump(budget_object(budgets[0]) if len(budgets) == 1 else _estimates(budgets))
+    return dump(budget_object(budgets[0]) if len(budgets) == 1 else _estimates(budgets))
 
 
 def holders_json(holders: Holders) -> str:
@@ -34,7 +34,7 @@ def holders_json(holders: Holders) -> str:
         "context_tokens": holders.context_tokens,
         "concurrency": holders.concurrency,
     }
-    return _dump({**_estimates(holders.budgets), "needs": needs, "left_out": list(holders.left_out)})
+    return dump({**_estimates(holders.budgets), "needs": needs, "left_out": list(holders.left_out)})
 
 
 def budget_object(budget: MemoryBudget) -> dict[str, object]:
@@ -70,7 +70,8 @@ def _estimates(budgets: Sequence[MemoryBudget]) -> dict[str, object]:
     return {"schema": "memplan.estimates/1", "estimates": [budget_object(budget) for budget in budgets]}
 
 
-def _dump(content: Mapping[str, object]) -> str:
+def dump(content: Mapping[str, object]) -> str:
+    """Return an object as the JSON text that every command writes."""
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 

@@ -16,17 +16,17 @@ def render_winner(answer: PlanAnswer, style: Style) -> str:
     """One line: the winner, or that there is none."""
     if answer.winner is None:
         return style.paint("NO PLAN", _BAD) + f" for {words.title(answer)}\n"
-    return words.sentence(answer.winner, answer.request) + "\n"
+    return words.sentence(answer.winner) + "\n"
 
 
 def render_plan(answer: PlanAnswer, style: Style) -> str:
     """The whole page."""
     head = [
         style.paint(model_title(answer.model_name, answer.parameters), _BOLD),
-        f"{words.title(answer)}; goal: {answer.request.goal}",
+        words.title(answer) + f"; goal: {answer.request.goal}",
     ]
     body = [_winner(answer, style), _front(answer, style)] if answer.winner else [_none(answer, style)]
-    parts = ["\n".join(head), *body, _ruled_out(answer, style), *(f"note: {note}" for note in answer.notes)]
+    parts = ["\n".join(head), *body, _ruled_out(answer, style), _notes(answer, style)]
     if answer.winner:
         parts.append("hint: `memplan emit-config` writes the winner's config file, `memplan estimate` every byte of it")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -35,12 +35,12 @@ def render_plan(answer: PlanAnswer, style: Style) -> str:
 def _winner(answer: PlanAnswer, style: Style) -> str:
     plan = answer.winner
     assert plan is not None
-    lines = [style.paint("WINNER", _GOOD) + ": " + words.sentence(plan, answer.request)]
+    lines = [style.paint("WINNER", _GOOD) + ": " + words.sentence(plan)]
     lines += [paragraph(f"it is {reason}", style) for reason in plan.reasons]
     rows: list[list[Cell]] = [[name, value] for name, value in words.promises(plan)]
     lines.append(table(rows, style, right=frozenset(), indent="  ", narrowest_first=10))
     if answer.runner_up is not None:
-        lines.append(style.paint("runner-up", _BOLD) + ": " + words.sentence(answer.runner_up, answer.request))
+        lines.append(style.paint("runner-up", _BOLD) + ": " + words.sentence(answer.runner_up))
         lines.append(paragraph("against the winner: " + ", ".join(answer.runner_up_loses_by), style))
     return "\n".join(lines)
 
@@ -63,8 +63,12 @@ def _none(answer: PlanAnswer, style: Style) -> str:
     if answer.binding:
         lines.append("  what binds: " + ", ".join(words.LIMITS[limit] for limit in answer.binding))
     for near in answer.nearest:
-        lines.append(paragraph(f"nearest, with {near.change}: {words.sentence(near.plan, answer.request)}", style))
+        lines.append(paragraph(f"nearest, with {near.change}: {words.sentence(near.plan)}", style))
     return "\n".join(lines)
+
+
+def _notes(answer: PlanAnswer, style: Style) -> str:
+    return "\n".join(paragraph(f"note: {note}", style, indent="", hang="      ") for note in words.notes(answer))
 
 
 def _ruled_out(answer: PlanAnswer, style: Style) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memplan.domain.plan import Limit, PlanAnswer, PlanRequest, Rejection, ServingPlan
+from memplan.domain.plan import Limit, PlanAnswer, Rejection, ServingPlan
 from memplan.domain.serving import ParallelLayout
 
 COLUMNS = (
@@ -101,7 +101,7 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:,.0f} ms" if value < 1 else f"{value:,.1f} s"
 
 
-def sentence(plan: ServingPlan, request: PlanRequest) -> str:
+def sentence(plan: ServingPlan) -> str:
     """A plan in one line."""
     price = f", ${plan.usd_per_hour:,.2f} an hour" if plan.usd_per_hour is not None else ""
     return (
@@ -115,10 +115,7 @@ def promises(plan: ServingPlan) -> list[tuple[str, str]]:
     settings = plan.settings
     bound = plan.speed.bound
     return [
-        (
-            "at once",
-            f"{plan.concurrency:,} requests, max-num-seqs {settings.max_num_seqs or plan.concurrency} on each replica",
-        ),
+        ("at once", _at_once(plan)),
         (
             "speed",
             f"first token after {seconds(plan.speed.ttft_s)}, then one every {seconds(plan.speed.tpot_s)}; "
@@ -128,10 +125,23 @@ def promises(plan: ServingPlan) -> list[tuple[str, str]]:
         ("left", f"{plan.headroom_fraction:.0%} of the fullest GPU beside the asked requests"),
         (
             "quality",
-            f"{quality(plan)} perplexity ({plan.quality.level} risk, {plan.quality.provenance}: {plan.quality.source})",
+            _risk(plan),
         ),
         *([("kernel", plan.kernel)] if plan.kernel else []),
     ]
+
+
+def _at_once(plan: ServingPlan) -> str:
+    requests = f"{plan.concurrency:,} request{'s' if plan.concurrency != 1 else ''}"
+    seqs = plan.settings.max_num_seqs
+    each = " on each replica" if plan.layout.data > 1 else ""
+    return f"{requests}, --max-num-seqs {seqs}{each}" if seqs else requests
+
+
+def _risk(plan: ServingPlan) -> str:
+    found = plan.quality
+    rise = f"perplexity {quality(plan)}, {found.level} risk" if found.level != "none" else "no rise of perplexity"
+    return f"{rise} ({found.provenance}: {found.source})"
 
 
 def rejections(answer: PlanAnswer, most: int) -> list[tuple[str, str, str, str]]:
@@ -143,3 +153,24 @@ def rejections(answer: PlanAnswer, most: int) -> list[tuple[str, str, str, str]]
 def beaten(rejected: Sequence[Rejection]) -> int:
     """How many candidates were left because another plan is at least as good on every axis."""
     return sum(entry.candidates for entry in rejected if entry.limit == "dominated")
+
+
+def notes(answer: PlanAnswer) -> list[str]:
+    """What the reader should know of the answer: assumed limits, the notes of the winner's speed and budget."""
+    limits = answer.request.limits
+    said = list(answer.notes)
+    if limits.tpot_is_assumed and limits.max_tpot_s is not None:
+        pace = f"{seconds(limits.max_tpot_s)} for each token"
+        said.append(
+            f"slower than people read is not served: {pace} at most; --max-tpot or --offline-batch changes that"
+        )
+    winner = answer.winner
+    if winner is not None:
+        low, high = seconds(winner.speed.low_tpot_s), seconds(winner.speed.high_tpot_s)
+        said.append(
+            f"speeds are modelled: 90 % of published measurements lie within {low} .. {high} for this token time"
+        )
+        said += [*winner.speed.notes, *winner.budget.warnings]
+        if winner.gpu.price is not None:
+            said.append(f"price: on demand, {winner.gpu.price.source}")
+    return list(dict.fromkeys(said))
