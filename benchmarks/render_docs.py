@@ -3,6 +3,7 @@
     python benchmarks/render_docs.py [--check] [--score RECORDS_FOLDER --configs CONFIGS_FOLDER]
 
 - `<!-- table: NAME -->` in docs/memory-model.md gets the table of that name from memory_model_tables.py;
+- `<!-- servable: ENGINE WHAT -->` gets a table of servable_tables.py;
 - `<!-- errors -->`, `<!-- errors: short -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from
   benchmarks/results/;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_SERVABLE = re.compile(r"(<!-- servable: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ERRORS = re.compile(r"(<!-- errors(: short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
 _CONSOLE = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
@@ -180,6 +182,11 @@ def rendered(text: str, page: Path) -> str:
         from memory_model_tables import TABLES, markdown
 
         text = _TABLE.sub(lambda match: f"{match[1]}{markdown(TABLES[match[2]]())}\n{match[3]}", text)
+    if "<!-- servable: " in text:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from servable_tables import tables
+
+        text = _SERVABLE.sub(lambda match: f"{match[1]}{tables(match[2], match[3])}\n{match[4]}", text)
     text = _INLINE.sub(lambda match: f"{match[1]}{error_text(match[2], match[3])}{match[4]}", text)
     text = _ERRORS.sub(lambda match: f"{match[1]}{errors_table(short=bool(match[2]))}\n{match[3]}", text)
     if "```console" not in text:

@@ -121,6 +121,9 @@ def kv_support(spec: ModelSpec, kv_dtype: str | None, gpu: GpuSpec, engine: str,
     Raises: UsageError for a version that is none.
     """
     table = _table(engine)
+    plain = _of_format(table, "none", gpu, version, frozenset())
+    if not plain.runs:
+        return plain
     name = (kv_dtype or "auto").strip().lower()
     latent = any(isinstance(cache, LatentAttention) for layer, _ in spec.distinct_layers() for cache in layer.caches)
     key = _KV_FORMATS.get(name, name)
