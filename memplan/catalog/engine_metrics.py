@@ -15,14 +15,15 @@ from memplan.records import dataclass
 class EngineMetrics:
     """The metrics of one engine at one release. `names` maps what a metric means to its name; what the release does not
     export is not in it. `first_token`, `inter_token`, `queue_time` and `whole_request` are histograms in seconds,
-    `kv_usage` is a part of 1, `preemptions` and the tokens are counters.
+    `kv_usage` is a part of 1, `preemptions` and the tokens are counters. `turned_on_by` is what the engine must be
+    started with to export them, None for nothing.
     """
 
     engine: str
     version: str
     path: str
     model_label: str | None
-    turned_on_by: str
+    turned_on_by: str | None
     source: str
     names: Mapping[str, str]
 
@@ -62,7 +63,7 @@ def engine_metrics(engine: str, version: str, *, generation: object = "v1") -> E
         version=version,
         path=str(entry["path"]),
         model_label=entry["model_label"],
-        turned_on_by=str(entry["turned_on_by"]),
+        turned_on_by=entry["turned_on_by"],
         source=str(entry["source"]),
         names=names,
     )

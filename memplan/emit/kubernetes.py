@@ -9,6 +9,7 @@ production stack. A Service called `vllm` sets VLLM_PORT to an address and break
 
 from __future__ import annotations
 
+from memplan.budget.storage import checkpoint_bytes
 from memplan.domain.emission import Emission, EmitSubject, EmittedFile
 from memplan.emit import sizing
 from memplan.emit.launch import CACHE_FOLDER, CONFIG_FOLDER, Launch, launch, tensor_count_words
@@ -50,7 +51,7 @@ def _config_map(name: str, start: Launch) -> Fields:
 
 def _claim(subject: EmitSubject, name: str) -> Fields:
     """The volume of weights and compiled code: without it every restart downloads and compiles again."""
-    size = round_up(round(1.5 * sizing.checkpoint_bytes(subject.spec)) + 20 * GIB, 10 * GIB)
+    size = round_up(round(1.5 * checkpoint_bytes(subject.spec)) + 20 * GIB, 10 * GIB)
     why = "one and a half times the checkpoint, for a second revision, and 20 GiB of compiled code"
     storage = (field("requests", (field("storage", f"{size // GIB}Gi", why),)),)
     spec = (

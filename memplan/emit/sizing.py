@@ -47,6 +47,13 @@ def startup(subject: EmitSubject) -> Sized:
     )
 
 
+def warm_startup(subject: EmitSubject) -> Sized:
+    """Seconds until a replica answers whose volume has the weights already, rounded up to 60."""
+    read = checkpoint_bytes(subject.spec) // _READ_BYTES_PER_S
+    why = f"{read} s to read the weights at 500 MB/s, {_COMPILE_S} s to compile and capture (assumed rates)"
+    return Sized(value=round_up(read + _COMPILE_S, 60), why=why)
+
+
 def startup_probes(subject: EmitSubject) -> Sized:
     """How many start-up probes, 10 seconds apart, may fail."""
     seconds = startup(subject)

@@ -81,7 +81,7 @@ def _command(start: Launch) -> tuple[str, ...]:
 
 
 def _moved(word: str, name: str) -> str:
-    """A path of the container at its place on the machine; the address inside a container is this machine's own here."""
+    """A path of the container at its place on the machine, which alone reaches what listens to every address there."""
     if word == "0.0.0.0":
         return "127.0.0.1"
     for inside, outside in ((CONFIG_FOLDER, _folder(name)), (CACHE_FOLDER, f"/var/cache/{name}")):
