@@ -13,6 +13,7 @@ from memplan.budget.traffic import (
     Rate,
     attention_flops,
     cache_read_bytes,
+    experts_read_bytes,
     matrix_flops,
     model_passes,
     weights_read_bytes,
@@ -115,7 +116,10 @@ def make_rank(
     return Rank(
         passes=passes,
         form=form,
-        rates={name: rate * efficiency.compute_fraction for name, rate in rates.items()},
+        rates={
+            name: rate * efficiency.compute_fraction * (1.0 if rate <= rates["16"] else efficiency.narrow_fraction)
+            for name, rate in rates.items()
+        },
         bytes_per_s=gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction,
         link=link_between(gpu, layout.tensor, efficiency),
         peer_link=link_between(gpu, peers, efficiency),
@@ -151,7 +155,7 @@ def decode_pass(rank: Rank, batch: float, context_tokens: float, *, tokens_each:
     """A step that extends `batch` sequences of `context_tokens` tokens by `tokens_each` tokens (to be checked)."""
     scored = batch * attention_flops(rank.passes, context_tokens, context_tokens + tokens_each)
     cached = batch * cache_read_bytes(rank.passes, rank.form, context_tokens)
-    return _pass(rank, batch * tokens_each, batch * tokens_each, scored, cached, passes=1)
+    return _pass(rank, batch * tokens_each, batch * tokens_each, scored, cached, passes=1, sequences=batch)
 
 
 def prefill_pass(rank: Rank, prompts: float, start: float, end: float, batched_tokens: int) -> PassTime:
@@ -161,26 +165,30 @@ def prefill_pass(rank: Rank, prompts: float, start: float, end: float, batched_t
     scored = prompts * attention_flops(rank.passes, start, end, expanded=True)
     longest = -(-int(end - start) // batched_tokens)
     cached = prompts * longest * cache_read_bytes(rank.passes, rank.form, (start + end) / 2)
-    return _pass(rank, tokens, prompts, scored, cached, passes=passes)
+    return _pass(rank, tokens, prompts, scored, cached, passes=passes, sequences=prompts)
 
 
-def _pass(rank: Rank, tokens: float, sampled: float, scored: float, cached: float, *, passes: int) -> PassTime:
-    """`passes` equal passes over `tokens` tokens in all, `sampled` of which go through the head."""
+def _pass(
+    rank: Rank, tokens: float, sampled: float, scored: float, cached: float, *, passes: int, sequences: float
+) -> PassTime:
+    """`passes` equal passes over `tokens` tokens of `sequences` in all, `sampled` of which go through the head."""
     own, use = rank.passes, rank.efficiency
     each = tokens / passes
     flops = matrix_flops(own, tokens, sampled)
-    read = passes * weights_read_bytes(own, each * _seen_by_experts(rank))
+    seen = each * _seen_by_experts(rank)
+    read = passes * weights_read_bytes(own, seen)
     from_host = read * rank.offloaded
     by_cpu = use.computes_on_host and each < _COPIED_FROM_TOKENS
     message = each * own.hidden_size * _ACTIVATION_BYTES
     link_s, link_bytes = _collectives(rank, message)
     return PassTime(
         matrix_compute_s=sum(work / rank.rates[name] for name, work in flops.items()),
-        matrix_bandwidth_s=(read - from_host) / rank.bytes_per_s,
+        matrix_bandwidth_s=passes * _matrix_read_s(rank, seen) * (1.0 - rank.offloaded),
         attention_compute_s=scored / rank.rates["16"],
         attention_bandwidth_s=cached / rank.bytes_per_s,
         link_s=passes * link_s,
-        overhead_s=passes * (use.step_overhead_s + own.num_layers * use.layer_overhead_s),
+        overhead_s=passes * (use.step_overhead_s + own.num_layers * use.layer_overhead_s)
+        + sequences * use.sequence_overhead_s,
         offload_s=from_host / (use.host_bytes_per_s if by_cpu else rank.pcie_bytes_per_s),
         weights_bytes=read,
         cache_bytes=cached,
@@ -188,6 +196,14 @@ def _pass(rank: Rank, tokens: float, sampled: float, scored: float, cached: floa
         attention_flops=scored,
         link_bytes=passes * link_bytes,
     )
+
+
+def _matrix_read_s(rank: Rank, seen: float) -> float:
+    """Time to read the weights of one pass, `seen` tokens choosing among its experts; packed ones come slower."""
+    own, use = rank.passes, rank.efficiency
+    routed = experts_read_bytes(own, seen)
+    slowed = 1.0 + own.packed_share * (1.0 / use.packed_fraction - 1.0)
+    return (own.dense_bytes + own.head_bytes + routed / use.experts_fraction) * slowed / rank.bytes_per_s
 
 
 def _seen_by_experts(rank: Rank) -> float:
@@ -216,8 +232,9 @@ def ridge_batch(rank: Rank, *, limit: int = 1 << 16) -> int | None:
 
     def computes(batch: int) -> bool:
         flops = matrix_flops(rank.passes, batch, batch)
-        read = weights_read_bytes(rank.passes, batch * _seen_by_experts(rank))
-        return sum(work / rank.rates[name] for name, work in flops.items()) >= read / rank.bytes_per_s
+        return sum(work / rank.rates[name] for name, work in flops.items()) >= _matrix_read_s(
+            rank, batch * _seen_by_experts(rank)
+        )
 
     if not computes(limit):
         return None

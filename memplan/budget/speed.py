@@ -8,8 +8,8 @@ Formulas (docs/speed-model.md, "Serving"), for C requests in flight on a replica
     tpot           (decode rounds + the other requests' prefills) / (m - 1)
     tau            (1 - a^(k+1)) / (1 - a) tokens a step, for k draft tokens accepted with probability a each
 
-Not modelled: time on the host between request and engine (tokenising, HTTP), queues of a load that the deployment
-cannot hold, preemption. Whether the cache has room for C requests is the budget's to say.
+Not modelled: queues of a load that the deployment cannot hold, preemption, detokenising, a draft's own prefill. Whether
+the cache has room for C requests is the budget's to say.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def serving_speed(
     turn = _decode_round(rank, gpu, layout, slots, context, _draft_rank(rank, gpu, layout, kv, dtype, draft), draft)
     decode_s = steps / tokens_per_step(draft) * turn.seconds
     cycle_s = decode_s + slots * prefill_s
-    ttft_s = _first_token_s(alone.total_s, prefill_s, cycle_s, turn.seconds if steps else 0.0, slots, workload)
+    ttft_s = efficiency.request_overhead_s + _first_token_s(
+        alone.total_s, prefill_s, cycle_s, turn.seconds if steps else 0.0, slots, workload
+    )
     tpot_s = (decode_s + (slots - 1) * prefill_s) / steps if steps else 0.0
     per_s = slots * layout.data / cycle_s
     bound: dict[Phase, Bound] = {"prefill": alone.bound, "decode": turn.step.bound}

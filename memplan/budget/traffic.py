@@ -9,8 +9,8 @@ Formulas (docs/speed-model.md, "Traffic"):
                                 recurrent state twice (read and written back)
 
 Llama-3.1-70B in BF16: 2 x (70.55e9 - 1.05e9 embedding) = 139.0 GFLOP a token and 139.0 GB of weights a step, and
-327,680 bytes of cache per token of context. Embedding tables are looked up, not multiplied: they count only where they are
-the head as well.
+327,680 bytes of cache per token of context. Embedding tables are looked up, not multiplied: they count only where they
+are the head as well.
 
 Not modelled: norms and activations (they are in the fitted fractions), uneven routing, towers of images and sound.
 """
@@ -79,8 +79,9 @@ class Passes:
     """What one rank does in a pass through all layers, summed over equal layers.
 
     `dense_bytes` are read by every pass, `head_bytes` by a pass that samples. `token_flops` are of the dense matrices,
-    by the rate they run at; `head_flops` per sampled token. `reductions` counts the collectives over tensor-parallel
-    ranks, `expert_layers` those that exchange tokens under expert parallelism.
+    by the rate they run at; `head_flops` per sampled token. `packed_share` is the part of all bytes that is packed
+    below 8 bit and unpacked to 16 before it is multiplied. `reductions` counts the collectives over tensor-parallel ranks,
+    `expert_layers` those that exchange tokens under expert parallelism.
     """
 
     dense_bytes: int
@@ -94,6 +95,7 @@ class Passes:
     expert_layers: int
     hidden_size: int
     tensor: int
+    packed_share: float = 0.0
 
     @property
     def weights_bytes(self) -> int:
@@ -112,13 +114,16 @@ def _model_passes(same: Same, layout: ParallelLayout, dtype: DType) -> Passes:
     assert isinstance(spec, ModelSpec)
     rules = WeightRules(dtype=dtype)
     dense_bytes = head_bytes = reductions = expert_layers = 0
-    head_flops = 0.0
+    head_flops, all_bytes, packed_bytes = 0.0, 0, 0
     flops: dict[Rate, float] = {}
     experts: dict[tuple[int, int, Rate], tuple[int, float]] = {}
     attention: dict[tuple[tuple[Cache, ...], int], int] = {}
     for tensor in spec.shared:
         if _is_head(tensor, spec):
-            head_bytes += tensor_bytes(tensor, layout, rules)
+            size = tensor_bytes(tensor, layout, rules)
+            head_bytes += size
+            all_bytes += size
+            packed_bytes += size * _is_packed(tensor)
             head_flops += _token_flops(tensor, layout, rules)
         elif tensor.role not in _LOOKED_UP:
             dense_bytes += tensor_bytes(tensor, layout, rules)
@@ -128,6 +133,8 @@ def _model_passes(same: Same, layout: ParallelLayout, dtype: DType) -> Passes:
         for tensor in layer.tensors:
             size, work = tensor_bytes(tensor, layout, rules), _token_flops(tensor, layout, rules)
             rate = matrix_rate(tensor)
+            all_bytes += copies * size
+            packed_bytes += copies * size * _is_packed(tensor)
             if total and _is_routed(tensor):
                 key = (total, chosen, rate)
                 have, did = experts.get(key, (0, 0.0))
@@ -157,6 +164,7 @@ def _model_passes(same: Same, layout: ParallelLayout, dtype: DType) -> Passes:
         expert_layers=expert_layers,
         hidden_size=spec.hidden_size,
         tensor=layout.tensor,
+        packed_share=packed_bytes / all_bytes if all_bytes else 0.0,
     )
 
 
@@ -166,6 +174,10 @@ def _is_head(tensor: Tensor, spec: ModelSpec) -> bool:
 
 def _is_routed(tensor: Tensor) -> bool:
     return tensor.role is Role.EXPERT or tensor.shard.kind is ShardKind.EXPERTS
+
+
+def _is_packed(tensor: Tensor) -> bool:
+    return tensor.storage is not None and tensor.storage.bits < 8 and matrix_rate(tensor) == "16"
 
 
 def _token_flops(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> float:
@@ -213,13 +225,17 @@ def distinct_experts(num_experts: int, experts_per_token: int, tokens: float) ->
     return num_experts * (1.0 - missed)
 
 
-def weights_read_bytes(passes: Passes, tokens: float, *, with_head: bool = True) -> float:
-    """Bytes of weights that a rank reads in a pass of `tokens` tokens."""
-    routed = sum(
+def experts_read_bytes(passes: Passes, tokens: float) -> float:
+    """Bytes of routed experts that a rank reads in a pass of `tokens` tokens."""
+    return sum(
         group.size_bytes * distinct_experts(group.num_experts, group.experts_per_token, tokens) / group.num_experts
         for group in passes.experts
     )
-    return passes.dense_bytes + (passes.head_bytes if with_head else 0) + routed
+
+
+def weights_read_bytes(passes: Passes, tokens: float) -> float:
+    """Bytes of weights that a rank reads in a pass of `tokens` tokens."""
+    return passes.dense_bytes + passes.head_bytes + experts_read_bytes(passes, tokens)
 
 
 def matrix_flops(passes: Passes, tokens: float, sampled: float) -> dict[Rate, float]:

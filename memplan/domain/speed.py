@@ -46,21 +46,30 @@ class Efficiency:
     """What an engine reaches of a class of GPUs. Factors are fitted by benchmarks/serving_speed/fit.py.
 
     `compute_fraction` and `bandwidth_fraction` are parts of the dense tensor rate and of the memory bandwidth in the
-    vendor's sheet. Every pass costs `step_overhead_s`, and `layer_overhead_s` for each layer (kernels that wait for one
-    another). A collective among ranks costs `link_latency_s` and runs at `link_fraction` of the link. Weights in host
-    memory are read at `pcie_fraction` of the bus by the GPU, or, where `computes_on_host`, by the CPU at
+    vendor's sheet; types narrower than 16 bit reach `narrow_fraction` of that once more (activations are quantized
+    on the way), and weights that are unpacked to 16 bit before they are multiplied (GPTQ, AWQ, GGUF below 8 bit)
+    `packed_fraction` of the bandwidth; routed experts, whose matrices are small and unevenly used,
+    `experts_fraction`. Every pass costs `step_overhead_s`, `layer_overhead_s` for each layer (kernels that wait for
+    one another) and `sequence_overhead_s` for each sequence that it extends (sampling, and the host's bookkeeping).
+    A collective among ranks costs `link_latency_s` and runs at `link_fraction` of the link. Weights in host memory
+    are read at `pcie_fraction` of the bus by the GPU, or, where `computes_on_host`, by the CPU at
     `host_bytes_per_s`. `prefill_error` and `decode_error` are the 90 % quantiles of |log(predicted / measured)|.
     """
 
     name: str
     compute_fraction: float
     bandwidth_fraction: float
+    narrow_fraction: float = 1.0
+    packed_fraction: float = 1.0
+    experts_fraction: float = 1.0
     step_overhead_s: float
     layer_overhead_s: float
+    sequence_overhead_s: float = 0.0
+    request_overhead_s: float = 0.0
     link_fraction: float = 0.7
     link_latency_s: float = 1e-5
     pcie_fraction: float = 0.8
-    host_bytes_per_s: float = 50e9
+    host_bytes_per_s: float = 30e9
     computes_on_host: bool = False
     prefill_error: float = 0.7
     decode_error: float = 0.7
