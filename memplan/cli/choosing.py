@@ -10,10 +10,9 @@ from memplan.cli.mending import mend, with_changes
 from memplan.cli.options import Given
 from memplan.cli.questions import Asked, ask
 from memplan.cli.serving_options import split_names
-from memplan.cli.setup import Setup
+from memplan.cli.setup import Setup, told
 from memplan.emit.registry import Format
 from memplan.errors import DoesNotFit, UsageError
-from memplan.pipeline import answer
 from memplan.records import replace
 from memplan.units import format_gib
 
@@ -97,8 +96,8 @@ def _loadable(asked: Asked) -> Asked:
 
 
 def _answered(asked: Asked) -> Setup:
-    question = replace(asked.questions()[0], with_remedies=False)
-    return Setup(asked=asked, question=question, budget=answer(question))
+    question = asked.questions()[0]
+    return Setup(asked=asked, question=question, budget=told(question))
 
 
 def _name(setup: Setup) -> str:

@@ -56,7 +56,7 @@ def read_engine_config(path: Path, engine: str | None) -> tuple[dict[str, Any], 
         notes += [f"{path.name}: {line}" for line in dropped]
     common, own = read_options(name, pairs, str(path))
     if name == "vllm":
-        common |= _vllm_extras(own, path)
+        common = {**_vllm_extras(own, path), **common}
     found: dict[str, Any] = {**common, "set": [f"{key}={_word(value)}" for key, value in own.items()]}
     if not engine:
         found["engine"] = f"{name}@{version}" if (version := _image_version(text)) else name
@@ -141,7 +141,7 @@ def _flat(content: Mapping[Any, Any], path: Path) -> Iterator[tuple[str, Any]]:
         name, value = stack.pop()
         if isinstance(value, Mapping) and not name.endswith(("limit-mm-per-prompt", "limit_mm_per_prompt")):
             stack += [(f"{name}.{key}", item) for key, item in value.items()]
-        elif value is not None:
+        elif value is not None or name == "cuda_graph_config":
             yield name, value
 
 

@@ -14,12 +14,12 @@ from memplan.cli.checkpoints import published, runs_natively
 from memplan.cli.options import WORKLOAD, Given
 from memplan.cli.questions import ask
 from memplan.cli.serving_options import split_count
-from memplan.cli.setup import Setup
+from memplan.cli.setup import Setup, told
 from memplan.domain.budget import MemoryBudget
 from memplan.engines.registry import load_engine
 from memplan.engines.remedies import ranked_remedies
 from memplan.errors import MemplanError
-from memplan.pipeline import Question, answer
+from memplan.pipeline import Question
 from memplan.records import replace
 from memplan.units import format_gib
 
@@ -43,8 +43,8 @@ def _try(setup: Setup, changed: Mapping[str, Any], words: tuple[str, ...]) -> Se
     """The setup with options changed, if it can be and fits."""
     try:
         asked = ask(with_changes(setup.asked.given, changed))
-        question = replace(asked.questions()[0], with_remedies=False)
-        budget = answer(question)
+        question = asked.questions()[0]
+        budget = told(question)
     except MemplanError:
         return None
     if budget.verdict != "fits":
@@ -115,9 +115,9 @@ def _shorter(
 
 def _fits_at(question: Question, tokens: int) -> bool:
     workload = replace(question.settings.workload, context_tokens=tokens)
-    changed = replace(question, settings=replace(question.settings, workload=workload), with_remedies=False)
+    changed = replace(question, settings=replace(question.settings, workload=workload))
     try:
-        return answer(changed).verdict == "fits"
+        return told(changed).verdict == "fits"
     except MemplanError:
         return False
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from memplan.cli.questions import Asked
 from memplan.domain.budget import MemoryBudget
-from memplan.pipeline import Question
-from memplan.records import dataclass
+from memplan.pipeline import Question, answer
+from memplan.records import dataclass, replace
+
+_TOLD = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,3 +23,13 @@ class Setup:
     question: Question
     budget: MemoryBudget
     changes: tuple[str, ...] = ()
+
+
+def told(question: Question) -> MemoryBudget:
+    """Answer a question as it is once its config says every default outright: what is told has other intervals."""
+    question = replace(question, with_remedies=False)
+    budget = answer(question)
+    if question.engine != "vllm":
+        return budget
+    found: dict[str, Any] = {name: budget.settings[name] for name in _TOLD}
+    return answer(replace(question, settings=replace(question.settings, **found)))

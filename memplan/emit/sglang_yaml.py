@@ -89,7 +89,7 @@ def _memory(subject: EmitSubject) -> Iterator[Entry]:
     budget, settings = subject.budget, subject.budget.settings
     static = format_gib(budget.group_bytes("weights") + budget.group_bytes("kv_cache"))
     why = f"weights and cache, {static}, of what is free at the start; out of memory while serving: lower it"
-    yield Entry(key="mem-fraction-static", value=settings["mem_fraction_static"], why=why)
+    yield Entry(key="mem-fraction-static", value=settings["gpu_memory_utilization"], why=why)
     if settings["max_total_tokens"] is not None:
         yield Entry(key="max-total-tokens", value=settings["max_total_tokens"], why="tokens of the cache, as asked")
     cache = format_gib(budget.group_bytes("kv_cache"))
@@ -121,6 +121,11 @@ def _extras(subject: EmitSubject) -> Iterator[Entry]:
     if asked.weight_offload_bytes:
         why = "GiB of weights on each GPU that stay in host memory"
         yield Entry(key="cpu-offload-gb", value=round(asked.weight_offload_bytes / GIB), why=why)
+    if asked.lora.max_loras:
+        yield Entry(key="enable-lora", value=True, why="room for adapters is part of the weights above")
+        yield Entry(key="max-loras-per-batch", value=asked.lora.max_loras)
+        yield Entry(key="max-lora-rank", value=asked.lora.max_rank)
+        yield Entry(key="lora-target-modules", value=["all"])
     if subject.draft_reference is not None:
         why = "the draft's weights and cache are part of the budget"
         yield Entry(key="speculative-algorithm", value="EAGLE", why=why)

@@ -24,6 +24,8 @@ def emit(subject: EmitSubject) -> Emission:
     load_option_table("tensorrt-llm", subject.version)
     if subject.budget.settings["backend"] != "pytorch":
         raise UsageError("a built TensorRT engine holds its own limits", hint="leave --set backend=tensorrt out")
+    if subject.settings.weight_offload_bytes:
+        raise UsageError("TensorRT-LLM keeps its weights on the GPU", hint="leave --cpu-offload out")
     start = f"trtllm-serve {subject.model_reference} --config {FILE_NAME}"
     notes = (f"the model is named on the command line: {start}",)
     text = yaml_text(header(subject, start), entries(subject))

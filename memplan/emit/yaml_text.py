@@ -53,6 +53,8 @@ def comment(paragraphs: Iterable[str], *, sign: str = "#") -> list[str]:
 
 def scalar(value: object) -> str:
     """Return one value as YAML reads it back unchanged."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):

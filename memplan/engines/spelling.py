@@ -87,7 +87,10 @@ SGLANG: Mapping[str, tuple[str, Reader]] = {
     "max-lora-rank": ("max_lora_rank", _number),
     "speculative-draft-model-path": ("draft_model", _text),
 }
-TENSORRT_LLM: Mapping[str, tuple[str, Reader]] = {"model": ("model", _text)}
+TENSORRT_LLM: Mapping[str, tuple[str, Reader]] = {
+    "model": ("model", _text),
+    "cuda-graph-config": ("eager", lambda value: value is None),  # null: no graphs
+}
 LLAMA_CPP: Mapping[str, tuple[str, Reader]] = {
     "m": ("model", _text),
     "model": ("model", _text),

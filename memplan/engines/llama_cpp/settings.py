@@ -209,6 +209,8 @@ def _context(spec: ModelSpec, asked: ServingSettings, options: EngineOptions, ru
     concurrency = asked.workload.concurrency
     slots = options.count("parallel")
     unified = options.flag("kv_unified", "kvu")
+    if options.flag("no_kv_unified", "no_kvu"):
+        unified = False
     total = wanted * concurrency
     if slots is None:
         automatic = concurrency == 1

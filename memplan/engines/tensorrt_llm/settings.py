@@ -33,6 +33,10 @@ KNOWN_OPTIONS = (
     "outside_torch",
     "max_attention_window",
     "cuda_graph_max_batch_size",
+    "cuda_graph_config.max_batch_size",
+    "cuda_graph_config.enable_padding",
+    "enable_chunked_prefill",
+    "kv_cache_config.enable_block_reuse",
 )
 
 Flow = Literal["pytorch", "tensorrt"]
@@ -132,7 +136,8 @@ def resolve(spec: ModelSpec, asked: ServingSettings, options: EngineOptions, rul
         tokens_per_block=block or rules[f"tokens_per_block_{'engine' if flow == 'tensorrt' else 'pytorch'}"],
         graph_batch=_graph_batch(asked, options, flow, batch, rules),
         max_tokens=options.count("max_tokens", "kv_cache_config.max_tokens"),
-        max_cache_bytes=options.size("max_gpu_total_bytes") or asked.kv_cache_memory_bytes,
+        max_cache_bytes=options.size("max_gpu_total_bytes", "kv_cache_config.max_gpu_total_bytes")
+        or asked.kv_cache_memory_bytes,
         windows=_windows(options),
         state_dtype=_state_dtype(options),
         attention_backend=options.word("attn_backend", among=_ATTENTION_BACKENDS) or "trtllm",
@@ -178,7 +183,9 @@ def _graph_batch(asked: ServingSettings, options: EngineOptions, flow: Flow, bat
     """The largest captured batch; 0 without CUDA graphs."""
     if flow == "tensorrt" or asked.eager or options.flag("disable_cuda_graph"):
         return 0
-    return min(batch, options.count("cuda_graph_max_batch_size") or rules["graph_batch"])
+    return min(
+        batch, options.count("cuda_graph_max_batch_size", "cuda_graph_config.max_batch_size") or rules["graph_batch"]
+    )
 
 
 def _windows(options: EngineOptions) -> tuple[int, ...]:

@@ -1,0 +1,102 @@
+"""What is written, read back, is what was budgeted: the same lines, the same cache, the same verdict."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from written import emitted, read_back, terms
+
+CASES: list[dict[str, Any]] = [
+    {"model": "llama-8b", "gpu": "l40s"},
+    {"model": "llama-8b", "gpu": "rtx-4090", "context": "16k", "concurrency": "4"},
+    {"model": "llama-8b", "gpu": "t4x2", "context": "4096"},
+    {"model": "llama-70b", "gpu": "a100-80g"},
+    {"model": "llama-70b", "gpu": "h100x4", "context": "32k", "concurrency": "16", "kv_dtype": "fp8"},
+    {"model": "llama-70b", "gpu": "h100", "quant": "awq-int4-g128", "context": "8k"},
+    {"model": "qwen3-8b", "gpu": "l4", "context": "8192", "eager": True},
+    {"model": "qwen3-30b-a3b", "gpu": "h100x2", "context": "32k", "ep": True},
+    {"model": "mixtral-8x7b", "gpu": "a100-80gx2", "context": "16k", "max_num_seqs": "64"},
+    {"model": "deepseek-v3", "gpu": "h200x8", "context": "64k"},
+    {"model": "gemma-3-27b", "gpu": "h100", "context": "32k", "limit_mm": "image=1,video=0"},
+    {"model": "qwen2-vl-7b", "gpu": "l40s", "context": "16k"},
+    {"model": "gpt-oss-20b", "gpu": "h100", "context": "65536"},
+    {"model": "llama-8b", "gpu": "l40s", "sharing": 2, "context": "8k"},
+    {"model": "llama-8b", "gpu": "l40s", "prefix_caching": False, "max_num_batched_tokens": "4096", "context": "16k"},
+    {"model": "llama-8b", "gpu": "l40s", "max_loras": 4, "max_lora_rank": 32, "context": "16k"},
+    {"model": "mistral-7b", "gpu": "a10g", "context": "8192", "gpu_memory_utilization": 0.85, "block_size": 32},
+    {"model": "qwen2.5-7b", "gpu": "a100-40g", "context": "32k", "concurrency": "8", "cpu_offload": "4GiB"},
+]
+ENGINES = ("vllm", "vllm@0.8.5", "vllm@0.10.2", "vllm@0.16.0", "vllm@0.20.2", "sglang", "sglang@0.5.10", "tensorrt-llm")
+
+
+def named(case: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in case.values())
+
+
+@pytest.fixture(autouse=True)
+def _no_project_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_a_config_gives_its_budget_back(case: dict[str, Any], engine: str, tmp_path: Path) -> None:
+    if engine == "tensorrt-llm" and "cpu_offload" in case:
+        pytest.skip("it has no such option, and says so")
+    if engine == "vllm@0.8.5" and "sharing" in case:
+        pytest.skip("that release counts what other programs hold as its own: nothing fits")
+    setup, emission = emitted({**case, "engine": engine, "offline": True})
+    assert terms(read_back(setup, emission, tmp_path)) == terms(setup.budget)
+
+
+@pytest.mark.parametrize("quant", [None, "gguf:q4_k_m", "gguf:q8_0"])
+@pytest.mark.parametrize("case", CASES[:3] + CASES[6:7] + CASES[16:], ids=named)
+def test_llama_server_arguments_give_their_budget_back(case: dict[str, Any], quant: str | None, tmp_path: Path) -> None:
+    names = ("model", "gpu", "context", "concurrency")
+    options = {name: value for name, value in case.items() if name in names}
+    options |= {"quant": quant} if quant else {}
+    setup, emission = emitted({**options, "engine": "llama.cpp", "offline": True})
+    again = read_back(setup, emission, tmp_path)
+    assert terms(again)["lines"] == terms(setup.budget)["lines"]
+    assert again.verdict == setup.budget.verdict
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    model=st.sampled_from(["llama-8b", "llama-70b", "qwen3-8b", "qwen3-32b", "mixtral-8x7b", "gemma-2-9b", "phi-4"]),
+    gpu=st.sampled_from(["l4", "a10g", "l40s", "a100-40g", "a100-80g", "h100", "h200", "rtx-4090", "h100x2", "l40sx4"]),
+    context=st.sampled_from([None, "2048", "8k", "32K"]),
+    concurrency=st.sampled_from([None, "3", "17"]),
+    engine=st.sampled_from(["vllm", "vllm@0.12.0", "sglang"]),
+)
+def test_what_is_written_as_fitting_is_never_read_as_not_fitting(
+    model: str, gpu: str, context: str | None, concurrency: str | None, engine: str, tmp_path: Path
+) -> None:
+    options = {"model": model, "gpu": gpu, "context": context, "concurrency": concurrency, "engine": engine}
+    try:
+        setup, emission = emitted({name: value for name, value in options.items() if value} | {"offline": True})
+    except Exception as error:
+        if type(error).__name__ == "DoesNotFit":
+            return
+        raise
+    again = read_back(setup, emission, tmp_path)
+    assert again.verdict == setup.budget.verdict != "does_not_fit"
+    assert terms(again) == terms(setup.budget)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm@0.10.2", "sglang", "tensorrt-llm"])
+def test_at_the_largest_concurrency_one_more_does_not_fit(engine: str, tmp_path: Path) -> None:
+    setup, emission = emitted({"model": "llama-8b", "gpu": "l40s", "context": "16k", "engine": engine, "offline": True})
+    assert setup.budget.kv.max_concurrency is not None
+    most = math.floor(setup.budget.kv.max_concurrency)
+    at_most = read_back(setup, emission, tmp_path, concurrency=str(most))
+    one_more = read_back(setup, emission, tmp_path, concurrency=str(most + 1))
+    assert at_most.verdict in ("fits", "tight")
+    assert one_more.shortfall_bytes > 0 or one_more.verdict != "fits"
+    assert one_more.kv.needed_bytes > one_more.group_bytes("kv_cache") >= at_most.kv.needed_bytes
