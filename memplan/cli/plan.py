@@ -51,6 +51,8 @@ def plan_command(given: Given) -> None:
         introspect=asked.get("introspect", "auto"),
         trust_remote_code=asked.get("trust_remote_code", False),
     )
+    if not spec.is_generative:
+        raise UsageError(f"{spec.name} does not write text", hint=f"memplan estimate {asked['model']} answers for it")
     answer = search(spec, plan_request(asked, spec))
     answer_with(given, _render(given, answer))
     if answer.winner is None:

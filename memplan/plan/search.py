@@ -7,7 +7,6 @@ front are those of the whole space.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
 from memplan.domain.budget import MemoryBudget
@@ -29,7 +28,9 @@ from memplan.records import dataclass, replace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """A cell with a batch and its speed; `room` is an upper bound until the engine was asked."""
+    """A cell with a batch and its speed; `room` is an upper bound until the engine was asked, `shrunk` how often the
+    batch was lowered since.
+    """
 
     cell: Cell
     concurrency: int
@@ -38,6 +39,7 @@ class Draft:
     latency_s: float
     room: float
     attempt: Attempt
+    shrunk: int = 0
 
     @property
     def cost(self) -> float:
@@ -136,37 +138,75 @@ def _verify(
 
 
 def _first_draft(cell: Cell, request: PlanRequest, ledger: Ledger) -> Draft | None:
-    """The draft of a cell at the largest batch that its goal wants and its limits allow; None when there is none."""
+    """The draft of a cell at the batch that its goal wants and its limits allow; None when there is none.
+
+    More requests at once never come sooner, each of them, nor later all together: so limits on waiting bound the batch
+    from above, a rate bounds it from below, and both are found by halving.
+    """
     room = most_requests(
         cell.stored.weights_bytes, cell.request_bytes, cell.gpu, cell.layout, request.settings.weight_offload_bytes
     )
-    refused: tuple[Limit, str] | None = None
-    for concurrency in _batches(cell, request):
-        if concurrency > room:
-            have = f"at most {int(room):,} requests have room beside the weights"
-            refused = refused or ("memory", f"{have}, {concurrency:,} asked for")
-            continue
-        draft = _draft(cell, concurrency, room, request)
-        if draft is None:
-            refused = ("servable", "the bandwidth of the GPU is not known")
-            break
-        missed = _missed(draft.speed, request)
-        if missed is None:
-            return draft
-        refused = missed
-    if refused is not None:
-        ledger.rule_out(refused[0], cell.region, refused[1])
-    return None
-
-
-def _batches(cell: Cell, request: PlanRequest) -> Iterator[int]:
-    """How many requests to try at once, in the order of preference."""
-    asked = request.traffic.concurrency
-    if asked is not None:
-        return iter((asked,))
+    batches = _batches(request)
+    if batches[0] > room:
+        have = f"at most {int(room):,} requests have room beside the weights"
+        ledger.rule_out("memory", cell.region, f"{have}, {batches[0]:,} asked for")
+        return None
+    drafts = [batch for batch in batches if batch <= room]
     if request.traffic.request_per_s is not None:
-        return iter(LADDER)
-    return reversed(LADDER) if request.goal in FILLS_UP else iter((1,))
+        chosen = _least(cell, drafts, room, request)
+    else:
+        chosen = _largest(cell, drafts, room, request)
+    if chosen is None:
+        ledger.rule_out("servable", cell.region, "the bandwidth of the GPU is not known")
+        return None
+    missed = _missed(chosen.speed, request)
+    if missed is not None:
+        ledger.rule_out(missed[0], cell.region, missed[1])
+        return None
+    return chosen
+
+
+def _largest(cell: Cell, batches: list[int], room: float, request: PlanRequest) -> Draft | None:
+    """The draft of the largest batch that keeps the limits; where none does, that of the smallest."""
+    best = _draft(cell, batches[-1], room, request)
+    if best is None or len(batches) == 1 or _missed(best.speed, request) is None:
+        return best
+    low, high = 0, len(batches) - 1
+    best = _draft(cell, batches[low], room, request)
+    while best is not None and high - low > 1 and _missed(best.speed, request) is None:
+        middle = (low + high) // 2
+        draft = _draft(cell, batches[middle], room, request)
+        if draft is None or _missed(draft.speed, request) is not None:
+            high = middle
+        else:
+            low, best = middle, draft
+    return best
+
+
+def _least(cell: Cell, batches: list[int], room: float, request: PlanRequest) -> Draft | None:
+    """The draft of the smallest batch that keeps up with the rate; where none does, that of the largest."""
+    rate = request.traffic.request_per_s or 0.0
+    best = _draft(cell, batches[-1], room, request)
+    if best is None or best.speed.request_per_s < rate:
+        return best
+    low, high = -1, len(batches) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        draft = _draft(cell, batches[middle], room, request)
+        if draft is None or draft.speed.request_per_s < rate:
+            low = middle
+        else:
+            high, best = middle, draft
+    return best
+
+
+def _batches(request: PlanRequest) -> tuple[int, ...]:
+    """How many requests may run at once, rising."""
+    if request.traffic.concurrency is not None:
+        return (request.traffic.concurrency,)
+    if request.traffic.request_per_s is not None or request.goal in FILLS_UP:
+        return LADDER
+    return (1,)
 
 
 def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> Draft | None:
@@ -207,8 +247,10 @@ def _retry(draft: Draft, budget: MemoryBudget | None, request: PlanRequest) -> D
     if request.demand_is_fixed or request.goal not in FILLS_UP or draft.concurrency == 1:
         return None
     room = room_of(budget, draft.concurrency)
-    fewer = min(int(room), draft.concurrency - max(1, draft.concurrency // 32))
-    return _draft(draft.cell, fewer, room, request) if fewer >= 1 else None
+    cut = 1 - 2.0**draft.shrunk / 64
+    fewer = min(int(room), int(draft.concurrency * cut), draft.concurrency - 1)
+    smaller = _draft(draft.cell, fewer, room, request) if fewer >= 1 else None
+    return replace(smaller, shrunk=min(5, draft.shrunk + 1)) if smaller else None
 
 
 def _why(budget: MemoryBudget) -> str:

@@ -112,7 +112,6 @@ def sentence(plan: ServingPlan) -> str:
 
 def promises(plan: ServingPlan) -> list[tuple[str, str]]:
     """What the winner does, as names and values."""
-    settings = plan.settings
     bound = plan.speed.bound
     return [
         ("at once", _at_once(plan)),

@@ -15,7 +15,7 @@ from memplan.budget.weights import WeightRules, merged_name, stage_layers, tenso
 from memplan.catalog.rules import Rules
 from memplan.domain.attention import LatentAttention
 from memplan.domain.gpu import GpuSpec
-from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.model import Layer, ModelSpec, count_layers
 from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.domain.tensors import Role, Tensor
 from memplan.engines.tensorrt_llm.fitted import Fitted
@@ -44,8 +44,8 @@ def rank_weights(
     if is_first and not asked.language_model_only:
         placing.add([tensor for tower in spec.towers for tensor in tower.tensors])
     placing.add([tensor for tensor in spec.shared if _is_here(tensor, spec, is_first=is_first, is_last=is_last)])
-    for layer in layers:
-        placing.add(layer.tensors)
+    for layer, copies in count_layers(layers):
+        placing.add(layer.tensors, copies=copies)
     if is_last:
         placing.add(_draft_tensors(spec, asked), part="draft model")
     absorbed = _absorbed(layers, settings)
@@ -70,17 +70,17 @@ class _Placing:
         tiles = rules["mxfp4_tile"]
         self._tile = tiles["blackwell" if gpu.cuda_capability in _DATA_CENTRE_BLACKWELL else "other"]
 
-    def add(self, tensors: tuple[Tensor, ...] | list[Tensor], part: str | None = None) -> None:
-        """Place tensors that may be merged into one parameter each."""
+    def add(self, tensors: tuple[Tensor, ...] | list[Tensor], part: str | None = None, copies: int = 1) -> None:
+        """Place tensors that may be merged into one parameter each, and `copies` of them."""
         merged: dict[tuple[str, int], int] = {}
         for tensor in tensors:
             sizes = self._sizes(tensor)
             name = part or tensor.role.value
-            self.parts[name] = self.parts.get(name, 0) + sum(sizes)
+            self.parts[name] = self.parts.get(name, 0) + copies * sum(sizes)
             for index, size in enumerate(sizes):
                 key = merged_name(tensor.name), index
                 merged[key] = merged.get(key, 0) + size
-        self.requests += merged.values()
+        self.requests += [*merged.values()] * copies
 
     def _sizes(self, tensor: Tensor) -> tuple[int, ...]:
         layout = _layout(tensor, self._settings)
