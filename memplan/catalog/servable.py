@@ -104,7 +104,7 @@ def support(
     name = (spec.quantization or "none") if scheme is None else scheme
     traits = _traits(spec, layout, own=own)
     plain = _of_format(table, "none", gpu, version, traits)
-    if not plain.runs:
+    if not plain.runs or _is_unknown(gpu):
         return plain
     found = _of_format(table, name, gpu, version, traits)
     if not found.runs:
@@ -122,7 +122,7 @@ def kv_support(spec: ModelSpec, kv_dtype: str | None, gpu: GpuSpec, engine: str,
     """
     table = _table(engine)
     plain = _of_format(table, "none", gpu, version, frozenset())
-    if not plain.runs:
+    if not plain.runs or _is_unknown(gpu):
         return plain
     name = (kv_dtype or "auto").strip().lower()
     latent = any(isinstance(cache, LatentAttention) for layer, _ in spec.distinct_layers() for cache in layer.caches)
@@ -164,6 +164,10 @@ def _of_format(
     table: Mapping[str, Any], scheme: str, gpu: GpuSpec, version: str | None, traits: frozenset[str]
 ) -> Support:
     """What the rows of a scheme's format say, the layout apart."""
+    if _is_unknown(gpu):
+        return Support(
+            runs=True, kernel="", reason="the kind of device is not known", hint="", source="", speed="native"
+        )
     key, bits, group = _format(scheme)
     entry = table["weights"].get(key) or table["weights"]["other"]
     case = Case(gpu=gpu, release=_release(table["engine"], version), bits=bits, group=group, traits=traits)
@@ -202,6 +206,11 @@ def _use(entry: Mapping[str, Any]) -> str:
 
 def _refusal(reason: str, hint: str, source: str) -> Support:
     return Support(runs=False, kernel="", reason=reason, hint=hint, source=source, speed="slow")
+
+
+def _is_unknown(gpu: GpuSpec) -> bool:
+    """Whether a device is a size and nothing more (`--gpu-memory`), of which no table can say anything."""
+    return gpu.vendor in ("nvidia", "amd") and gpu.compute_capability is None
 
 
 def _chip(gpu: GpuSpec) -> str:

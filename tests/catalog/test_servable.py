@@ -20,6 +20,7 @@ from memplan.domain.tensors import Role, Shard, ShardKind, Tensor
 from memplan.introspect.config import Config
 from memplan.introspect.quantization.traits import read_traits
 from memplan.introspect.quantized import quantize_spec
+from memplan.records import replace
 
 TABLES = Path(__file__).parents[2] / "memplan" / "catalog" / "servable"
 KEYS = {"gpu", "since", "before", "bits", "groups", "unlike", "when", "kernel", "speed", "note", "refused", "use"}
@@ -309,6 +310,13 @@ def test_rows_have_known_keys_known_traits_and_releases(engine: str) -> None:
                 assert bound not in row or parse_release(str(row[bound]))
             if "since" in row and "before" in row:
                 assert parse_release(str(row["since"])) < parse_release(str(row["before"]))
+
+
+def test_a_device_of_which_only_the_size_is_known_is_refused_nothing() -> None:
+    bare = replace(find_gpu("h100"), compute_capability=None)
+    found = support(model(), "nvfp4", "fp8", bare, ParallelLayout(tensor=2), "vllm", None)
+    assert (found.runs, found.kernel) == (True, "")
+    assert "not known" in found.reason
 
 
 def test_the_tables_name_every_format_that_weights_can_be_in() -> None:
