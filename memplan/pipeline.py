@@ -86,12 +86,7 @@ def with_scheme(spec: ModelSpec, scheme: str | None) -> ModelSpec:
 
 def answer(question: Question) -> MemoryBudget:
     """Return the budget of one question; a whole answer has the knobs that free memory, the map and the waste."""
-    engine = load_engine(question.engine)
-    settings = question.settings
-    if question.num_gpus:
-        settings = replace(settings, layout=_layout(question.spec, settings.layout, question.num_gpus))
-    if question.sharing != 1:
-        settings = _shared(engine, question, settings)
+    engine, settings = load_engine(question.engine), placed(question)
     question = replace(question, settings=settings)
     budget = _estimate(engine, question, settings)
     if not question.with_remedies:
@@ -104,6 +99,16 @@ def answer(question: Question) -> MemoryBudget:
         kv_waste=_waste(engine, question, budget),
     )
     return with_support(whole, question.spec, question.gpu, settings, question.version)
+
+
+def placed(question: Question) -> ServingSettings:
+    """The settings that one engine of a question really has: laid out over its GPUs, with its part of a shared one."""
+    settings = question.settings
+    if question.num_gpus:
+        settings = replace(settings, layout=_layout(question.spec, settings.layout, question.num_gpus))
+    if question.sharing != 1:
+        settings = _shared(load_engine(question.engine), question, settings)
+    return settings
 
 
 def _estimate(engine: Engine, question: Question, settings: ServingSettings) -> MemoryBudget:

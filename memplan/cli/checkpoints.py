@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 
 # Weight schemes that engines apply to plain weights while they load: what they call it.
@@ -16,8 +15,6 @@ _ONLINE = {
 }
 # Published schemes from the least loss of quality to the most.
 _BY_QUALITY = ("fp8", "fp8-block", "w8a8-int8", "w8a16-int8", "gptq-int8", "nvfp4", "mxfp4", "awq-int4", "gptq-int4")
-# Schemes that want tensor cores of a generation: the least compute capability that has them.
-_NATIVE_FROM = {"nvfp4": 10.0, "mxfp4": 9.0, "fp8": 8.9, "fp8-block": 8.9}
 
 
 def model_reference(name: str, spec: ModelSpec) -> str:
@@ -46,11 +43,6 @@ def published(spec: ModelSpec) -> Iterator[tuple[str, str]]:
     for scheme in sorted(known.quantized, key=_rank):
         for hub_id in known.quantized[scheme]:
             yield scheme, hub_id
-
-
-def runs_natively(scheme: str, gpu: GpuSpec) -> bool:
-    """Whether a GPU has the tensor cores of a weight scheme."""
-    return gpu.vendor != "nvidia" or (gpu.cuda_capability or 0.0) >= _NATIVE_FROM.get(scheme, 0.0)
 
 
 def _rank(scheme: str) -> tuple[int, str]:

@@ -16,6 +16,9 @@ from memplan.errors import DoesNotFit, UsageError
 from memplan.records import replace
 from memplan.units import format_gib
 
+# Engines that refuse a length beyond the model's own.
+_REFUSE_LONGER = ("vllm", "sglang", "tensorrt-llm")
+
 
 def chosen_setup(given: Given, wanted: Format | None, *, strict: bool) -> Setup:
     """Return the setup to write: as asked when it fits, else the cheapest one near it that does.
@@ -97,6 +100,12 @@ def _loadable(asked: Asked) -> Asked:
 
 def _answered(asked: Asked) -> Setup:
     question = asked.questions()[0]
+    limit, wanted = question.spec.max_context_tokens, question.settings.workload.context_tokens
+    if wanted and wanted > limit and question.engine in _REFUSE_LONGER:
+        raise UsageError(
+            f"{question.base_spec.name} takes {limit:,} tokens at most, and {question.engine} refuses {wanted:,}",
+            hint=f"use --context {limit}",
+        )
     return Setup(asked=asked, question=question, budget=told(question))
 
 

@@ -34,15 +34,17 @@ def emit_config_command(given: Given) -> None:
         check_output(given)
     from memplan.cli.choosing import chosen_setup
     from memplan.cli.emit_subject import subject_of
+    from memplan.emit.checks import settled
     from memplan.emit.registry import find_format, load_emitter
 
     wanted = find_format(given["format"], "")[1] if "format" in given else None
     setup = chosen_setup(given, wanted, strict=given.get("strict", False))
     name, found = find_format(given.get("format"), setup.question.engine)
-    emission = load_emitter(found)(subject_of(setup, name))
-    for note in (*setup.changes, *setup.budget.warnings, *emission.notes):
+    subject = settled(subject_of(setup, name))
+    emission = load_emitter(found)(subject)
+    for note in (*subject.changes, *subject.budget.warnings, *emission.notes):
         print(f"note: {note}", file=sys.stderr)
-    if setup.budget.verdict == "tight":
+    if subject.budget.verdict == "tight":
         print("note: it is tight: it may or may not fit", file=sys.stderr)
     if given.get("json"):
         from memplan.report.emission_json import emission_json

@@ -5,10 +5,8 @@ from __future__ import annotations
 from memplan.cli.checkpoints import model_reference, online_quantization
 from memplan.cli.command_line import command_line
 from memplan.cli.setup import Setup
-from memplan.domain.budget import MemoryBudget
 from memplan.domain.emission import EmitSubject
-from memplan.domain.serving import ParallelLayout
-from memplan.records import replace
+from memplan.pipeline import placed
 
 _TITLES = {"vllm": "vLLM", "sglang": "SGLang", "tensorrt-llm": "TensorRT-LLM"}
 
@@ -24,7 +22,7 @@ def subject_of(setup: Setup, format_name: str) -> EmitSubject:
         spec=question.spec,
         gpu=question.gpu,
         budget=budget,
-        settings=replace(question.settings, layout=_layout(question.settings.layout, budget)),
+        settings=placed(question),
         engine=question.engine,
         version=budget.engine_version,
         quantization=online_quantization(question.engine, scheme) if scheme else None,
@@ -41,18 +39,3 @@ def _draft_reference(setup: Setup) -> str | None:
     if draft is None:
         return None
     return "mtp" if str(named).lower() == "mtp" else model_reference(named, draft)
-
-
-def _layout(asked: ParallelLayout, budget: MemoryBudget) -> ParallelLayout:
-    """The layout that the budget was made for: a number of GPUs may have been spread by memplan."""
-    found = {
-        name: budget.settings.get(f"{name}_parallel_size", budget.settings.get(short))
-        for name, short in (("tensor", "tp_size"), ("pipeline", "pp_size"), ("data", "dp_size"))
-    }
-    sizes = {name: size for name, size in found.items() if isinstance(size, int)}
-    return ParallelLayout(
-        tensor=sizes.get("tensor", asked.tensor),
-        pipeline=sizes.get("pipeline", asked.pipeline),
-        data=sizes.get("data", asked.data),
-        expert=asked.expert,
-    )

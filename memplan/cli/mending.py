@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from memplan.cli.checkpoints import published, runs_natively
+from memplan.catalog.servable import support
+from memplan.cli.checkpoints import published
 from memplan.cli.options import WORKLOAD, Given
 from memplan.cli.questions import ask
 from memplan.cli.serving_options import split_count
@@ -61,14 +62,26 @@ def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]
     yield from _slack(setup)
     yield from _shorter(setup, {}, ())
     if setup.question.settings.quant is None:
-        for scheme, hub_id in published(setup.question.base_spec):
-            if not runs_natively(scheme, setup.question.gpu):
-                continue
+        for scheme, hub_id in _startable(setup.question):
             changed = {"model": hub_id, "revision": None, "quant": None}
             words = (f"the weights are {hub_id}, a published {scheme} checkpoint, because {_missing(setup.budget)}",)
             yield changed, words
             yield from _shorter(setup, changed, words)
     yield from _more_gpus(setup)
+
+
+def _startable(question: Question) -> list[tuple[str, str]]:
+    """The published checkpoints that start on the GPU: those of 8 bits first, of one width those with kernels of their
+    own first.
+    """
+    spec, gpu = question.base_spec, question.gpu
+    found: list[tuple[bool, bool, str, str]] = []
+    for scheme, hub_id in published(spec):
+        start = support(spec, scheme, None, gpu, question.settings.layout, question.engine, question.version)
+        if start.runs:
+            found.append(("4" in scheme, start.speed != "native", scheme, hub_id))
+    found.sort(key=lambda each: each[:2])
+    return [(scheme, hub_id) for _, _, scheme, hub_id in found]
 
 
 def _missing(budget: MemoryBudget) -> str:

@@ -25,6 +25,8 @@ from memplan.emit.finding import (
 from memplan.records import replace
 from memplan.units import round_up
 
+# Engines whose requests draw blocks from a pool; others make the cache as large as it was asked for.
+_POOLED = ("vllm", "sglang", "tensorrt-llm")
 _STEP = 256
 
 
@@ -52,6 +54,8 @@ def spare_block(subject: EmitSubject) -> Finding | None:
     Source: vllm#39734, vllm#52530, sglang#26248, sglang#14972.
     """
     kv, asked = subject.budget.kv, sizing.context_tokens(subject)
+    if subject.engine not in _POOLED:
+        return None
     if kv.max_concurrency is None or not kv.block_size or not kv.blocks or not kv.needed_bytes:
         return None
     one = kv.needed_bytes / per_replica(subject)

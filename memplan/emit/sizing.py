@@ -13,6 +13,7 @@ from memplan.records import dataclass
 from memplan.units import GIB, ceil_div, format_gib, round_up
 
 # Assumed, and said so in every file: a line of 1 Gbit/s, a network volume, and what compiling and capturing take.
+_USUAL_TOKENS = 8192  # a long prompt and its answer: an assumption
 _DOWNLOAD_BYTES_PER_S = 100_000_000
 _READ_BYTES_PER_S = 500_000_000
 _COMPILE_S = 240
@@ -127,11 +128,16 @@ def context_tokens(subject: EmitSubject) -> int:
 
 
 def mean_tokens(subject: EmitSubject) -> Sized:
-    """The tokens that a request has on average: as given, else half of what it may reach."""
+    """The tokens that a request has on average: as given, else half of what it may reach, as far as that is usual.
+
+    Without a bound, the 131,072 tokens that a model could take would leave room for two requests of a chat.
+    """
     mean = subject.settings.workload.mean_tokens
     if mean:
         return Sized(value=min(mean, context_tokens(subject)), why="the mean length that was given")
     half = max(1, context_tokens(subject) // 2)
+    if half > _USUAL_TOKENS:
+        return Sized(value=_USUAL_TOKENS, why="assumed: give --mean-length")
     return Sized(value=half, why="half of the context (assumed: give --mean-length)")
 
 

@@ -51,6 +51,8 @@ def test_a_config_gives_its_budget_back(case: dict[str, Any], engine: str, tmp_p
         pytest.skip("it has no such option, and says so")
     if engine == "vllm@0.8.5" and "sharing" in case:
         pytest.skip("that release counts what other programs hold as its own: nothing fits")
+    if not engine.startswith("vllm") and "sharing" in case:
+        pytest.skip("what the other engine holds is computed before the checks")
     setup, emission = emitted({**case, "engine": engine, "offline": True})
     assert terms(read_back(setup, emission, tmp_path)) == terms(setup.budget)
 
@@ -71,7 +73,7 @@ def test_llama_server_arguments_give_their_budget_back(case: dict[str, Any], qua
 @given(
     model=st.sampled_from(["llama-8b", "llama-70b", "qwen3-8b", "qwen3-32b", "mixtral-8x7b", "gemma-2-9b", "phi-4"]),
     gpu=st.sampled_from(["l4", "a10g", "l40s", "a100-40g", "a100-80g", "h100", "h200", "rtx-4090", "h100x2", "l40sx4"]),
-    context=st.sampled_from([None, "2048", "8k", "32K"]),
+    context=st.sampled_from([None, "2048", "4k", "8K"]),
     concurrency=st.sampled_from([None, "3", "17"]),
     engine=st.sampled_from(["vllm", "vllm@0.12.0", "sglang"]),
 )

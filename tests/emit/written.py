@@ -14,6 +14,7 @@ from memplan.cli.questions import ask
 from memplan.cli.setup import Setup
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.emission import Emission
+from memplan.emit.checks import settled
 from memplan.emit.registry import find_format, load_emitter
 from memplan.pipeline import answer
 from memplan.records import replace
@@ -27,7 +28,8 @@ def emitted(given: Mapping[str, Any], format_name: str | None = None) -> tuple[S
     wanted = find_format(format_name, "")[1] if format_name else None
     setup = chosen_setup(dict(given), wanted, strict=False)
     name, found = find_format(format_name, setup.question.engine)
-    return setup, load_emitter(found)(subject_of(setup, name))
+    subject = settled(subject_of(setup, name))
+    return replace(setup, budget=subject.budget), load_emitter(found)(subject)
 
 
 def read_back(setup: Setup, emission: Emission, folder: Path, **more: Any) -> MemoryBudget:
