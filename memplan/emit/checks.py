@@ -36,6 +36,7 @@ CHECKS: Mapping[str, str] = {
     "shared-gpu": "memplan.emit.memory_checks:shared_gpu",
 }
 # The fifteenth, shared memory and how options reach the engine, is about files: memplan.emit.file_checks.
+_MOST_ROUNDS = 4
 _RANK = {"fits": 0, "tight": 1, "does_not_fit": 2}
 
 
@@ -52,17 +53,30 @@ class Checked:
 
 
 def check_setup(subject: EmitSubject) -> Checked:
-    """Run every check, each on the setup as the ones before it left it."""
-    findings: list[Finding] = []
-    for name in CHECKS:
-        found = _load(name)(subject)
-        if found is None:
-            continue
-        if found.settings is not None:
-            mended, found = _mended(subject, found)
-            subject = mended
-        findings.append(found)
-    return Checked(subject=subject, findings=tuple(findings))
+    """Run every check, each on the setup as the ones before it left it, until nothing is left to mend: what one mends
+    can make room for the mend of another.
+    """
+    wrong = _load("release")(subject)
+    if wrong is not None:  # whatever is computed again would be for another release
+        return Checked(subject=subject, findings=(wrong,))
+    done: list[Finding] = []
+    left: list[Finding] = []
+    for _ in range(_MOST_ROUNDS):
+        left, is_mended = [], False
+        for name in CHECKS:
+            found = _load(name)(subject)
+            if found is None:
+                continue
+            if found.settings is not None:
+                subject, found = _mended(subject, found)
+            if found.settings is not None:
+                done.append(found)
+                is_mended = True
+            else:
+                left.append(found)
+        if not is_mended:
+            break
+    return Checked(subject=subject, findings=(*done, *left))
 
 
 def settled(subject: EmitSubject) -> EmitSubject:

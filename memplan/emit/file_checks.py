@@ -48,9 +48,7 @@ def _config_traps(code: str) -> Iterator[Finding]:
         hint = f"write no-{match[1]}: true"
         yield refused("config-file", f"vLLM drops `{match[0].strip()}` without a word", hint)
     for match in _QUOTED.finditer(code):
-        yield refused(
-            "config-file", f"vLLM takes the word of `{match[0].strip()}` for the model", "leave the quotes out"
-        )
+        yield refused("config-file", f"`{match[0].strip()}` names the model to vLLM", "leave the quotes out")
     for match in _NULL.finditer(code):
         if not re.search(rf"^\s*{re.escape(match[1])}:\s*\n\s+\S", code, re.MULTILINE):
             yield refused("config-file", f"`{match[0].strip()}` has no value", "leave the key out")

@@ -25,6 +25,7 @@ from memplan.records import replace
 from memplan.units import GIB, MIB, format_gib
 
 _MOST_UTILIZATION = 0.95
+_SPARE_SHARE = 0.01  # of the card, for what comes and goes between the plan and the start
 _UNIFIED_UTILIZATION = 0.85
 _UNIFIED_SMALL = 0.7
 _UNIFIED_SMALL_BYTES = 40 * GIB
@@ -88,7 +89,7 @@ def free_memory(subject: EmitSubject) -> Finding | None:
     reason = (
         f"utilization {utilization:g} asks for {format_gib(utilization * total)}, {format_gib(free - context)} are free"
     )
-    return _lowered(subject, "free-memory", reason, _two_digits((free - context) / total))
+    return _lowered(subject, "free-memory", reason, _two_digits((free - context) / total - _SPARE_SHARE))
 
 
 def shared_gpu(subject: EmitSubject) -> Finding | None:
@@ -117,7 +118,7 @@ def media_profile(subject: EmitSubject) -> Finding | None:
     asked = subject.settings
     if subject.engine != "vllm" or not kinds or asked.language_model_only or asked.media_per_prompt is not None:
         return None
-    limits = {kind: 0 if kind == "video" and len(kinds) > 1 else 1 for kind in sorted(kinds)}
+    limits: dict[str, int] = {kind: 0 if kind == "video" and len(kinds) > 1 else 1 for kind in sorted(kinds)}
     words = ", ".join(f"{count} {kind}" for kind, count in limits.items())
     reason = f"no limit on media was given, and the profiling run reserves for the largest of each: {words} a prompt"
     return mended("media-profile", reason, replace(pinned(subject), media_per_prompt=limits))

@@ -18,6 +18,7 @@ from memplan.emit.finding import (
     per_replica,
     pinned,
     refused,
+    replicas,
     sequences,
     setting,
     step_size,
@@ -38,6 +39,8 @@ def context(subject: EmitSubject) -> Finding | None:
     longest, asked = subject.budget.kv.max_context_tokens, sizing.context_tokens(subject)
     if subject.budget.kv.capacity_tokens is None or longest is None or longest >= asked:
         return None
+    if longest == subject.spec.max_context_tokens and (subject.budget.kv.max_concurrency or 0) >= replicas(subject):
+        return None  # more was asked for than the model was made for, and it has room
     reason = f"a request of {asked:,} tokens has no room in the KV cache, the longest that has is {longest:,}"
     if subject.settings.workload.context_tokens is None and longest >= 2 * _STEP:
         shorter = (longest - 1) // _STEP * _STEP
