@@ -1,7 +1,9 @@
 """Whether the groups or blocks of quantized matrices survive the cut over tensor-parallel ranks.
 
 A matrix that is cut along its inputs must leave every rank whole groups; FP8 in blocks must also leave whole blocks of
-outputs. Routed experts in integer groups are left out: engines give them kernels with smaller groups.
+outputs. Routed experts in integer groups are left out: engines give them kernels with smaller groups. So are recurrent
+mixers, whose small projections engines merge or keep plain. Integer groups are asked of a checkpoint's own config
+only: who publishes one pads what does not divide (Qwen2.5-72B's AWQ: 29,568 channels as 29,696).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class UnevenSplit:
 def uneven_split(spec: ModelSpec, layout: ParallelLayout, kind: str, splits: Mapping[str, Any]) -> UnevenSplit | None:
     """Return what is wrong with cutting `spec`, stored in a format of `kind`, over `layout`; None when nothing is."""
     in_blocks = kind in splits.get("blocks", ())
-    if not in_blocks and kind not in splits.get("groups", ()):
+    if not in_blocks and (kind not in splits.get("groups", ()) or "prequantized" not in spec.quantization_traits):
         return None
     ranks = layout.tensor
     found = _cut_through(spec, layout, ranks, in_blocks=in_blocks)
@@ -59,7 +61,7 @@ def _is_even(spec: ModelSpec, layout: ParallelLayout, ranks: int, in_blocks: boo
 def _cut_through(spec: ModelSpec, layout: ParallelLayout, ranks: int, *, in_blocks: bool) -> tuple[Tensor, str] | None:
     for layer, _ in spec.distinct_layers():
         for tensor in layer.tensors:
-            if tensor.role is Role.EXPERT and (layout.expert or not in_blocks):
+            if tensor.role is Role.STATE or (tensor.role is Role.EXPERT and (layout.expert or not in_blocks)):
                 continue
             wrong = _wrong(tensor, ranks, in_blocks=in_blocks)
             if wrong:

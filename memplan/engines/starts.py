@@ -53,4 +53,6 @@ def _support(
     """Ask the tables about the weights and the cache as the engine resolved them."""
     cache = budget.settings.get("kv_cache_dtype")
     resolved = cache if isinstance(cache, str) and cache not in _PLAIN_CACHES else settings.kv_dtype
-    return support(spec, None, resolved, gpu, settings.layout, budget.engine_name, version)
+    ranks = budget.settings.get("ep_size") or budget.settings.get("moe_expert_parallel_size") or 1
+    layout = replace(settings.layout, expert=True) if isinstance(ranks, int) and ranks > 1 else settings.layout
+    return support(spec, None, resolved, gpu, layout, budget.engine_name, version)
