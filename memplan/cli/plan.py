@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import typer
 
 from memplan.cli.options import (
@@ -12,12 +15,19 @@ from memplan.cli.options import (
     SERVING_OPTIONS,
     SOURCE_OPTIONS,
     Given,
+    Option,
     accepts,
 )
 from memplan.cli.output import answer_with, check_output
 from memplan.domain.plan import PlanAnswer, ServingPlan
 from memplan.errors import UsageError
 
+_RECIPE = Option(
+    name="recipe",
+    kind=Path,
+    help="Answer a file of recipes/ and check what it expects: exit 1 when it is not so.",
+    is_workload=False,
+)
 _FORMATS = ("json", "markdown", "html", "quiet")
 _LEFT_OUT = frozenset({"sharing", "config", "max_num_seqs", "kv_cache_memory", "num_speculative_tokens", "draft_model"})
 _SERVING = tuple(option for option in SERVING_OPTIONS if option.name not in _LEFT_OUT)
@@ -32,17 +42,22 @@ _DECIDED = frozenset(
 )
 
 
-@accepts(*_DEVICES, *PLAN_OPTIONS, *_SERVING, *SOURCE_OPTIONS, *OUTPUT_OPTIONS, *_REPORT)
+@accepts(_RECIPE, *_DEVICES, *PLAN_OPTIONS, *_SERVING, *SOURCE_OPTIONS, *OUTPUT_OPTIONS, *_REPORT)
 def plan_command(given: Given) -> None:
     """The best way to serve a model: GPUs, layout, precision, engine and batch, found by search, and what it costs."""
     if sum(bool(given.get(name)) for name in _FORMATS) > 1:
         raise UsageError("--json, --markdown, --html and --quiet exclude each other", hint="give one of them")
     check_output(given)
+    from memplan.cli.plan_recipes import Expected, read_recipe, surprises_of
     from memplan.cli.plan_request import plan_request
     from memplan.cli.state import filled_in, remember
     from memplan.pipeline import load_model
     from memplan.plan.search import search
 
+    expected: Expected | None = None
+    if "recipe" in given:
+        expected, scenario = read_recipe(given["recipe"])
+        given = {**scenario, **given}
     asked = filled_in(given, forget=_DECIDED)
     spec = load_model(
         asked["model"],
@@ -55,9 +70,14 @@ def plan_command(given: Given) -> None:
         raise UsageError(f"{spec.name} does not write text", hint=f"memplan estimate {asked['model']} answers for it")
     answer = search(spec, plan_request(asked, spec))
     answer_with(given, _render(given, answer))
+    if answer.winner is not None:
+        remember({**asked, **as_options(answer.winner)})
+    if expected is not None:
+        for surprise in (surprises := surprises_of(expected, answer)):
+            print(f"recipe: {surprise}", file=sys.stderr)
+        raise typer.Exit(int(bool(surprises)))
     if answer.winner is None:
         raise typer.Exit(1)
-    remember({**asked, **as_options(answer.winner)})
 
 
 def as_options(plan: ServingPlan) -> dict[str, object]:

@@ -31,9 +31,13 @@ class StoredModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One combination of everything but the batch. `request_bytes` is the least that a request keeps in the cache."""
+    """One combination of everything but the batch. `request_bytes` is the least that a request keeps in the cache.
+
+    `is_first_choice` marks the engine that was named first, or the default one.
+    """
 
     engine: str
+    is_first_choice: bool
     version: str | None
     gpu: GpuSpec
     layout: ParallelLayout
@@ -114,6 +118,7 @@ def _on(
                 known[cut] = support(stored.spec, stored.scheme, kv_dtype, gpu, layout, engine, version)
             cell = Cell(
                 engine=engine,
+                is_first_choice=engine == request.engines[0][0],
                 version=version,
                 gpu=gpu,
                 layout=layout,

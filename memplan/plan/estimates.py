@@ -5,7 +5,7 @@ fit.
 from __future__ import annotations
 
 from memplan.domain.budget import MemoryBudget
-from memplan.domain.plan import PlanRequest
+from memplan.domain.plan import PlanRequest, Traffic
 from memplan.domain.serving import ServingSettings, Workload
 from memplan.engines.registry import load_engine
 from memplan.errors import MemplanError
@@ -94,7 +94,7 @@ def headroom_bytes(budget: MemoryBudget) -> int:
 
 
 def room_of(budget: MemoryBudget, concurrency: int) -> float:
-    """How many requests of the asked length have room at once, in all replicas."""
+    """How many requests of the longest length have room at once, in all replicas."""
     if budget.engine_name in LAYER_SPLIT:
         needed = budget.kv.needed_bytes
         if needed <= 0:
@@ -102,3 +102,12 @@ def room_of(budget: MemoryBudget, concurrency: int) -> float:
         return concurrency * (1 + headroom_bytes(budget) / needed)
     most = budget.kv.max_concurrency
     return most if most is not None else float("inf")
+
+
+def stretch(engine: str, traffic: Traffic) -> float:
+    """How many more requests have room at the length they really have: pages are taken as a request grows, while a
+    slot of a contiguous cache keeps its whole length.
+    """
+    if engine in LAYER_SPLIT:
+        return 1.0
+    return max(1.0, traffic.context_tokens / (traffic.prompt_tokens + traffic.output_tokens))

@@ -10,7 +10,7 @@ from memplan.plan.pareto import Point
 # Goals that want the largest batch when the load is not given; the others then serve one request at a time.
 FILLS_UP: frozenset[Goal] = frozenset({"cost", "throughput", "multi-tenant"})
 # Goals for which room beyond twice the asked load still counts.
-WANTS_ROOM: frozenset[Goal] = frozenset({"long-context", "multi-tenant"})
+WANTS_ROOM: frozenset[Goal] = frozenset({"multi-tenant"})
 _ENOUGH_ROOM = 2.0
 # Where rises of perplexity begin to differ for a goal: single-gpu looks at the levels of catalog/quality.py, the others
 # take up to 2 % for equal.
@@ -31,16 +31,28 @@ class Measured(Protocol):
     def room(self) -> float: ...
     @property
     def rise(self) -> float: ...
+    @property
+    def doubt(self) -> float: ...
 
 
 def point_of(plan: Measured, request: PlanRequest, concurrency: int) -> Point:
-    """Where a plan stands. Room counts in multiples of the load, up to twice it for goals that need no more."""
+    """Where a plan stands. Room counts in multiples of the load, up to twice it for goals that need no more.
+
+    `doubt` is a handicap in speed: the part by which an engine that is not the first choice must be faster, because
+    the speed model cannot tell engines apart by less.
+    """
     headroom = plan.room / max(1, concurrency)
     if request.goal in WANTS_ROOM:
         headroom = plan.room
     elif headroom > _ENOUGH_ROOM:
         headroom = _ENOUGH_ROOM
-    return Point(plan.cost, -plan.output_tokens_per_s, plan.latency_s, -round(headroom, 3), round(plan.rise, 5))
+    return Point(
+        cost=plan.cost,
+        throughput=-plan.output_tokens_per_s / (1 + plan.doubt),
+        latency=plan.latency_s * (1 + plan.doubt),
+        headroom=-round(headroom, 3),
+        quality=round(plan.rise, 5),
+    )
 
 
 def score(point: Point, request: PlanRequest) -> tuple[float, ...]:
@@ -56,4 +68,6 @@ def score(point: Point, request: PlanRequest) -> tuple[float, ...]:
         return latency, cost, level, throughput, headroom, quality
     if request.goal == "single-gpu":
         return level, latency, throughput, cost, headroom, quality
+    if request.goal == "long-context":
+        return cost, level, throughput, latency, headroom, quality
     return headroom / max(1e-9, cost), level, throughput, latency, cost, quality

@@ -15,7 +15,7 @@ from memplan.domain.plan import Limit, PlanAnswer, PlanRequest, ServingPlan
 from memplan.domain.speed import ServingSpeed
 from memplan.plan.bounds import most_requests
 from memplan.plan.cells import Cell, cells
-from memplan.plan.estimates import Attempt, attempts, estimate, headroom_bytes, next_attempt, room_of
+from memplan.plan.estimates import Attempt, attempts, estimate, headroom_bytes, next_attempt, room_of, stretch
 from memplan.plan.goals import FILLS_UP, point_of, score
 from memplan.plan.ledger import Ledger
 from memplan.plan.nearest import nearest_plans
@@ -49,6 +49,12 @@ class Draft:
     @property
     def rise(self) -> float:
         return self.cell.quality.perplexity_increase
+
+    @property
+    def doubt(self) -> float:
+        if self.cell.is_first_choice or self.speed.tpot_s <= 0:
+            return 0.0
+        return self.speed.high_tpot_s / self.speed.tpot_s - 1
 
 
 def search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
@@ -121,7 +127,8 @@ def _verify(
         budget, refusal = estimate(draft.cell, draft.concurrency, draft.attempt, request)
         if budget is not None and budget.verdict == "fits":
             plan = _plan(draft, budget, request)
-            exact = replace(draft, room=room_of(budget, draft.concurrency))
+            longer = stretch(draft.cell.engine, request.traffic)
+            exact = replace(draft, room=longer * room_of(budget, draft.concurrency))
             points.append(_point(exact, request))
             found.append((plan, points[-1]))
             reached = score(points[-1], request)
@@ -220,7 +227,7 @@ def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> D
         speed=speed,
         output_tokens_per_s=speed.decode_tokens_per_s,
         latency_s=speed.ttft_s + (traffic.output_tokens - 1) * speed.tpot_s,
-        room=room,
+        room=room * stretch(cell.engine, traffic),
         attempt=attempts(cell)[0],
     )
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from memplan.budget.kv_cache import KvFormat, kv_format
 from memplan.budget.speed import serving_speed
+from memplan.catalog.efficiency import efficiency_for
 from memplan.domain.dtypes import DType
 from memplan.domain.plan import Traffic
 from memplan.domain.serving import ParallelLayout
-from memplan.domain.speed import Efficiency, ServingSpeed, SpeedWorkload
+from memplan.domain.speed import ServingSpeed, SpeedWorkload
 from memplan.errors import UsageError
 from memplan.plan.bounds import LLAMA_CPP_CACHE_BITS
 from memplan.plan.cells import Cell
 from memplan.plan.space import LAYER_SPLIT, STATIC_BATCHING
 
 _ONE_GPU = ParallelLayout()
-_ASSUMED = Efficiency(
-    name="assumed",
-    compute_fraction=0.5,
-    bandwidth_fraction=0.7,
-    step_overhead_s=1e-3,
-    layer_overhead_s=1e-6,
-    provenance="assumed",
-)
 
 
 def speed_of(cell: Cell, traffic: Traffic, concurrency: int, offload_bytes: int = 0) -> ServingSpeed | None:
@@ -45,7 +38,7 @@ def speed_of(cell: Cell, traffic: Traffic, concurrency: int, offload_bytes: int 
                 shared_prefix_tokens=traffic.shared_prefix_tokens,
                 arrival="together" if cell.engine in STATIC_BATCHING else "steady",
             ),
-            _efficiency(cell),
+            efficiency_for(cell.engine, cell.gpu),
             offload_bytes=offload_bytes,
         )
     except UsageError:
@@ -56,7 +49,3 @@ def _kv_format(name: str | None, dtype: DType) -> KvFormat:
     if name is not None and name in LLAMA_CPP_CACHE_BITS:
         return KvFormat(name=name, element_bits=LLAMA_CPP_CACHE_BITS[name])
     return kv_format("float16" if name == "f16" else name, dtype)
-
-
-def _efficiency(cell: Cell) -> Efficiency:
-    return _ASSUMED

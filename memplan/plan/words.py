@@ -37,8 +37,8 @@ def wins_by(winner: ServingPlan, runner_up: ServingPlan | None, request: PlanReq
         else f"the most output tokens for each GPU: {rate}",
         "throughput": f"the most output tokens a second: {rate}",
         "latency": f"the fastest answer: {latency_s(winner, request):,.2f} s for a whole request",
-        "long-context": f"the most tokens in cache for the money: {price}",
-        "multi-tenant": f"the most requests at once for the money: {price}",
+        "long-context": f"the cheapest that holds the context: {price}",
+        "multi-tenant": f"the most requests of their real length at once for the money: {price}",
         "single-gpu": "the least quality risk on one GPU, and then the fastest",
     }[request.goal]
     return (said,)
