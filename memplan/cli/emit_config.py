@@ -35,13 +35,14 @@ def emit_config_command(given: Given) -> None:
     from memplan.cli.choosing import chosen_setup
     from memplan.cli.emit_subject import subject_of
     from memplan.emit.checks import settled
+    from memplan.emit.file_checks import refuse_traps
     from memplan.emit.registry import find_format, load_emitter
 
     wanted = find_format(given["format"], "")[1] if "format" in given else None
     setup = chosen_setup(given, wanted, strict=given.get("strict", False))
     name, found = find_format(given.get("format"), setup.question.engine)
     subject = settled(subject_of(setup, name))
-    emission = load_emitter(found)(subject)
+    emission = refuse_traps(subject, name, load_emitter(found)(subject))
     for note in (*subject.changes, *subject.budget.warnings, *emission.notes):
         print(f"note: {note}", file=sys.stderr)
     if subject.budget.verdict == "tight":

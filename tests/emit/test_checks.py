@@ -309,6 +309,6 @@ def test_a_settled_setup_has_nothing_left_to_mend(
 
 
 def test_1_more_than_the_model_was_made_for_is_no_lack_of_room() -> None:
-    subject = setup("gemma-2-9b", "l4", context=32768, concurrency=1)
+    subject = setup("gemma-2-9b", context=32768, concurrency=1)
     assert subject.budget.kv.max_context_tokens == 8192
     assert plan_checks.context(subject) is None
