@@ -1,6 +1,6 @@
 """Score the speed model on published measurements.
 
-    python benchmarks/serving_speed/score.py [--json] [--rows] [--table FILE]
+    python benchmarks/serving_speed/score.py [--json] [--rows] [--table FILE] [--write-page]
 
 Errors are signed, (predicted - measured) / measured; the summary has the median and the 90 % quantile of their sizes,
 per phase and per engine. `factor` is the same quantile as a ratio: 1.5 means that nine of ten predictions are within
@@ -12,64 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from measurements import PHASES, PUBLISHED, Measurement, read_measurements
+from measurements import PUBLISHED, read_measurements
+from speed_errors import IN_PAGE, PAGE, page_table, row_of, summary_of
 
 from memplan.catalog.tables import load_table, read_yaml
-
-_PART = 0.9
-
-
-def quantile(sizes: Sequence[float], part: float = _PART) -> float:
-    """The quantile of a list, by rank."""
-    ordered = sorted(sizes)
-    return ordered[min(len(ordered) - 1, math.ceil(part * len(ordered)) - 1)] if ordered else 0.0
-
-
-def row_of(measurement: Measurement, table: Mapping[str, Any]) -> dict[str, Any]:
-    """One row's prediction beside what was measured."""
-    predicted, value = measurement.predicted(table), measurement.row["value"]
-    kept = ("id", "engine", "model", "quant", "gpu", "tensor", "pipeline", "prompt_tokens", "output_tokens",
-            "concurrency", "metric")  # fmt: skip
-    return {
-        **{name: measurement.row[name] for name in kept},
-        "phase": measurement.phase,
-        "measured": value,
-        "predicted": round(predicted, 4 if predicted < 10 else 1),
-        "error": round(predicted / value - 1, 4),
-    }
-
-
-def summary_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Errors by phase, and by engine within a phase."""
-    by_phase: dict[str, Any] = {}
-    for phase in PHASES:
-        chosen = [row for row in rows if row["phase"] == phase]
-        engines = sorted({row["engine"] for row in chosen})
-        by_phase[phase] = {
-            **_errors(chosen),
-            "engines": {engine: _errors([row for row in chosen if row["engine"] == engine]) for engine in engines},
-        }
-    return {"rows": len(rows), "all": _errors(rows), "phases": by_phase}
-
-
-def _errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    sizes = [abs(row["error"]) for row in rows]
-    ratios = [abs(math.log1p(row["error"])) for row in rows]
-    return {
-        "rows": len(rows),
-        "median": round(statistics.median(sizes), 4) if sizes else None,
-        "p90": round(quantile(sizes), 4) if sizes else None,
-        "factor": round(math.exp(quantile(ratios)), 3) if sizes else None,
-        "bias": round(statistics.median([row["error"] for row in rows]), 4) if sizes else None,
-    }
 
 
 def main() -> None:
@@ -78,6 +31,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="efficiencies other than the catalogue's")
     parser.add_argument("--rows", action="store_true", help="print every row, the worst first")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--write-page", action="store_true", help="write the errors into docs/speed-model.md")
     arguments = parser.parse_args()
     table = (
         read_yaml(arguments.table.read_text(encoding="utf-8"), arguments.table.name)
@@ -86,6 +40,9 @@ def main() -> None:
     )
     rows = [row_of(measurement, table) for measurement in read_measurements(arguments.records)]
     summary = summary_of(rows)
+    if arguments.write_page:
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(IN_PAGE.sub(lambda match: match[1] + page_table(summary) + match[2], page), encoding="utf-8")
     if arguments.json:
         print(json.dumps({"summary": summary, "rows": rows}))
         return

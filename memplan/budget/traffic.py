@@ -80,8 +80,8 @@ class Passes:
 
     `dense_bytes` are read by every pass, `head_bytes` by a pass that samples. `token_flops` are of the dense matrices,
     by the rate they run at; `head_flops` per sampled token. `packed_share` is the part of all bytes that is packed
-    below 8 bit and unpacked to 16 before it is multiplied. `reductions` counts the collectives over tensor-parallel ranks,
-    `expert_layers` those that exchange tokens under expert parallelism.
+    below 8 bit and unpacked to 16 before it is multiplied. `reductions` counts the collectives over tensor-parallel
+    ranks, `expert_layers` those that exchange tokens under expert parallelism.
     """
 
     dense_bytes: int
