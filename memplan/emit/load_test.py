@@ -1,13 +1,15 @@
 """The load test that shows whether the budget holds: a script with a few bounded steps up to what the cache has room
 for, and one beyond it.
 
-Source: vllm/benchmarks/serve.py (0.8 to 0.33), sglang/bench_serving.py (0.4 to 0.5.23), guidellm 0.8.1.
+Source: vllm/benchmarks/serve.py (0.8 to 0.33), sglang/bench_serving.py, from 0.5.15
+on sglang/benchmark/serving.py, guidellm 0.8.1.
 """
 
 from __future__ import annotations
 
 import shlex
 
+from memplan.catalog.rules import parse_release
 from memplan.domain.emission import Emission, EmitSubject, EmittedFile
 from memplan.emit import sizing
 from memplan.emit.words import cache_holds, header
@@ -82,13 +84,26 @@ def _command(subject: EmitSubject, step: Step, prompt: int, output: int) -> str:
         rest += ["--num-prompts", step.prompts, "--max-concurrency", step.concurrency, "--ignore-eos", "--seed", 0]
         rest += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,95,99"]
     elif subject.engine == "sglang":
-        words = ["python3", "-m", "sglang.bench_serving", "--backend", "sglang", "--model", subject.model_reference]
+        words = [
+            "python3",
+            "-m",
+            _sglang_module(subject.version),
+            "--backend",
+            "sglang",
+            "--model",
+            subject.model_reference,
+        ]
         words += ["--base-url"]
         rest = ["--dataset-name", "random", "--random-input-len", prompt, "--random-output-len", output]
         rest += ["--random-range-ratio", 1, "--num-prompts", step.prompts, "--max-concurrency", step.concurrency]
     else:
         return _guidellm(step, prompt, output)
     return f'{shlex.join(words)} "$base_url" \\\n  {shlex.join(str(word) for word in rest)}'
+
+
+def _sglang_module(version: str) -> str:
+    """The generator has moved; its old place warns."""
+    return "sglang.benchmark.serving" if parse_release(version) >= (0, 5, 15) else "sglang.bench_serving"
 
 
 def _guidellm(step: Step, prompt: int, output: int) -> str:

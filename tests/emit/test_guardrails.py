@@ -212,13 +212,17 @@ def test_a_load_test_goes_to_what_the_cache_holds_and_a_step_beyond() -> None:
 
 @pytest.mark.parametrize(
     ("engine", "program"),
-    [("vllm", "vllm bench serve"), ("sglang", "python3 -m sglang.bench_serving"), ("llama.cpp", "guidellm run")],
+    [("vllm", "vllm bench serve"), ("sglang", "python3 -m sglang.benchmark.serving"), ("llama.cpp", "guidellm run")],
 )
 def test_a_load_test_uses_the_engines_own_generator(engine: str, program: str) -> None:
     text = text_of("load-test", setup(engine=engine))
     words = shlex.split(text.replace("\\\n", " "), comments=True)
     assert program in " ".join(words)
     assert program.split()[0] in words
+
+
+def test_a_generator_is_called_by_the_name_that_its_release_has() -> None:
+    assert "sglang.bench_serving" in text_of("load-test", setup(engine="sglang", version="0.5.10"))
 
 
 def test_a_prompt_and_its_answer_are_never_longer_than_the_context() -> None:
