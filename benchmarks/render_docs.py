@@ -6,6 +6,7 @@
 - `<!-- servable: ENGINE WHAT -->` gets a table of servable_tables.py;
 - `<!-- errors -->`, `<!-- errors: short -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from
   benchmarks/results/;
+- `<!-- plans -->` gets the recipes of recipes/plan/ with what the planner answers now, from plan_tables.py;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
   shows a file, which is made from what stands below it; `...` at the end of a block cuts the output there.
 
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLANS = re.compile(r"(<!-- plans -->\n).*?(<!-- end -->)", re.DOTALL)
 _SERVABLE = re.compile(r"(<!-- servable: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ERRORS = re.compile(r"(<!-- errors(: short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
@@ -187,6 +189,11 @@ def rendered(text: str, page: Path) -> str:
         from servable_tables import tables
 
         text = _SERVABLE.sub(lambda match: f"{match[1]}{tables(match[2], match[3])}\n{match[4]}", text)
+    if "<!-- plans -->" in text:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        from plan_tables import plans_table
+
+        text = _PLANS.sub(lambda match: f"{match[1]}{plans_table()}\n{match[2]}", text)
     text = _INLINE.sub(lambda match: f"{match[1]}{error_text(match[2], match[3])}{match[4]}", text)
     text = _ERRORS.sub(lambda match: f"{match[1]}{errors_table(short=bool(match[2]))}\n{match[3]}", text)
     if "```console" not in text:

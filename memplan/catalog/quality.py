@@ -64,7 +64,7 @@ def _scheme_rise(scheme: str | None, parameters: int) -> tuple[float, _How, str]
         return 0.0, "published", ""
     found = _entry(scheme)
     if found is None:
-        widths: Mapping[int, float] = _table()["widths"]
+        widths: Mapping[str, float] = _table()["widths"]
         bits = scheme_bits(scheme)
         known = {int(width): rise for width, rise in widths.items()}
         nearest = max((width for width in known if width <= bits), default=min(known))

@@ -8,6 +8,7 @@ from memplan.domain.budget import MemoryBudget
 from memplan.domain.plan import PlanRequest, Traffic
 from memplan.domain.serving import ServingSettings, Workload
 from memplan.engines.registry import load_engine
+from memplan.engines.starts import with_support
 from memplan.errors import MemplanError
 from memplan.plan.cells import Cell
 from memplan.plan.space import LAYER_SPLIT
@@ -56,12 +57,18 @@ def attempts(cell: Cell) -> tuple[Attempt, ...]:
 
 
 def estimate(cell: Cell, concurrency: int, attempt: Attempt, request: PlanRequest) -> tuple[MemoryBudget | None, str]:
-    """Return the budget as `memplan estimate` would answer it, or None and why the engine refuses."""
+    """Return the budget, as `memplan estimate` would answer it where it fits; or None and why the engine refuses."""
     settings = attempt.settings(cell, concurrency, request)
     try:
         budget = load_engine(cell.engine).estimate(cell.stored.spec, cell.gpu, settings, cell.version)
     except MemplanError as error:
         return None, error.message
+    if budget.verdict != "fits":
+        return budget, ""
+    budget = with_support(budget, cell.stored.spec, cell.gpu, settings, cell.version)
+    shown = budget.extra["servable"]
+    if isinstance(shown, dict) and not shown["runs"]:
+        return None, str(shown["reason"])
     return (
         replace(
             budget,

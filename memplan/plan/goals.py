@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor, log
 from typing import Protocol
 
 from memplan.domain.plan import Goal, PlanRequest
@@ -59,15 +60,21 @@ def score(point: Point, request: PlanRequest) -> tuple[float, ...]:
     """The order of a goal: less is better. Better on every axis never scores worse."""
     cost, throughput, latency, headroom, quality = point.axes()
     level = float(sum(quality >= step for step in (_FINE_STEPS if request.goal == "single-gpu" else _STEPS)))
+    rate, wait = _step(-throughput), _step(latency)
     if request.goal == "cost":
         paid = cost if request.demand_is_fixed else cost / max(1e-9, -throughput)
-        return paid, level, throughput, latency, headroom, quality
+        return paid, level, -rate, headroom, wait, latency, quality
     if request.goal == "throughput":
-        return throughput, cost, level, latency, headroom, quality
+        return throughput, cost, level, headroom, wait, latency, quality
     if request.goal == "latency":
-        return latency, cost, level, throughput, headroom, quality
+        return latency, cost, level, headroom, -rate, throughput, quality
     if request.goal == "single-gpu":
-        return level, latency, throughput, cost, headroom, quality
+        return level, wait, -rate, headroom, cost, latency, quality
     if request.goal == "long-context":
-        return cost, level, throughput, latency, headroom, quality
-    return headroom / max(1e-9, cost), level, throughput, latency, cost, quality
+        return cost, level, -rate, headroom, wait, latency, quality
+    return headroom / max(1e-9, cost), level, -rate, wait, cost, latency, quality
+
+
+def _step(value: float) -> int:
+    """Values within about a tenth of one another, where they only break ties."""
+    return floor(log(max(value, 1e-9)) / log(1.1))

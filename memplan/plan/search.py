@@ -57,9 +57,9 @@ class Draft:
         return self.speed.high_tpot_s / self.speed.tpot_s - 1
 
 
-def search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
+def search(spec: ModelSpec, request: PlanRequest, *, with_nearest: bool = True) -> PlanAnswer:
     """Return the best plan for a request, the Pareto front behind it, and what was ruled out and why; without a plan,
-    the nearest ones that exist.
+    the nearest ones that exist, unless `with_nearest` is false.
     """
     import gc
 
@@ -67,7 +67,7 @@ def search(spec: ModelSpec, request: PlanRequest) -> PlanAnswer:
     gc.disable()  # a search makes many small records and no cycles
     try:
         answer = _search(spec, request)
-        if answer.front:
+        if answer.front or not with_nearest:
             return answer
         return replace(answer, nearest=nearest_plans(request, lambda other: _first(spec, other)))
     finally:

@@ -53,6 +53,7 @@ def run_python(code: str, *, home: Path) -> subprocess.CompletedProcess[str]:
         ["estimate", "deepseek-v3", "--gpu", "h200x8", "--json", "--quant", "none,awq-int4-g128"],
         ["estimate", "qwen2-vl-7b", "--gpu", "l4", "--markdown"],
         ["estimate", "qwen3-8b"],
+        ["plan", "llama-8b", "--gpu", "l4", "--context", "8192"],
         ["models"],
         ["gpus"],
     ],
