@@ -130,9 +130,12 @@ def _fits_at(question: Question, tokens: int) -> bool:
     workload = replace(question.settings.workload, context_tokens=tokens)
     changed = replace(question, settings=replace(question.settings, workload=workload))
     try:
-        return told(changed).verdict == "fits"
+        budget = told(changed)
     except MemplanError:
         return False
+    # A request that fills the whole pool leaves its scheduler nothing to go on with.
+    room, spare = budget.kv.max_context_tokens, 2 * (budget.kv.block_size or 1)
+    return budget.verdict == "fits" and (room is None or room >= min(tokens + spare, question.spec.max_context_tokens))
 
 
 def _more_gpus(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:

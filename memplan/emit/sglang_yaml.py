@@ -15,6 +15,8 @@ from memplan.emit.yaml_text import Entry, yaml_text
 from memplan.units import GIB, format_gib
 
 FILE_NAME = "sglang.yaml"
+# What memplan takes with --set and SGLang finds out itself, or what has its place in the file under another name.
+_NOT_OPTIONS = ("avail-mem-before-load", "tp", "pp", "dp", "ep", "context-len", "attn-dp-size", "cpu-offload-gb")
 
 
 def emit(subject: EmitSubject) -> Emission:
@@ -33,6 +35,7 @@ def entries(subject: EmitSubject, options: EngineOptionTable) -> Iterator[Entry]
     yield from _memory(subject)
     yield from _graphs(subject, options)
     yield from _extras(subject)
+    yield from _own_options(subject)
 
 
 def _model(subject: EmitSubject) -> Iterator[Entry]:
@@ -134,3 +137,12 @@ def _extras(subject: EmitSubject) -> Iterator[Entry]:
         yield Entry(key="speculative-num-steps", value=max(1, asked.num_speculative_tokens))
         yield Entry(key="speculative-eagle-topk", value=1)
         yield Entry(key="speculative-num-draft-tokens", value=max(1, asked.num_speculative_tokens))
+
+
+def _own_options(subject: EmitSubject) -> Iterator[Entry]:
+    """Engine options that were given with --set and that nothing above says yet."""
+    said = {name.replace("_", "-") for name in subject.budget.settings} | set(_NOT_OPTIONS)
+    for name, value in subject.settings.engine_options.items():
+        key = name.replace("_", "-")
+        if key not in said and value is not None and value is not False:
+            yield Entry(key=key, value=value, why="as given with --set")

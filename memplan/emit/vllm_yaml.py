@@ -19,6 +19,8 @@ from memplan.errors import UsageError
 from memplan.units import GIB, format_gib
 
 FILE_NAME = "vllm.yaml"
+# What memplan takes with --set and vLLM from the environment, or finds out itself.
+_NOT_OPTIONS = ("v2-model-runner", "flashinfer-sampler")
 
 
 def emit(subject: EmitSubject) -> Emission:
@@ -191,12 +193,14 @@ def _json(value: dict[str, object] | dict[str, int], options: EngineOptionTable)
 
 
 def _own_options(subject: EmitSubject, options: EngineOptionTable) -> Iterator[Entry]:
-    """Engine options that were given with --set and that the release has."""
+    """Engine options that were given with --set: those that the table knows only where the release has them, others as
+    they were given.
+    """
     for name, value in subject.settings.engine_options.items():
         key = name.replace("_", "-")
-        if not options.has(key) or value is None:
+        if key in _NOT_OPTIONS or value is None or (key in options.spans and not options.has(key)):
             continue
         if isinstance(value, bool):
             yield from _switch(key, value, False)
         else:
-            yield Entry(key=key, value=value, why="as given with --set")
+            yield Entry(key=key, value=value, why="as given with --set; the budget does not depend on it")
