@@ -10,6 +10,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.plan import GOALS, Goal, GpuOffer, Limits, PlanRequest, Traffic
 from memplan.domain.serving import ServingSettings
 from memplan.errors import UsageError, did_you_mean
+from memplan.records import replace
 from memplan.units import parse_count
 
 _COUNTS = (1, 2, 4, 8)
@@ -28,13 +29,14 @@ def plan_request(given: Given, spec: ModelSpec) -> PlanRequest:
     Raises: UsageError for an unknown goal, GPU or engine, and for a value that does not read or cannot be kept.
     """
     goal = _goal(given)
-    settings = serving_settings(given)
+    devices = _devices(given)
+    settings = replace(serving_settings(given), gpu_free_bytes=devices[0].free_bytes)
     layout = settings.layout
     return PlanRequest(
         goal=goal,
         traffic=_traffic(given, spec, settings),
         limits=_limits(given),
-        offers=_offers(given, goal),
+        offers=tuple(_offer(device, goal) for device in devices),
         engines=_engines(given),
         settings=settings,
         schemes=listed(given, "quant"),
@@ -58,19 +60,19 @@ def _engines(given: Given) -> tuple[tuple[str, str | None], ...]:
     return tuple(parse_engine(name) for name in listed(given, "engine")) or tuple((name, None) for name in _SERVERS)
 
 
-def _offers(given: Given, goal: Goal) -> tuple[GpuOffer, ...]:
+def _devices(given: Given) -> tuple[Device, ...]:
     """The GPUs that were named, else every GPU that has a price."""
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
-    if not devices:
-        from memplan.catalog.gpus import list_gpus
+    if devices:
+        return devices
+    from memplan.catalog.gpus import list_gpus
 
-        devices = tuple(Device(gpu=gpu) for gpu in list_gpus() if gpu.price)
-    return tuple(_offer(device, goal) for device in devices)
+    return tuple(Device(gpu=gpu) for gpu in list_gpus() if gpu.price)
 
 
 def _offer(device: Device, goal: Goal) -> GpuOffer:
     """Powers of two up to the number that is owned, and that number itself; up to eight where none was given."""
-    counts = _COUNTS
+    counts: tuple[int, ...] = _COUNTS
     if device.count is not None:
         counts = tuple(sorted({*(1 << power for power in range(device.count.bit_length())), device.count}))
     if goal == "single-gpu":

@@ -86,6 +86,7 @@ def cells(spec: ModelSpec, request: PlanRequest, ledger: Ledger) -> Iterator[Cel
                     ledger.rule_out("quality", region, reason, source=quality.source)
                     continue
                 per_request = request_bytes(stored.spec, kv_dtype, request.traffic.context_tokens)
+                per_request *= request.settings.kv_keep_fraction
                 for offer in request.offers:
                     yield from _on(offer, engine, version, stored, kv_dtype, per_request, quality, request, ledger)
 

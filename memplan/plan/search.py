@@ -216,8 +216,18 @@ def _batches(request: PlanRequest) -> tuple[int, ...]:
     return (1,)
 
 
-def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> Draft | None:
-    speed = speed_of(cell, request.traffic, concurrency, request.settings.weight_offload_bytes)
+def _draft(
+    cell: Cell, concurrency: int, room: float, request: PlanRequest, attempt: Attempt | None = None
+) -> Draft | None:
+    attempt = attempt or attempts(cell)[0]
+    asked = request.settings
+    speed = speed_of(
+        cell,
+        request.traffic,
+        concurrency,
+        offload_bytes=asked.weight_offload_bytes,
+        batched_tokens=attempt.batched_tokens or asked.max_num_batched_tokens,
+    )
     if speed is None:
         return None
     traffic = request.traffic
@@ -228,7 +238,7 @@ def _draft(cell: Cell, concurrency: int, room: float, request: PlanRequest) -> D
         output_tokens_per_s=speed.decode_tokens_per_s,
         latency_s=speed.ttft_s + (traffic.output_tokens - 1) * speed.tpot_s,
         room=room * stretch(cell.engine, traffic),
-        attempt=attempts(cell)[0],
+        attempt=attempt,
     )
 
 
@@ -250,7 +260,9 @@ def _retry(draft: Draft, budget: MemoryBudget | None, request: PlanRequest) -> D
         return None
     another = next_attempt(draft.cell, draft.attempt, budget)
     if another is not None:
-        return replace(draft, attempt=another)
+        slower = _draft(draft.cell, draft.concurrency, 0.0, request, another)
+        if slower is not None and _missed(slower.speed, request) is None:
+            return replace(slower, room=draft.room, shrunk=draft.shrunk)
     if request.demand_is_fixed or request.goal not in FILLS_UP or draft.concurrency == 1:
         return None
     room = room_of(budget, draft.concurrency)

@@ -15,13 +15,17 @@ from memplan.plan.cells import Cell
 from memplan.plan.space import LAYER_SPLIT, STATIC_BATCHING
 
 _ONE_GPU = ParallelLayout()
+_USUAL_STEP = 8192
 
 
-def speed_of(cell: Cell, traffic: Traffic, concurrency: int, offload_bytes: int = 0) -> ServingSpeed | None:
+def speed_of(
+    cell: Cell, traffic: Traffic, concurrency: int, *, offload_bytes: int = 0, batched_tokens: int | None = None
+) -> ServingSpeed | None:
     """The speed at `concurrency` requests in all replicas; None where the GPU's bandwidth is not known.
 
     Engines that put whole layers on each GPU run them one after the other, so several GPUs are as fast as one that had
-    room. `offload_bytes` of every rank's weights lie in host memory.
+    room. `offload_bytes` of every rank's weights lie in host memory; `batched_tokens` are those of one step, None where
+    the engine's default is not known before it is asked.
     """
     dtype = cell.stored.spec.dtype if cell.stored.spec.dtype in (DType.F16, DType.BF16) else DType.F16
     try:
@@ -36,6 +40,7 @@ def speed_of(cell: Cell, traffic: Traffic, concurrency: int, offload_bytes: int 
                 output_tokens=traffic.output_tokens,
                 concurrency=concurrency,
                 shared_prefix_tokens=traffic.shared_prefix_tokens,
+                batched_tokens=batched_tokens or _USUAL_STEP,
                 arrival="together" if cell.engine in STATIC_BATCHING else "steady",
             ),
             efficiency_for(cell.engine, cell.gpu),

@@ -150,3 +150,21 @@ def test_pruning_finds_the_winner_of_the_whole_space(monkeypatch: pytest.MonkeyP
         assert quick is not None
         assert whole is not None
         assert (quick.layout, quick.scheme, quick.kv_dtype) == (whole.layout, whole.scheme, whole.kv_dtype)
+
+
+def test_a_kept_part_of_the_cache_makes_room_that_the_bounds_let_through() -> None:
+    load = {
+        "gpu": "l4x1",
+        "context": "32768",
+        "concurrency": "8",
+        "kv_dtype": "auto",
+        "quant": "none",
+        "max_tpot": "9s",
+    }
+    assert plan("llama-8b", load).winner is None
+    assert plan("llama-8b", {**load, "kv_keep": 0.05}).winner is not None
+
+
+def test_what_is_free_on_a_shared_card_is_all_that_a_plan_takes() -> None:
+    found = plan("llama-8b", {"gpu": "h100x1", "gpu_free": "30GiB", "context": "8192", "concurrency": "4"})
+    assert found.winner is None or found.winner.budget.used_bytes <= 30 << 30
