@@ -4,7 +4,7 @@
 
 Per engine there are six numbers (parts of the sheet's tensor rate and memory bandwidth, overhead per pass, per layer,
 per sequence and per request), per GPU class but Hopper three factors (on the fractions, and on overheads), one latency
-for collectives, factors for narrow types, packed weights and routed experts; llama.cpp has one more, for cards with
+for collectives, numbers for narrow types, packed weights and routed experts; llama.cpp has one more, for cards with
 fast memory, and transformers one for what its offloading reaches of the bus. The fit minimises the sum of
 |log(predicted / measured)| over all rows, each group of rows (one source, model, GPU and scheme) weighing as much as
 the square root of its rows, plus a pull of every number towards its start, which is what decides where rows say
@@ -51,8 +51,8 @@ _START = {
 }
 # The class whose factors stay at one: engines are told apart on it, other classes are told apart from it.
 _ANCHOR = "hopper"
-# One factor each, for all engines and GPUs.
-_SHARED = ("narrow", "packed", "experts")
+# One number each, for all engines and GPUs.
+_SHARED = {"narrow": 0.8, "packed": 0.8, "experts": 0.8, "experts_us": 20.0}
 # What a program that is called directly does not have: a request's way through a server.
 _CALLED = ("llama.cpp", "transformers")
 _HEAD = """\
@@ -67,7 +67,7 @@ _HEAD = """\
 #           hbm: factor on the bandwidth of cards above 1.4 TB/s.
 # classes   factors on both fractions, and on layer_us and the link's latency, for a generation of GPUs
 # packed    part of the bandwidth at which weights below 8 bit are read that are multiplied in 16 bit
-# experts   part of the bandwidth at which routed experts are read
+# experts   part of the bandwidth at which routed experts are read; experts_us: overhead of a layer that routes
 # narrow    part of the 16-bit fraction that types narrower than 16 bit reach of their own rate
 # default   an engine that is not listed: the median of those that are
 # link      part of a link's rate that collectives reach (assumed), and the fitted latency of one
@@ -103,9 +103,7 @@ def start_table(measurements: Sequence[Measurement]) -> dict[str, Any]:
             name: {"compute": 1.0, "bandwidth": 1.0, "overhead": 1.0, "rows": count}
             for name, count in sorted(classes.items())
         },
-        "narrow": 0.8,
-        "packed": 0.8,
-        "experts": 0.8,
+        **_SHARED,
         "link": {"fraction": 0.7, "latency_us": 10.0},
         "host": {"pcie": 0.8, "gb_per_s": 30},
         "error": {"prefill": 0.7, "decode": 0.7},
@@ -138,8 +136,8 @@ def knobs_of(table: dict[str, Any], measurements: Sequence[Measurement]) -> Iter
         if rows:
             table["engines"][engine].setdefault("pcie", 0.8)
             yield Knob(("engines", engine, "pcie"), 0.8, rows, 0.9)
-    for name in _SHARED:
-        yield Knob((name, "", ""), 0.8, tuple(fitted), 1.0)
+    for name, start in _SHARED.items():
+        yield Knob((name, "", ""), start, tuple(fitted), 1e9 if name == "experts_us" else 1.0)
 
 
 def _get(table: dict[str, Any], path: tuple[str, str, str]) -> float:

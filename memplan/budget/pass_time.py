@@ -187,7 +187,8 @@ def _pass(
         attention_compute_s=scored / rank.rates["16"],
         attention_bandwidth_s=cached / rank.bytes_per_s,
         link_s=passes * link_s,
-        overhead_s=passes * (use.step_overhead_s + own.num_layers * use.layer_overhead_s)
+        overhead_s=passes
+        * (use.step_overhead_s + own.num_layers * use.layer_overhead_s + own.expert_layers * use.experts_overhead_s)
         + sequences * use.sequence_overhead_s,
         offload_s=from_host / (use.host_bytes_per_s if by_cpu else rank.pcie_bytes_per_s),
         weights_bytes=read,

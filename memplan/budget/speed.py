@@ -51,10 +51,12 @@ def serving_speed(
     efficiency: Efficiency,
     offload_bytes: int = 0,
     draft: Draft | None = None,
+    with_working: bool = True,
 ) -> ServingSpeed:
     """Return how fast a model serves `workload` on a layout of one kind of GPU.
 
-    `offload_bytes` is what of every rank's weights lies in host memory.
+    `offload_bytes` is what of every rank's weights lies in host memory. Without `with_working`, the ridge and the lines
+    are left out, for a search that asks for thousands of speeds.
     Raises: UsageError when a length or a rate makes no sense, or the GPU's bandwidth is not known.
     """
     _check(workload, draft)
@@ -85,9 +87,9 @@ def serving_speed(
         decode_tokens_per_s=per_s * workload.output_tokens,
         request_per_s=per_s,
         bound=bound,
-        batch_at_ridge=ridge_batch(rank),
+        batch_at_ridge=ridge_batch(rank) if with_working else None,
         bubble_fraction=turn.bubble_fraction,
-        lines=(*_lines("prefill", alone, rank, layout), *_decode_lines(turn, rank, layout)),
+        lines=(*_lines("prefill", alone, rank, layout), *_decode_lines(turn, rank, layout)) if with_working else (),
         low_ttft_s=ttft_s / (1 + efficiency.prefill_error),
         high_ttft_s=ttft_s * (1 + efficiency.prefill_error),
         low_tpot_s=tpot_s / (1 + efficiency.decode_error),

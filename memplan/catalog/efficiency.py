@@ -64,6 +64,7 @@ def efficiency_from(table: Mapping[str, Any], engine: str, gpu: GpuSpec) -> Effi
         experts_fraction=table["experts"],
         step_overhead_s=own["step_us"] * 1e-6,
         layer_overhead_s=own["layer_us"] * factors["overhead"] * 1e-6,
+        experts_overhead_s=table["experts_us"] * factors["overhead"] * 1e-6,
         sequence_overhead_s=own["sequence_us"] * 1e-6,
         request_overhead_s=own["request_us"] * 1e-6,
         link_fraction=table["link"]["fraction"],
