@@ -91,8 +91,8 @@ def python_engine(engine: str, python: str, source: str | None, asked: argparse.
 def llama_server(asked: argparse.Namespace, format_name: str) -> Row:
     """Check arguments and presets with llama-server itself, which reads them all before it prints its version."""
     program = asked.llama_server
-    if not program:
-        return Row(format_name, "-", 0, 0, 0, "skipped: no llama-server on the PATH")
+    if not program or not shutil.which(program):
+        return Row(format_name, "-", 0, 0, 0, "skipped: no llama-server here")
     probe = subprocess.run([program, "--version"], capture_output=True, text=True)
     errors: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:

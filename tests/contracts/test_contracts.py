@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from memplan.cli.app import COMMANDS, load_command
+from memplan.emit.registry import FORMATS, load_emitter
 from memplan.engines.registry import ENGINES, load_engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,11 @@ HEAVY = ("torch", "transformers", "numpy", "accelerate", "datasets", "huggingfac
 def test_every_engine_of_the_table_is_there() -> None:
     for name in ENGINES:
         assert load_engine(name).name == name
+
+
+def test_every_format_of_the_table_is_there() -> None:
+    for name, found in FORMATS.items():
+        assert callable(load_emitter(found)), name
 
 
 def test_every_command_of_the_table_is_there() -> None:
@@ -53,6 +59,8 @@ def run_python(code: str, *, home: Path) -> subprocess.CompletedProcess[str]:
         ["estimate", "deepseek-v3", "--gpu", "h200x8", "--json", "--quant", "none,awq-int4-g128"],
         ["estimate", "qwen2-vl-7b", "--gpu", "l4", "--markdown"],
         ["estimate", "qwen3-8b"],
+        ["emit-config", "llama-70b", "--gpu", "a100-80g"],
+        ["emit-config", "llama-8b", "--gpu", "l40s", "--format", "kubernetes"],
         ["plan", "llama-8b", "--gpu", "l4", "--context", "8192"],
         ["models"],
         ["gpus"],
