@@ -19,6 +19,7 @@ os.environ.update(VLLM_TARGET_DEVICE="cpu", VLLM_NO_USAGE_STATS="1", DO_NOT_TRAC
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is asked of the hub: configs are at hand
 
 _NOT_HERE = ("failed to be inspected", "Invalid repository ID or local directory")
+_not_inspected: set[str] = set()
 
 
 def main() -> None:
@@ -101,6 +102,8 @@ def engine_errors(found: Any, model_dir: str | None) -> list[str]:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
+    if model_dir in _not_inspected:
+        return [_NOT_HERE[0]]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -110,6 +113,8 @@ def engine_errors(found: Any, model_dir: str | None) -> list[str]:
             if model_dir:
                 arguments.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     except Exception as error:
+        if _NOT_HERE[0] in str(error) and model_dir:
+            _not_inspected.add(model_dir)  # each try imports vLLM anew
         return [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
     return []
 

@@ -60,6 +60,10 @@ def with_changes(given: Given, changed: Mapping[str, Any]) -> Given:
 
 def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     yield from _slack(setup)
+    if (part := _free_part(setup)) is not None:
+        words = (f"--gpu-memory-utilization {part:g}, because no more of the GPU is free",)
+        yield {"gpu_memory_utilization": part}, words
+        yield from _shorter(setup, {"gpu_memory_utilization": part}, words)
     yield from _shorter(setup, {}, ())
     if setup.question.settings.quant is None:
         for scheme, hub_id in _startable(setup.question):
@@ -68,6 +72,15 @@ def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]
             yield changed, words
             yield from _shorter(setup, changed, words)
     yield from _more_gpus(setup)
+
+
+def _free_part(setup: Setup) -> float | None:
+    """The part of a shared GPU that an engine can have, when it wants more; None when it does not."""
+    free, part = setup.question.settings.gpu_free_bytes, setup.budget.settings.get("gpu_memory_utilization")
+    total = setup.question.gpu.memory_bytes
+    if free is None or not isinstance(part, float) or part * total <= free:
+        return None
+    return max(0.01, int(100 * free / total - 1) / 100)
 
 
 def _startable(question: Question) -> list[tuple[str, str]]:

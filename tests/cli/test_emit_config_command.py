@@ -54,6 +54,13 @@ def test_a_length_that_was_asked_for_is_kept_and_gpus_are_added(memplan_here: Me
     assert "GPUs instead of 1" in done.stderr
 
 
+def test_a_card_that_is_in_use_gets_the_part_that_is_free(memplan_here: Memplan) -> None:
+    done = memplan_here("emit-config", "llama-8b", "--gpu", "l40s", "--gpu-free", "30GiB", "--context", "8k")
+    config = yaml.safe_load(done.stdout)
+    assert config["gpu-memory-utilization"] * 44.4 < 30
+    assert "because no more of the GPU is free" in done.stderr
+
+
 def test_strict_refuses_what_does_not_fit(memplan_here: Memplan) -> None:
     done = memplan_here("emit-config", "llama-70b", "--gpu", "a100-80g", "--strict")
     assert done.returncode == 1
