@@ -25,6 +25,8 @@ from memplan.plan.speed import speed_of
 from memplan.plan.words import loses_by, wins_by
 from memplan.records import dataclass, replace
 
+_FEW = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
@@ -220,14 +222,7 @@ def _draft(
     cell: Cell, concurrency: int, room: float, request: PlanRequest, attempt: Attempt | None = None
 ) -> Draft | None:
     attempt = attempt or attempts(cell)[0]
-    asked = request.settings
-    speed = speed_of(
-        cell,
-        request.traffic,
-        concurrency,
-        offload_bytes=asked.weight_offload_bytes,
-        batched_tokens=attempt.batched_tokens or asked.max_num_batched_tokens,
-    )
+    speed = _speed(cell, concurrency, attempt, request)
     if speed is None:
         return None
     traffic = request.traffic
@@ -239,6 +234,19 @@ def _draft(
         latency_s=speed.ttft_s + (traffic.output_tokens - 1) * speed.tpot_s,
         room=room * stretch(cell.engine, traffic),
         attempt=attempt,
+    )
+
+
+def _speed(
+    cell: Cell, concurrency: int, attempt: Attempt, request: PlanRequest, *, with_working: bool = False
+) -> ServingSpeed | None:
+    return speed_of(
+        cell,
+        request.traffic,
+        concurrency,
+        offload_bytes=request.settings.weight_offload_bytes,
+        batched_tokens=attempt.batched_tokens or request.settings.max_num_batched_tokens,
+        with_working=with_working,
     )
 
 
@@ -258,18 +266,21 @@ def _retry(draft: Draft, budget: MemoryBudget | None, request: PlanRequest) -> D
     """A draft that may fit where this one does not: smaller steps or a larger part of the GPU, else fewer requests."""
     if budget is None:
         return None
-    another = next_attempt(draft.cell, draft.attempt, budget)
+    may_shrink = not request.demand_is_fixed and request.goal in FILLS_UP and draft.concurrency > 1
+    another = None
+    if not may_shrink or draft.concurrency <= _FEW:  # of many requests, some fewer cost less than a smaller step
+        another = next_attempt(draft.cell, draft.attempt, budget)
     if another is not None:
         slower = _draft(draft.cell, draft.concurrency, 0.0, request, another)
         if slower is not None and _missed(slower.speed, request) is None:
             return replace(slower, room=draft.room, shrunk=draft.shrunk)
-    if request.demand_is_fixed or request.goal not in FILLS_UP or draft.concurrency == 1:
+    if not may_shrink:
         return None
     room = room_of(budget, draft.concurrency)
-    cut = 1 - 2.0**draft.shrunk / 64
+    cut = 1 - 2.0**draft.shrunk / 32
     fewer = min(int(room), int(draft.concurrency * cut), draft.concurrency - 1)
     smaller = _draft(draft.cell, fewer, room, request) if fewer >= 1 else None
-    return replace(smaller, shrunk=min(5, draft.shrunk + 1)) if smaller else None
+    return replace(smaller, shrunk=min(4, draft.shrunk + 1)) if smaller else None
 
 
 def _why(budget: MemoryBudget) -> str:
@@ -297,7 +308,7 @@ def _plan(draft: Draft, budget: MemoryBudget, request: PlanRequest) -> ServingPl
         concurrency=draft.concurrency,
         settings=draft.attempt.settings(cell, draft.concurrency, request),
         budget=budget,
-        speed=draft.speed,
+        speed=_speed(cell, draft.concurrency, draft.attempt, request, with_working=True) or draft.speed,
         quality=cell.quality,
         kernel=cell.support.kernel,
         headroom_bytes=headroom_bytes(budget),

@@ -19,7 +19,13 @@ _USUAL_STEP = 8192
 
 
 def speed_of(
-    cell: Cell, traffic: Traffic, concurrency: int, *, offload_bytes: int = 0, batched_tokens: int | None = None
+    cell: Cell,
+    traffic: Traffic,
+    concurrency: int,
+    *,
+    offload_bytes: int = 0,
+    batched_tokens: int | None = None,
+    with_working: bool = False,
 ) -> ServingSpeed | None:
     """The speed at `concurrency` requests in all replicas; None where the GPU's bandwidth is not known.
 
@@ -45,6 +51,7 @@ def speed_of(
             ),
             efficiency_for(cell.engine, cell.gpu),
             offload_bytes=offload_bytes,
+            with_working=with_working,
         )
     except UsageError:
         return None
