@@ -1,8 +1,8 @@
 """What is written when the asked setup does not fit: the cheapest one near it that does, and what was changed.
 
 In this order: less slack (utilization, batch sizes); a shorter limit, when no length was asked for; a published
-quantized checkpoint, at full length or, when no length was asked for, a shorter one; more GPUs of the kind. Every
-candidate is a set of options to change, asked and answered anew.
+quantized checkpoint (for llama.cpp a GGUF mix), at full length or, when no length was asked for, a shorter one; more
+GPUs of the kind. Every candidate is a set of options to change, asked and answered anew.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _STEP_TOKENS = 1024
 _FACTORS = (2, 4, 8, 16)
 # Changes that cost no quality, no length and no hardware.
 _SLACK = ("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-tokens")
+# GGUF mixes from the least loss of quality to the most that is usual.
+_MIXES = ("gguf:q8_0", "gguf:q6_k", "gguf:q5_k_m", "gguf:q4_k_m")
 
 
 def mend(setup: Setup) -> Setup | None:
@@ -65,13 +67,24 @@ def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]
         yield {"gpu_memory_utilization": part}, words
         yield from _shorter(setup, {"gpu_memory_utilization": part}, words)
     yield from _shorter(setup, {}, ())
-    if setup.question.settings.quant is None:
+    if _is_plain_gguf(setup.question):
+        for mix in _MIXES:
+            changed = {"quant": mix}
+            words = (f"the weights are converted to {mix}, because {_missing(setup.budget)}",)
+            yield changed, words
+            yield from _shorter(setup, changed, words)
+    elif setup.question.settings.quant is None:
         for scheme, hub_id in _startable(setup.question):
             changed = {"model": hub_id, "revision": None, "quant": None}
             words = (f"the weights are {hub_id}, a published {scheme} checkpoint, because {_missing(setup.budget)}",)
             yield changed, words
             yield from _shorter(setup, changed, words)
     yield from _more_gpus(setup)
+
+
+def _is_plain_gguf(question: Question) -> bool:
+    """Whether llama.cpp is to load weights that nobody has chosen a mix for yet: any checkpoint can be converted."""
+    return question.engine == "llama.cpp" and question.settings.quant is None and not question.base_spec.quantization
 
 
 def _free_part(setup: Setup) -> float | None:
@@ -163,4 +176,8 @@ def _more_gpus(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]
         if count is None or layout.num_ranks > 1:
             changed["tp"] = layout.tensor * factor
         more = setup.budget.num_gpus * factor
-        yield changed, (f"{more} GPUs instead of {setup.budget.num_gpus}, because {_missing(setup.budget)}",)
+        words = (f"{more} GPUs instead of {setup.budget.num_gpus}, because {_missing(setup.budget)}",)
+        mixes = (_MIXES[0], _MIXES[-1]) if _is_plain_gguf(setup.question) else ()
+        for mix in mixes:
+            yield {**changed, "quant": mix}, (*words, f"the weights are converted to {mix}")
+        yield changed, words
