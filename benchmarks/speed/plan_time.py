@@ -63,9 +63,8 @@ def main() -> int:
     else:
         print("| search | CPU s | limit | candidates | budgets |\n|---|---:|---:|---:|---:|")
         for row in rows:
-            print(
-                f"| {row['case']} | {row['seconds']:.2f} | {row['limit_s']:g} | {row['candidates']:,} | {row['budgets']:,} |"
-            )
+            counted = f"{row['candidates']:,} | {row['budgets']:,}"
+            print(f"| {row['case']} | {row['seconds']:.2f} | {row['limit_s']:g} | {counted} |")
     return int(any(row["seconds"] > row["limit_s"] for row in rows))
 
 
