@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from memplan.cli.options import MODEL, WORKLOAD, Given
+from memplan.cli.options import MODEL, PLAN_OPTIONS, WORKLOAD, Given
+
+# What a search is asked, and what it found does not depend on.
+_ASKED_OF_A_SEARCH = frozenset(option.name for option in PLAN_OPTIONS)
 
 
 def command_line(command: str, given: Given, **more: str) -> str:
@@ -14,7 +17,9 @@ def command_line(command: str, given: Given, **more: str) -> str:
         words.append(str(given[MODEL.name]))
     for name, option in WORKLOAD.items():
         value = given.get(name)
-        if name == MODEL.name or value is None or (option.kind is bool and option.flags and not value):
+        if name == MODEL.name or name in _ASKED_OF_A_SEARCH:
+            continue
+        if value is None or (option.kind is bool and option.flags and not value):
             continue
         flag = option.flags[-1] if option.flags else f"--{name.replace('_', '-')}"
         if option.kind is bool:

@@ -113,6 +113,17 @@ def test_a_plan_that_was_found_is_what_emit_config_writes(memplan_here: Memplan)
     assert "max-model-len: 8192" in done.stdout
 
 
+def test_the_command_in_an_emitted_file_writes_it_again(memplan_here: Memplan) -> None:
+    memplan_here("plan", *QUICK, "--goal", "latency", "--budget", "9/h")
+    first = memplan_here("emit-config").stdout
+    made_by = re.search(r"# Made by: (memplan (?:.|\n# )+?)\n\n", first)
+    assert made_by
+    words = made_by[1].replace("\n# ", " ").split()
+    assert "--budget" not in words
+    assert "--goal" not in words
+    assert memplan_here(*words[1:]).stdout == first
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
