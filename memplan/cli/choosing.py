@@ -36,7 +36,9 @@ def chosen_setup(given: Given, wanted: Format | None, *, strict: bool) -> Setup:
     else:
         chosen = setups[0]
     if chosen.budget.verdict != "does_not_fit":
-        return chosen
+        # A cache that most likely has no room for one request is no setup to write, however wide its interval.
+        is_starved = chosen.budget.verdict == "tight" and (chosen.budget.kv.max_concurrency or 1.0) < 1.0
+        return (mend(chosen) or chosen) if is_starved and not strict else chosen
     if strict:
         raise DoesNotFit(
             f"{chosen.budget.model_name} is {format_gib(chosen.budget.shortfall_bytes)} short on {_name(chosen)}",
