@@ -75,10 +75,10 @@ def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]
             yield from _shorter(setup, changed, words)
     elif setup.question.settings.quant is None:
         for scheme, hub_id in _startable(setup.question):
-            changed = {"model": hub_id, "revision": None, "quant": None}
+            other: dict[str, Any] = {"model": hub_id, "revision": None, "quant": None}
             words = (f"the weights are {hub_id}, a published {scheme} checkpoint, because {_missing(setup.budget)}",)
-            yield changed, words
-            yield from _shorter(setup, changed, words)
+            yield other, words
+            yield from _shorter(setup, other, words)
     yield from _more_gpus(setup)
 
 
