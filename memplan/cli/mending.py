@@ -69,7 +69,7 @@ def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]
     yield from _shorter(setup, {}, ())
     if _is_plain_gguf(setup.question):
         for mix in _MIXES:
-            changed = {"quant": mix}
+            changed: dict[str, Any] = {"quant": mix}
             words = (f"the weights are converted to {mix}, because {_missing(setup.budget)}",)
             yield changed, words
             yield from _shorter(setup, changed, words)
