@@ -43,7 +43,8 @@ _COPIES_V1 = 3.6
 class ActivationPeak:
     """The peak and which part of the run reached it.
 
-    `least_bytes` is the peak if the sampler ran on FlashInfer's kernels, or the engine was V0, where that is open.
+    `least_bytes` is the peak if the sampler ran on FlashInfer's kernels, or the engine was V0, where that is open;
+    with an image in every sequence, that of one sequence where their number was not told.
     """
 
     size_bytes: int
@@ -98,7 +99,10 @@ def activation_peak(
         sampler = fused
     if rules["generation"] == "mixed" and asked.max_num_seqs is None:
         sampler = min(sampler, sampler * _SEQUENCES_V0 // sequences)
-    least = max(forward, sampler, media.peak_bytes - media.kept_bytes)
+    least_media = media.peak_bytes - media.kept_bytes
+    if is_crossing(spec) and asked.max_num_seqs is None and media.items:
+        least_media //= media.items  # whoever serves such a model lowers the number of sequences
+    least = max(forward, sampler, least_media)
     return ActivationPeak(
         size_bytes=parts[cause][0] + kept,
         least_bytes=least + kept,
