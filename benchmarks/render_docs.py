@@ -41,6 +41,8 @@ _CONSOLE = re.compile(r"(```console\n)(.*?)(```)", re.DOTALL)
 # A scorer, the records it takes, and whether its configs are an option or an argument.
 _SCORERS = {
     "vllm": ("vllm/score.py", "vllm_logs.jsonl"),
+    "vllm_recent": ("vllm/score.py", ROOT / "benchmarks" / "vllm" / "public_runs_recent.jsonl"),
+    "vllm_earlier": ("vllm/score.py", ROOT / "benchmarks" / "vllm" / "public_runs_earlier.jsonl"),
     "sglang": ("sglang/score.py", "sglang_logs.jsonl"),
     "tensorrt_llm": ("tensorrt_llm/score.py", "trtllm_logs.jsonl"),
     "llama_cpp": ("llama_cpp/score.py", "llamacpp_logs.jsonl"),

@@ -202,8 +202,8 @@ def _mig_slice(spec: GpuSpec, profile: str, listed_gib: float | None) -> GpuSpec
 
     Source: NVIDIA's MIG user guide for the fractions. Not modelled: the SMs that a card loses in MIG mode.
     """
-    whole = max(spec.mig_profiles, key=_profile_gb)
-    eighths = max(1, round(8 * _profile_gb(profile) / _profile_gb(whole)))
+    whole = max(spec.mig_profiles, key=_profile_gib)
+    eighths = max(1, round(8 * _profile_gib(profile) / _profile_gib(whole)))
     compute = int(profile.split("g.")[0]) / int(whole.split("g.")[0])
     if listed_gib:  # a listing may be of another driver than the card's own total, which it cannot exceed
         memory_bytes = min(int(listed_gib * GIB), spec.memory_bytes)
@@ -218,7 +218,7 @@ def _mig_slice(spec: GpuSpec, profile: str, listed_gib: float | None) -> GpuSpec
         driver_memory_bytes=None,
         visible_low_bytes=int(memory_bytes * (_SLICE_LOW if listed_gib else 0.92)),
         visible_high_bytes=int(memory_bytes * (_SLICE_HIGH if listed_gib else 1.02)),
-        nominal_memory_bytes=_profile_gb(profile) * GIB,
+        nominal_memory_bytes=_profile_gib(profile) * GIB,
         bandwidth_bytes_per_s=spec.bandwidth_bytes_per_s and spec.bandwidth_bytes_per_s * eighths / 8,
         flops_per_s=spec.flops_per_s and {dtype: rate * compute for dtype, rate in spec.flops_per_s.items()},
         interconnect=None,
@@ -230,7 +230,7 @@ def _mig_slice(spec: GpuSpec, profile: str, listed_gib: float | None) -> GpuSpec
     )
 
 
-def _profile_gb(profile: str) -> int:
+def _profile_gib(profile: str) -> int:
     return int(profile.split(".")[1].removesuffix("gb"))
 
 

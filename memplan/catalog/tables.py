@@ -69,6 +69,13 @@ def read_yaml(text: str, origin: str, *, exponents: bool = False) -> dict[str, A
     return table
 
 
+def load_constants(engine: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """The constants of an engine's model that no source states, and its intervals: `engines/ENGINE_fitted.yaml`."""
+    table = load_table(Path("engines") / f"{engine}_fitted.yaml")
+    sizes = {name: value for name, value in table.items() if name not in ("fitted_by", "intervals")}
+    return sizes, table["intervals"]
+
+
 def cache_folder() -> Path:
     """Where parsed texts are kept: XDG_CACHE_HOME/memplan/tables."""
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from memplan.cli.options import Given
+from memplan.cli.small_file import read_small_text
 from memplan.engines.registry import parse_engine
 from memplan.engines.spelling import is_off_unless_given, read_options, takes_false
 from memplan.errors import UsageError
 
-_MAX_BYTES = 1 << 20
 _MAX_OPTIONS = 2000
 _YAML = (".yaml", ".yml")
 # Words of a command line that start an engine, and the verb that must follow.
@@ -47,7 +47,7 @@ def read_engine_config(path: Path, engine: str | None) -> tuple[dict[str, Any], 
     `engine` is what `--engine` said, such as vllm@0.10.2; without it the file tells the engine.
     Raises: UsageError for a file that cannot be read, is no config, or has a value that does not read.
     """
-    text = _read(path)
+    text = read_small_text(path, holds="give an engine's config or its command line")
     named, pairs = _pairs(text, path)
     name, version = parse_engine(engine.split(",")[0]) if engine else (named or _engine_of(pairs), None)
     notes = [f"{path.name}: read as a config of {name}"]
@@ -101,16 +101,6 @@ def with_own_names(given: Given, engine: str) -> Given:
         return given
     odd = [pair for pair in given["set"] if "=" not in pair]  # refused later, with a hint
     return {**given, **common, "set": [*(f"{key}={value}" for key, value in own.items()), *odd]}
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is larger than 1 MiB", hint="give an engine's config or its command line")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read {path}: {reason}") from None
 
 
 def _pairs(text: str, path: Path) -> tuple[str | None, dict[str, Any]]:

@@ -37,11 +37,9 @@ def read_recipe(path: Path) -> tuple[Expected, dict[str, Any]]:
 
     Raises: UsageError for a file that is no recipe, or an expectation that is not known.
     """
-    from memplan.catalog.tables import read_yaml
-    from memplan.cli.state import read_project
+    from memplan.cli.state import read_scenario
 
-    scenario = read_project(path)
-    recipe = read_yaml(path.read_text(encoding="utf-8"), str(path)).get("recipe")
+    scenario, recipe = read_scenario(path)
     facts = recipe.get("expect") if isinstance(recipe, Mapping) else None
     if not isinstance(recipe, Mapping) or not isinstance(facts, Mapping):
         raise UsageError(

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from memplan.cli.options import WORKLOAD, Given
+from memplan.cli.small_file import read_small_text
 from memplan.errors import UsageError, did_you_mean
 
 PROJECT_FILE = "memplan.yaml"
-_MAX_BYTES = 1 << 20
 _RECIPE = "recipe"  # the title and the expected answer of a file of recipes/
 
 
@@ -62,19 +62,17 @@ def read_project(path: Path) -> dict[str, Any]:
 
     Raises: UsageError for a file that is not such a mapping, an unknown key or a value of the wrong type.
     """
+    return read_scenario(path)[0]
+
+
+def read_scenario(path: Path) -> tuple[dict[str, Any], object]:
+    """Read a file like memplan.yaml: its options, and what a recipe says of itself. Raises: as `read_project`."""
     from memplan.catalog.tables import read_yaml
 
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} is larger than 1 MiB", hint="it holds options such as `model: llama-70b`")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    return {
-        name: _typed(name, value, str(path))
-        for name, value in ((str(key).replace("-", "_"), value) for key, value in read_yaml(text, str(path)).items())
-        if value is not None and name != _RECIPE
-    }
+    text = read_small_text(path, holds="it holds options such as `model: llama-70b`")
+    found = {str(key).replace("-", "_"): value for key, value in read_yaml(text, str(path)).items()}
+    recipe = found.pop(_RECIPE, None)
+    return {name: _typed(name, value, str(path)) for name, value in found.items() if value is not None}, recipe
 
 
 def _typed(name: str, value: object, origin: str) -> Any:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
-from memplan.catalog.tables import load_table
+from memplan.catalog.tables import load_constants
 from memplan.records import dataclass
-
-_FILE = Path("engines") / "sglang_fitted.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +52,5 @@ class Fitted:
 @cache
 def load_fitted() -> Fitted:
     """Read the constants."""
-    table = load_table(_FILE)
-    sizes = {name: value for name, value in table.items() if name not in ("fitted_by", "intervals")}
-    return Fitted(**sizes, intervals=Intervals(**table["intervals"]))
+    sizes, intervals = load_constants("sglang")
+    return Fitted(**sizes, intervals=Intervals(**intervals))

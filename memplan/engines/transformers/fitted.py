@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
-from memplan.catalog.tables import load_table
+from memplan.catalog.tables import load_constants
 from memplan.domain.gpu import GpuSpec
 from memplan.records import dataclass
 from memplan.units import MIB
-
-_FILE = Path("engines") / "transformers_fitted.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +39,8 @@ class Fitted:
 @cache
 def load_fitted() -> Fitted:
     """Read the constants."""
-    table = load_table(_FILE)
-    sizes = {name: value for name, value in table.items() if name not in ("fitted_by", "intervals")}
-    return Fitted(**sizes, intervals=Intervals(**table["intervals"]))
+    sizes, intervals = load_constants("transformers")
+    return Fitted(**sizes, intervals=Intervals(**intervals))
 
 
 def context_bytes(gpu: GpuSpec, fitted: Fitted) -> int:
