@@ -1,0 +1,97 @@
+"""What is asked of a profile: a model, a device, the phases to run and how. Torch is not known here."""
+
+from __future__ import annotations
+
+from typing import Literal, cast, get_args
+
+from memplan.domain.dtypes import DType
+from memplan.domain.timeline import PHASES, Device, Phase
+from memplan.errors import UsageError, did_you_mean
+from memplan.records import dataclass
+
+Weights = Literal["dummy", "real"]
+Kernel = Literal["auto", "flash", "efficient", "math", "eager", "paged"]
+CacheKind = Literal["dynamic", "static"]
+Optimizer = Literal["adamw", "adamw-foreach", "adamw-loop", "adamw-fused", "adamw-8bit", "sgd", "sgd-momentum"]
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
+INFERENCE: tuple[Phase, ...] = ("load", "prefill", "decode")
+TRAINING: tuple[Phase, ...] = ("load", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRequest:
+    """One profile to make.
+
+    `model` is anything that `estimate` takes as MODEL. `batch` sequences of `prompt_tokens` each; inference writes
+    `output_tokens` for each of them, training takes the prompt for its text. `dtype` None is the checkpoint's own.
+    `attention` names the kernel: `auto` is what PyTorch's scaled_dot_product_attention takes by itself on a GPU,
+    `eager` the model's own formula, `paged` a kernel that reads its keys and values from a pool of blocks.
+    `iterations` repeats every phase but load. `allocator` is written as in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes`
+    None does not limit the device. `compute_capability` is the GPU's that is simulated: cuBLAS sizes its workspace by
+    it, and kernels choose by it. `resolution` is the side of a picture in pixels, None for the model's own.
+    """
+
+    model: str
+    device: Device = "simulated"
+    phases: tuple[Phase, ...] = INFERENCE
+    batch: int = 1
+    prompt_tokens: int = 2048
+    output_tokens: int = 128
+    resolution: int | None = None
+    dtype: DType | None = None
+    weights: Weights = "dummy"
+    attention: Kernel = "auto"
+    cache: CacheKind = "dynamic"
+    optimizer: Optimizer = "adamw"
+    checkpointing: bool = False
+    lora_rank: int | None = None
+    iterations: int = 1
+    warmup: int = 0
+    allocator: str = ""
+    capacity_bytes: int | None = None
+    compute_capability: tuple[int, int] = (8, 0)
+    seed: int = 0
+    revision: str | None = None
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether any phase needs gradients, or what follows from them."""
+        return "backward" in self.phases or "optimizer" in self.phases
+
+
+def parse_phases(text: str) -> tuple[Phase, ...]:
+    """Return the phases of a comma-separated list, or of `inference` or `training`, in the order that they run in.
+
+    Raises: UsageError for an unknown one.
+    """
+    named: set[Phase] = set()
+    for word in (part.strip().lower() for part in text.split(",")):
+        if word in ("inference", "training"):
+            named.update(INFERENCE if word == "inference" else TRAINING)
+        elif word in PHASES:
+            named.add(cast("Phase", word))
+        else:
+            hint = did_you_mean(word, [*PHASES, "inference", "training"]) or f"one of {', '.join(PHASES)}"
+            raise UsageError(f"unknown phase: `{word:.60}`", hint=hint)
+    return tuple(phase for phase in PHASES if phase in named)
+
+
+def check_request(request: ProfileRequest) -> None:
+    """Refuse what cannot be run. Raises: UsageError."""
+    if not request.phases:
+        raise UsageError("no phase to profile", hint=f"name some of {', '.join(PHASES)}")
+    for name in ("batch", "prompt_tokens", "output_tokens", "iterations"):
+        if getattr(request, name) < 1:
+            raise UsageError(f"not a count: `{name}` is {getattr(request, name)}", hint="give 1 or more")
+    if request.warmup < 0:
+        raise UsageError(f"not a count: `warmup` is {request.warmup}", hint="give 0 or more")
+    if request.lora_rank is not None and request.lora_rank < 1:
+        raise UsageError(f"not a LoRA rank: {request.lora_rank}", hint="give 1 or more, such as 16")
+    if request.trains and request.attention == "paged":
+        raise UsageError("paged attention only serves: it has no backward pass", hint="give flash, efficient or math")
+    if request.trains and request.dtype is not None and not request.dtype.is_float:
+        raise UsageError(f"not a type to train in: {request.dtype.value}", hint="give bfloat16, float16 or float32")
