@@ -138,8 +138,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One term, measured beside estimated, in bytes."""
+    """One term at the peak of a phase, measured beside estimated, in bytes; low and high are the estimate's 90 %."""
 
+    phase: Phase
     term: str
     measured_bytes: int
     estimated_bytes: int
@@ -148,12 +149,26 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Roof:
+    """What a GPU computes and moves at most; work of less intensity than its ridge is bound by bandwidth."""
+
+    flops_per_s: float
+    moved_bytes_per_s: float
+
+    @property
+    def ridge_flops_per_byte(self) -> float:
+        """The intensity at which both take the same time."""
+        return self.flops_per_s / self.moved_bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryTimeline:
     """One profile of one model (or of a script or a snapshot) on one rank.
 
     `settings` are those that took effect; `capacity_bytes` is None where no device limits the run; `outside_bytes` is
     what the process held of the device outside of the allocator (context, libraries), None where it was not read.
-    `samples` are thinned to what a plot can show, never leaving out a phase's peak.
+    `samples` are thinned to what a plot can show, never leaving out a phase's peak. `roof` is the device's, None
+    where it is not known.
     """
 
     model_name: str
@@ -168,6 +183,7 @@ class MemoryTimeline:
     capacity_bytes: int | None = None
     outside_bytes: int | None = None
     out_of_memory: OutOfMemory | None = None
+    roof: Roof | None = None
     findings: tuple[Finding, ...] = ()
     compared: tuple[Compared, ...] = ()
     warnings: tuple[str, ...] = ()
