@@ -59,9 +59,9 @@ def spec_from_transformers(
     """
     torch = _import("torch")
     transformers = _import("transformers")
-    with _quiet(transformers):
-        config = _config(transformers, raw, source, trust_remote_code)
-        model = _build(torch, transformers, config, trust_remote_code)
+    with quiet_transformers(transformers):
+        config = read_config(transformers, raw, source, trust_remote_code)
+        model = build_on_meta(torch, transformers, config, trust_remote_code)
         try:
             return _spec(torch, model, config, name, source)
         except Exception as error:
@@ -77,7 +77,7 @@ def _import(package: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet_transformers(transformers: Any) -> Iterator[None]:
     """Keep what transformers and a model's own code print off the terminal."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -90,7 +90,11 @@ def _quiet(transformers: Any) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _config(transformers: Any, raw: Mapping[str, object], source: str, trust_remote_code: bool) -> Any:
+def read_config(transformers: Any, raw: Mapping[str, object], source: str, trust_remote_code: bool) -> Any:
+    """The config object that transformers makes of a raw config; `source` as in `spec_from_transformers`.
+
+    Raises: UnsupportedModel for a family that it does not know, or a config that it refuses.
+    """
     model_type = raw.get("model_type")
     is_known = isinstance(model_type, str) and model_type in transformers.CONFIG_MAPPING
     if not is_known and not (trust_remote_code and (Path(source) / "config.json").is_file()):
@@ -106,8 +110,11 @@ def _config(transformers: Any, raw: Mapping[str, object], source: str, trust_rem
         raise _cannot("read the config", error) from None
 
 
-def _build(torch: Any, transformers: Any, config: Any, trust_remote_code: bool) -> Any:
-    """The model on the meta device, by its own class where transformers has that."""
+def build_on_meta(torch: Any, transformers: Any, config: Any, trust_remote_code: bool) -> Any:
+    """The model on the meta device, by its own class where transformers has that.
+
+    Raises: UnsupportedModel when no class can be built from the config.
+    """
     names = getattr(config, "architectures", None) or []
     classes = [getattr(transformers, str(each), None) for each in names]
     makers = [each._from_config for each in classes if each is not None and hasattr(each, "_from_config")]

@@ -42,7 +42,9 @@ class EventLog:
     """A trace. `order` holds `i + 1` where allocation i is made and `-(i + 1)` where it is freed.
 
     `sizes` (bytes asked for), `label_of`, `category_of` (index into CATEGORIES) and `stream_of` are by allocation;
-    `marks` are in order of position. Sizes of 0 are left out by recorders.
+    `marks` are in order of position. Sizes of 0 are left out by recorders. `ready_at` names, for an allocation that
+    other streams used as well (`record_stream`), the position by which they are done with it: freed earlier, it is not
+    used again before. `emptied` are the positions at which torch.cuda.empty_cache was called.
     """
 
     sizes: array[int] = field(default_factory=lambda: array("q"))
@@ -52,6 +54,8 @@ class EventLog:
     order: array[int] = field(default_factory=lambda: array("q"))
     labels: list[Label] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
+    ready_at: dict[int, int] = field(default_factory=dict)
+    emptied: list[int] = field(default_factory=list)
     _numbers: dict[Label, int] = field(default_factory=dict)
 
     def begin(self, phase: Phase, iteration: int = 0) -> None:
@@ -60,13 +64,21 @@ class EventLog:
 
     def allocate(self, size_bytes: int, label: Label, category: Category | None = None, stream: int = 0) -> int:
         """Note an allocation and return its number."""
-        number = len(self.sizes)
-        self.sizes.append(size_bytes)
+        return self.allocate_as(size_bytes, self.label_number(label), category, stream)
+
+    def label_number(self, label: Label) -> int:
+        """The number of a label: recorders that see the same one often keep it, and allocate by it."""
         known = self._numbers.get(label)
         if known is None:
             known = self._numbers[label] = len(self.labels)
             self.labels.append(label)
-        self.label_of.append(known)
+        return known
+
+    def allocate_as(self, size_bytes: int, label_number: int, category: Category | None = None, stream: int = 0) -> int:
+        """Note an allocation under a label that has a number, and return its own."""
+        number = len(self.sizes)
+        self.sizes.append(size_bytes)
+        self.label_of.append(label_number)
         self.category_of.append(_UNKNOWN if category is None else CATEGORIES.index(category))
         self.stream_of.append(stream)
         self.order.append(number + 1)
@@ -75,6 +87,14 @@ class EventLog:
     def free(self, number: int) -> None:
         """Note that allocation `number` is freed."""
         self.order.append(-(number + 1))
+
+    def used_until(self, number: int, position: int) -> None:
+        """Note that another stream uses allocation `number` until the event with number `position`."""
+        self.ready_at[number] = max(position, self.ready_at.get(number, 0))
+
+    def empty_cache(self) -> None:
+        """Note that the cache is emptied here."""
+        self.emptied.append(len(self.order))
 
     def classify(self, number: int, category: Category) -> None:
         """Say what an allocation is for, whenever that is learnt."""

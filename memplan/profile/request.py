@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from memplan.domain.dtypes import DType
 from memplan.domain.timeline import PHASES, Device, Phase
@@ -73,7 +73,7 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
         if word in ("inference", "training"):
             named.update(INFERENCE if word == "inference" else TRAINING)
         elif word in PHASES:
-            named.add(cast("Phase", word))
+            named.add(word)
         else:
             hint = did_you_mean(word, [*PHASES, "inference", "training"]) or f"one of {', '.join(PHASES)}"
             raise UsageError(f"unknown phase: `{word:.60}`", hint=hint)

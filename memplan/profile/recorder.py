@@ -1,0 +1,251 @@
+"""The recorder: every storage that a running model makes on one device, until its last reference is gone.
+
+One dispatch mode serves the meta device, the CPU and a GPU. It sits below autograd, so it sees what operators make and
+not who differentiates them; a storage is watched by a weak reference, so that it is freed in the trace at the moment
+the model lets go of it. What an operator takes inside itself and gives back before it returns is not seen here:
+`inside` tells it (see `kernels`).
+
+What describes an allocation is found cheaply: the module by a name that is kept while modules call each other, the
+line of code by walking to the first frame outside of torch, both of a backward pass by the number that autograd gave
+the operator in the forward pass. Frames, operators and labels are looked up once and remembered.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from memplan.domain.timeline import Category, Phase
+from memplan.profile.events import EventLog, Label
+
+Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
+Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OURS = os.path.dirname(__file__) + os.sep
+_VIEW, _MAKES = 0, 1
+_OWN = torch.ops.aten
+
+
+class _Watch(weakref.ref):  # type: ignore[type-arg]
+    """A weak reference to a storage that knows which allocation it is."""
+
+    __slots__ = ("key", "number")
+    key: int
+    number: int
+
+
+class Recorder(TorchDispatchMode):
+    """Writes what is made and freed on `device_type` into `log` while it is entered.
+
+    `inside` gives, by operator, the sizes in bytes of what it takes and returns while it runs; `answers` stands in for
+    operators that cannot run on the device (those that ask for values of tensors that have none).
+    """
+
+    def __init__(
+        self,
+        device_type: str,
+        log: EventLog | None = None,
+        *,
+        inside: dict[Any, Inside] | None = None,
+        answers: dict[Any, Answer] | None = None,
+    ) -> None:
+        super().__init__()
+        self.log = EventLog() if log is None else log
+        self.module = ""
+        self.phase: Phase = "load"
+        self._device_type = device_type
+        self._inside = inside or {}
+        self._answers = answers or {}
+        self._plans: dict[Any, tuple[int, Inside | None, Answer | None, str]] = {}
+        self._alive: dict[int, _Watch] = {}
+        self._labels: dict[tuple[Any, ...], int] = {}
+        self._places: dict[tuple[CodeType, int], str] = {}
+        self._is_theirs: dict[CodeType, bool] = {}
+        self._names: dict[int, str] = {}
+        self._origins: list[tuple[str, str]] = []
+        self._origin_numbers: list[int] = []
+        self._follows_gradients = False
+        self._is_backward = False
+
+    def begin(self, phase: Phase, iteration: int = 0) -> None:
+        """Start a phase: what was recorded before stays."""
+        self.phase = phase
+        self.log.begin(phase, iteration)
+        self._follows_gradients = phase == "forward"
+        self._is_backward = phase == "backward"
+        if phase == "forward":
+            self._origins.clear()
+            self._origin_numbers.clear()
+
+    def name_modules(self, model: torch.nn.Module) -> None:
+        """Take the dotted names that modules of `model` will be called by."""
+        for name, module in model.named_modules():
+            self._names[id(module)] = name
+
+    def hold(self, tensor: torch.Tensor, category: Category, *, module: str = "", operator: str = "") -> None:
+        """Note a tensor that was made outside of any operator, such as a weight."""
+        self._add(tensor, operator, category, module)
+
+    def classify(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
+        """Say what tensors that are alive are for."""
+        for tensor in tensors:
+            watch = self._alive.get(tensor.untyped_storage()._cdata)
+            if watch is not None:
+                self.log.classify(watch.number, category)
+
+    def classify_unknown(self, category: Category, start: int = 0) -> None:
+        """Give every allocation from number `start` on that has no category yet this one."""
+        for number in range(start, len(self.log.sizes)):
+            if self.log.category(number) == "unknown":
+                self.log.classify(number, category)
+
+    def spike(self, sizes_bytes: Iterable[int], operator: str) -> None:
+        """Note memory that is taken and given back at once, as a workspace."""
+        label = self._label(operator, (), "")
+        numbers = [self.log.allocate_as(size, label, "workspace") for size in sizes_bytes if size > 0]
+        for number in reversed(numbers):
+            self.log.free(number)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plan = self._plans.get(func)
+        if plan is None:
+            plan = self._plans[func] = self._plan(func)
+        makes, inside, answer, name = plan
+        if answer is not None:
+            made = answer(args, kwargs or {})
+        else:
+            made = func(*args, **kwargs) if kwargs else func(*args)
+        if self._follows_gradients:
+            self._note_origin()
+        if makes:
+            if isinstance(made, torch.Tensor):
+                self._add(made, name, None, None)
+            elif isinstance(made, (list, tuple)):
+                self._add_each(made, name)
+        if inside is not None:
+            self.spike(inside(args, kwargs or {}, made), name)
+        return made
+
+    def _add_each(self, made: Any, name: str) -> None:
+        for each in made:
+            if isinstance(each, torch.Tensor):
+                self._add(each, name, None, None)
+            elif isinstance(each, (list, tuple)):
+                self._add_each(each, name)
+
+    def _add(self, tensor: torch.Tensor, name: str, category: Category | None, module: str | None) -> None:
+        if tensor.device.type != self._device_type:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        size = storage.nbytes()
+        if not size:
+            return
+        watch = _Watch(storage, self._freed)
+        watch.key = key
+        watch.number = self.log.allocate_as(size, self._label(name, tensor.shape, tensor.dtype, module), category)
+        self._alive[key] = watch
+
+    def _freed(self, watch: _Watch) -> None:
+        del self._alive[watch.key]
+        self.log.free(watch.number)
+
+    def _plan(self, func: Any) -> tuple[int, Inside | None, Answer | None, str]:
+        """Whether an operator can make storages, what it takes inside, and what stands in for it."""
+        returns = func._schema.returns
+        makes = _MAKES if any(each.alias_info is None for each in returns) else _VIEW
+        name = str(func).removesuffix(".default")
+        return makes, self._inside.get(func), self._answers.get(func), name
+
+    def _label(self, name: str, shape: Any, dtype: Any, module: str | None = None) -> int:
+        if module is not None:
+            where = ""
+        elif self._is_backward and not self.module:
+            module, where = self._origin()
+        else:
+            module, where = self.module, self._where()
+        key = (module, name, where, shape, dtype)
+        number = self._labels.get(key)
+        if number is None:
+            kind = str(dtype).removeprefix("torch.")
+            label = Label(module=module, operator=name, where=where, shape=tuple(shape), dtype=kind)
+            number = self._labels[key] = self.log.label_number(label)
+        return number
+
+    def _where(self) -> str:
+        """The innermost line outside of torch and of this package, as `path:line function`."""
+        frame: FrameType | None = sys._getframe(3)
+        is_theirs = self._is_theirs
+        while frame is not None:
+            code = frame.f_code
+            known = is_theirs.get(code)
+            if known is None:
+                known = is_theirs[code] = code.co_filename.startswith((_TORCH, _OURS, "<"))
+            if not known:
+                key = (code, frame.f_lasti)
+                place = self._places.get(key)
+                if place is None:
+                    place = self._places[key] = f"{_short(code.co_filename)}:{frame.f_lineno} {code.co_name}"
+                return place
+            frame = frame.f_back
+        return ""
+
+    def _note_origin(self) -> None:
+        """Remember where the operator stands that autograd has just numbered, for its backward pass."""
+        number = torch._C._get_sequence_nr()
+        if self._origin_numbers and self._origin_numbers[-1] >= number:
+            return
+        origin = (self.module, self._where())
+        if not self._origins or self._origins[-1] != origin:
+            self._origin_numbers.append(number)
+            self._origins.append(origin)
+
+    def _origin(self) -> tuple[str, str]:
+        """Module and line of the forward pass whose backward runs now."""
+        node = torch._C._current_autograd_node()
+        if node is None or not self._origins:
+            return "", ""
+        index = bisect_right(self._origin_numbers, node._sequence_nr() + 1) - 1
+        return self._origins[max(index, 0)]
+
+    def __enter__(self) -> Any:
+        self._plain_call = torch.nn.Module.__call__
+        torch.nn.Module.__call__ = _named_call(self, self._plain_call)
+        return super().__enter__()
+
+    def __exit__(self, *caught: Any) -> None:
+        torch.nn.Module.__call__ = self._plain_call
+        super().__exit__(*caught)
+
+
+def _named_call(recorder: Recorder, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's call that tells the recorder which module runs."""
+    names = recorder._names
+
+    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        name = names.get(id(self))
+        if name is None:
+            return plain(self, *args, **kwargs)
+        outer = recorder.module
+        recorder.module = name
+        try:
+            return plain(self, *args, **kwargs)
+        finally:
+            recorder.module = outer
+
+    return call
+
+
+def _short(path: str) -> str:
+    """A path from the package on that it is installed in, or as it is."""
+    return path.rpartition(f"site-packages{os.sep}")[2] or path
