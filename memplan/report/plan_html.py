@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from memplan.domain.plan import PlanAnswer
 from memplan.report import html_figures
 from memplan.report import plan_words as words
-from memplan.report.html import escape, page
+from memplan.report.html_parts import escape, page, scroll
 from memplan.report.plan_plot import legend, scatter
 from memplan.report.words import model_title
 
@@ -48,9 +48,9 @@ def _winner(answer: PlanAnswer) -> list[str]:
         f'<div class="verdict fits"><p><span class="word">WINNER</span>: {escape(words.sentence(plan))}</p>'
         f"<p>It is {escape(', '.join(plan.reasons))}.</p>{against}</div>",
         f"<dl>{pairs}</dl>",
-        f"<figure><figcaption>{escape(caption)}</figcaption>{_scroll(scatter(answer), caption)}{legend()}</figure>",
+        f"<figure><figcaption>{escape(caption)}</figcaption>{scroll(scatter(answer), caption)}{legend()}</figure>",
         f"<figure><figcaption>What each GPU of the winner would hold</figcaption>"
-        f"{_scroll(html_figures.bar(plan.budget, 'winner'), 'memory of the winner')}"
+        f"{scroll(html_figures.bar(plan.budget, 'winner'), 'memory of the winner')}"
         f"{html_figures.legend(plan.budget)}</figure>",
         "<h2>The plans that no other beats on every axis</h2>",
         _table("In the order of the goal", words.COLUMNS, [words.row(each) for each in answer.front], words.RIGHT),
@@ -81,8 +81,4 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], rig
     )
     body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
     about = f"<caption>{escape(caption)}</caption>"
-    return _scroll(f'<table class="wide">{about}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>', caption)
-
-
-def _scroll(content: str, name: str) -> str:
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">{content}</div>'
+    return scroll(f'<table class="wide">{about}<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>', caption)
