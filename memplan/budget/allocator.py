@@ -21,12 +21,12 @@ from functools import lru_cache
 from memplan.records import dataclass
 from memplan.units import MIB, round_up
 
-_ROUND = 512
-_SMALL_REQUEST = MIB
-_SMALL_SEGMENT = 2 * MIB
-_LARGE_SEGMENT = 20 * MIB
-_OWN_SEGMENT = 10 * MIB
-_LARGE_REMAINDER = MIB
+ROUND_BYTES = 512
+SMALL_REQUEST_BYTES = MIB
+SMALL_SEGMENT_BYTES = 2 * MIB
+LARGE_SEGMENT_BYTES = 20 * MIB
+OWN_SEGMENT_BYTES = 10 * MIB
+LARGE_REMAINDER_BYTES = MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,17 @@ def allocate(requests: tuple[int, ...], *, max_split_bytes: int | None = None) -
     for request in requests:
         if request <= 0:
             continue
-        size = round_up(request, _ROUND)
-        free, is_small = (small, True) if size <= _SMALL_REQUEST else (large, False)
+        size = round_up(request, ROUND_BYTES)
+        free, is_small = (small, True) if size <= SMALL_REQUEST_BYTES else (large, False)
         block = _take(free, size)
         if block is None:
             block = _segment(size)
             reserved += block
         remainder = block - size
         if is_small:
-            splits = remainder >= _ROUND
+            splits = remainder >= ROUND_BYTES
         else:
-            splits = remainder > _LARGE_REMAINDER and (max_split_bytes is None or size < max_split_bytes)
+            splits = remainder > LARGE_REMAINDER_BYTES and (max_split_bytes is None or size < max_split_bytes)
         if splits:
             insort(free, remainder)
             block = size
@@ -81,8 +81,8 @@ def _take(free: list[int], size: int) -> int | None:
 
 
 def _segment(size: int) -> int:
-    if size <= _SMALL_REQUEST:
-        return _SMALL_SEGMENT
-    if size < _OWN_SEGMENT:
-        return _LARGE_SEGMENT
-    return round_up(size, _SMALL_SEGMENT)
+    if size <= SMALL_REQUEST_BYTES:
+        return SMALL_SEGMENT_BYTES
+    if size < OWN_SEGMENT_BYTES:
+        return LARGE_SEGMENT_BYTES
+    return round_up(size, SMALL_SEGMENT_BYTES)

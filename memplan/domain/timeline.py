@@ -13,7 +13,8 @@ from typing import Literal
 from memplan.records import dataclass, field
 
 Device = Literal["cuda", "cpu", "simulated"]
-Phase = Literal["load", "prefill", "decode", "generate", "forward", "backward", "optimizer", "capture"]
+# "run" is a whole program of which nobody said what it does, such as one that left a snapshot: it cannot be asked for.
+Phase = Literal["load", "prefill", "decode", "generate", "forward", "backward", "optimizer", "capture", "run"]
 Category = Literal["weights", "kv_cache", "activations", "gradients", "optimizer_state", "workspace", "unknown"]
 PHASES: tuple[Phase, ...] = ("load", "prefill", "decode", "generate", "forward", "backward", "optimizer", "capture")
 CATEGORIES: tuple[Category, ...] = (
@@ -112,12 +113,19 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutOfMemory:
-    """A phase that ran out of memory: a result, not a failure of the profile."""
+    """A phase that ran out of memory: a result, not a failure of the profile.
+
+    The figures are those of PyTorch's message: `wanted_bytes` is the segment that was asked of the device,
+    `free_bytes` what the device had left, `allocated_bytes` what tensors held and `reserved_bytes` what the allocator
+    held at that moment.
+    """
 
     phase: Phase
     wanted_bytes: int
     free_bytes: int
     capacity_bytes: int
+    allocated_bytes: int = 0
+    reserved_bytes: int = 0
     tensor: LiveTensor | None = None
 
 
