@@ -1,0 +1,121 @@
+"""AWQ: in features that matter are made larger before rounding, and what feeds them smaller by as much.
+
+Lin et al., AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration, arXiv 2306.00978. The paper
+runs the block for every candidate; here the error of the linear layers' outputs is computed from the Hessian that the
+calibration left, exactly and without running anything: with D the error of the weights it is tr(D H D^T).
+
+Axes: O out features, I in features, R rows that are looked at, G groups, S in features of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from memplan.quantize.grid import Grid, Quantized, find_scales, round_to_grid, round_to_nearest
+from memplan.records import dataclass, replace
+
+_STEPS = 20
+# A layer's rows are alike: so many of them, evenly spaced, rank the candidates as all of them do.
+_ROWS = 512
+_SMALLEST = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """The best scaling of a group of layers that read the same input: weights times `scale_I`, the input over it.
+
+    `loss` is the error of the outputs with it, `plain_loss` without (scales of 1), over the rows that were looked at.
+    """
+
+    scale_I: Tensor
+    loss: float
+    plain_loss: float
+
+
+def search_scaling(
+    weights_OI: Sequence[Tensor],
+    hessian_II: Tensor,
+    magnitude_I: Tensor,
+    grid: Grid,
+    *,
+    shared: Callable[[Tensor], Tensor] = lambda value_I: value_I,
+) -> Scaling:
+    """Return the scaling under which rounding `weights_OI` (float32) costs their common outputs least.
+
+    `hessian_II` is the mean of x x^T and `magnitude_I` the mean of |x| over the calibration tokens. `shared` makes a
+    value the same for in features that must be scaled alike.
+    """
+    grid = replace(grid, searches_range=False)
+    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))] for weight_OI in weights_OI])
+    plain = best = _loss(rows_RI, None, hessian_II, grid)
+    best_I = torch.ones_like(magnitude_I)
+    for scale_I in _candidates(magnitude_I, shared(_relative_magnitude(weights_OI, grid))):
+        loss = _loss(rows_RI, scale_I, hessian_II, grid)
+        if loss < best:
+            best, best_I = loss, scale_I
+    return Scaling(scale_I=best_I, loss=best, plain_loss=plain)
+
+
+def awq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, *, clips: bool = True) -> Quantized:
+    """Quantize a matrix whose in features are scaled already: round to nearest, with ranges clipped where it pays.
+
+    Ranges of queries and keys are best left whole (`clips=False`): a product of two errors follows them.
+    """
+    weight_OI = weight_OI.to(torch.float32)
+    if not clips:
+        return _with_loss(round_to_nearest(weight_OI, replace(grid, searches_range=False)), weight_OI, hessian_II)
+    size = grid.group(weight_OI.shape[1])
+    searching = replace(grid, searches_range=True)
+    scales = find_scales(weight_OI, searching, _blocks(hessian_II, size))
+    found = Quantized(round_to_grid(weight_OI, scales, searching), scales, grid)
+    return _with_loss(found, weight_OI, hessian_II)
+
+
+def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:
+    """The mean over tokens of the squared error that `error_OI` makes in a layer's outputs."""
+    return float((error_OI @ hessian_II).mul_(error_OI).sum())
+
+
+def _with_loss(found: Quantized, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:
+    return replace(found, loss=output_error(found.dequantize() - weight_OI, hessian_II))
+
+
+def _blocks(hessian_II: Tensor, size: int) -> Tensor:
+    """The diagonal blocks of the Hessian, one for every group (G x S x S)."""
+    num_groups = hessian_II.shape[0] // size
+    index = torch.arange(num_groups, device=hessian_II.device)
+    return hessian_II.reshape(num_groups, size, num_groups, size)[index, :, index, :]
+
+
+def _relative_magnitude(weights_OI: Sequence[Tensor], grid: Grid) -> Tensor:
+    """How large each in feature's weights are beside the largest of their group, on average over rows (I)."""
+    total_I: Tensor | None = None
+    num_rows = 0
+    for weight_OI in weights_OI:
+        num_out, num_in = weight_OI.shape
+        weight_OGS = weight_OI.abs().reshape(num_out, -1, grid.group(num_in))
+        part_I = (weight_OGS / weight_OGS.amax(-1, keepdim=True).clamp_(min=1e-12)).reshape(num_out, num_in).sum(0)
+        total_I = part_I if total_I is None else total_I + part_I
+        num_rows += num_out
+    assert total_I is not None
+    return total_I / num_rows
+
+
+def _candidates(magnitude_I: Tensor, weight_I: Tensor) -> Iterator[Tensor]:
+    """Scales by how large the input is, alone and against how large the weights are, from none of it to all."""
+    magnitude_I, weight_I = magnitude_I.clamp(min=_SMALLEST), weight_I.clamp(min=_SMALLEST)
+    for step in range(1, _STEPS + 1):
+        part = step / _STEPS
+        for scale_I in (magnitude_I**part, magnitude_I**part / weight_I ** (1 - part)):
+            yield scale_I / (scale_I.max() * scale_I.min()).sqrt()
+
+
+def _loss(rows_RI: Tensor, scale_I: Tensor | None, hessian_II: Tensor, grid: Grid) -> float:
+    scaled_RI = rows_RI if scale_I is None else rows_RI * scale_I
+    error_RI = round_to_nearest(scaled_RI, grid).dequantize()
+    if scale_I is not None:
+        error_RI /= scale_I
+    return output_error(error_RI.sub_(rows_RI), hessian_II)

@@ -1,0 +1,175 @@
+"""GPTQ: weights are rounded one in feature after another, and what is left over is made up for by those still to come.
+
+Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers, arXiv 2210.17323.
+With H = X X^T over the calibration tokens, rounding feature j with error e costs e^2 / U_jj^2, where H^-1 = U^T U and U
+is upper triangular; the best answer of the features after j is to subtract e / U_jj times row j of U.
+
+Axes: O out features, I in features, B features of a block of columns, G groups.
+
+The order of activation (features that matter most first, while there are most left to make up for them) keeps each
+feature in the group that it stands in, with scales found beforehand: files need no `g_idx`, which engines no longer
+load. Without it, a group's scales are found when its first feature is reached, on weights that made up for others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from memplan.quantize.grid import Grid, Quantized, Scales, find_scales, round_to_nearest
+from memplan.records import dataclass
+
+_COLUMNS = 128  # features worked on before the rest is updated by one product
+_LEAF = 512  # triangular inverses below this size are left to LAPACK
+_MOST_DAMPING = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GptqSettings:
+    """How GPTQ works: `damping` is added to the Hessian's diagonal, as a part of its mean."""
+
+    damping: float = 0.01
+    activation_order: bool = True
+
+
+def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettings | None = None) -> Quantized:
+    """Quantize a matrix so that its outputs change least on the tokens that `hessian_II` was summed over.
+
+    `hessian_II` is the mean of x x^T over tokens, float32; it is used up. In features that no token ever used are set
+    to zero. Falls back on rounding to nearest when no damping makes the Hessian positive definite, and says so.
+
+    Checked by: tests/quantize/test_gptq.py, against a solution by brute force.
+    """
+    settings = settings or GptqSettings()
+    weight_OI = weight_OI.to(torch.float32, copy=True)
+    importance_I = hessian_II.diagonal().clone()
+    unused_I = importance_I == 0
+    hessian_II.diagonal()[unused_I] = 1.0
+    weight_OI[:, unused_I] = 0.0
+    num_in = weight_OI.shape[1]
+    order_I = torch.argsort(importance_I, descending=True, stable=True) if settings.activation_order else None
+    if order_I is not None:
+        hessian_II = hessian_II[order_I][:, order_I]
+    upper_II = _inverse_factor(hessian_II, settings.damping)
+    if upper_II is None:
+        plain = round_to_nearest(weight_OI, grid, importance_I)
+        return Quantized(plain.code_OI, plain.scales, grid, fallback="the Hessian is singular at every damping")
+    size = grid.group(num_in)
+    if order_I is None:
+        code_IO, scales, loss = _sweep(weight_OI.t().contiguous(), upper_II, grid, None, importance_I, None)
+        return Quantized(code_IO.t().contiguous(), scales, grid, loss=loss)
+    scales = find_scales(weight_OI, grid, importance_I)
+    group_I = torch.div(order_I, size, rounding_mode="floor")
+    weight_IO = weight_OI.t()[order_I].contiguous()
+    code_IO, _, loss = _sweep(weight_IO, upper_II, grid, scales, importance_I, group_I)
+    back_I = torch.argsort(order_I)
+    return Quantized(code_IO[back_I].t().contiguous(), scales, grid, loss=loss)
+
+
+def _sweep(
+    weight_IO: Tensor,
+    upper_II: Tensor,
+    grid: Grid,
+    scales: Scales | None,
+    importance_I: Tensor,
+    group_I: Tensor | None,
+) -> tuple[Tensor, Scales, float]:
+    """Round row after row of `weight_IO` (changed in place), and return codes (uint8, I x O), scales and loss.
+
+    With `scales`, row i belongs to group `group_I[i]`; without, groups follow one another and find theirs on the way.
+    """
+    num_in, num_out = weight_IO.shape
+    size = grid.group(num_in)
+    code_IO = torch.empty((num_in, num_out), dtype=torch.uint8, device=weight_IO.device)
+    found_scale_GO: list[Tensor] = []
+    found_zero_GO: list[Tensor] = []
+    scale_GO = zero_GO = None
+    groups: list[int] = []
+    if scales is not None and group_I is not None:
+        scale_GO, zero_GO = scales.scale_OG.t().contiguous(), scales.zero_OG.t().contiguous()
+        groups = group_I.tolist()
+    loss = 0.0
+    for start in range(0, num_in, _COLUMNS):
+        stop = min(start + _COLUMNS, num_in)
+        block_BO = weight_IO[start:stop]
+        error_BO = torch.empty_like(block_BO)
+        upper_BB = upper_II[start:stop, start:stop]
+        pivots = upper_BB.diagonal().tolist()
+        for i in range(stop - start):
+            row = start + i
+            if scale_GO is None or zero_GO is None:
+                if row % size == 0:
+                    group_OS = _reached(weight_IO, upper_II, error_BO, start, i, size)
+                    here = find_scales(group_OS, _whole_row(grid), importance_I[row : row + size])
+                    found_scale_GO.append(here.scale_OG[:, 0])
+                    found_zero_GO.append(here.zero_OG[:, 0])
+                scale_O, zero_O = found_scale_GO[-1], found_zero_GO[-1]
+            else:
+                scale_O, zero_O = scale_GO[groups[row]], zero_GO[groups[row]]
+            weight_O = block_BO[i]
+            code_O = torch.div(weight_O, scale_O).round_().add_(zero_O).clamp_(0, grid.max_code)
+            code_IO[row] = code_O
+            error_O = code_O.sub_(zero_O).mul_(scale_O).sub_(weight_O).div_(-pivots[i])
+            error_BO[i] = error_O
+            if i + 1 < stop - start:
+                block_BO[i + 1 :].addr_(upper_BB[i, i + 1 :], error_O, alpha=-1.0)
+        loss += float(error_BO.square().sum())
+        if stop < num_in:
+            weight_IO[stop:].addmm_(upper_II[start:stop, stop:].t(), error_BO, alpha=-1.0)
+    if scales is None:
+        scales = Scales(torch.stack(found_scale_GO, 1), torch.stack(found_zero_GO, 1))
+    return code_IO, scales, loss
+
+
+def _reached(weight_IO: Tensor, upper_II: Tensor, error_BO: Tensor, start: int, i: int, size: int) -> Tensor:
+    """The weights (O x S) of the group that begins at row `start + i`, with all that was made up so far.
+
+    Rows of the block that is being worked on are up to date; rows beyond it still lack the block's own errors.
+    """
+    row, end = start + i, start + i + size
+    group_SO = weight_IO[row:end]
+    edge = start + _COLUMNS
+    if end > edge and i:
+        group_SO = group_SO.clone()
+        group_SO[edge - row :].addmm_(upper_II[start:row, edge:end].t(), error_BO[:i], alpha=-1.0)
+    return group_SO.t().contiguous()
+
+
+def _whole_row(grid: Grid) -> Grid:
+    return Grid(
+        bits=grid.bits, symmetric=grid.symmetric, searches_range=grid.searches_range, scale_dtype=grid.scale_dtype
+    )
+
+
+def _inverse_factor(hessian_II: Tensor, damping: float) -> Tensor | None:
+    """Return U, upper triangular, with H^-1 = U^T U; None when no damping helps.
+
+    With J the matrix that turns the order around and J H J = L L^T, U is J L^-1 J: one factorisation and one
+    triangular inverse, a third less work than inverting and factorising again.
+    """
+    if not bool(torch.isfinite(hessian_II).all()):
+        return None
+    mean = float(hessian_II.diagonal().mean())
+    turned_II = hessian_II.flip(0, 1)
+    while damping <= _MOST_DAMPING:
+        damped_II = turned_II.clone()
+        damped_II.diagonal().add_(damping * mean)
+        lower_II, failed = torch.linalg.cholesky_ex(damped_II)
+        if not int(failed) and bool(torch.isfinite(lower_II).all()):
+            return _lower_inverse(lower_II).flip(0, 1).contiguous()
+        damping *= 10
+    return None
+
+
+def _lower_inverse(lower_II: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix, by halves: products of matrices instead of a solve."""
+    size = lower_II.shape[0]
+    if size <= _LEAF:
+        eye_II = torch.eye(size, dtype=lower_II.dtype, device=lower_II.device)
+        return torch.linalg.solve_triangular(lower_II, eye_II, upper=False)
+    half = size // 2
+    result_II = torch.zeros_like(lower_II)
+    first_II, last_II = _lower_inverse(lower_II[:half, :half]), _lower_inverse(lower_II[half:, half:])
+    result_II[:half, :half], result_II[half:, half:] = first_II, last_II
+    result_II[half:, :half] = last_II @ (lower_II[half:, :half] @ first_II).neg_()
+    return result_II

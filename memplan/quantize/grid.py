@@ -1,0 +1,163 @@
+"""Integer grids: what a weight may be stored as, and the scales that fit a matrix best.
+
+Axes: O out features, I in features, G groups of in features (I // group_size; 1 for whole rows).
+
+Codes are unsigned here, 0 to 2**bits - 1, with a zero point in the middle for a symmetric grid; a file format shifts
+them as it likes. A weight is `(code - zero) * scale`. Scales are rounded to the type that they will be stored in
+*before* codes are chosen, so that what is measured is what is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memplan.errors import UsageError
+from memplan.records import dataclass
+
+# The search for scales that clip a little tries ranges from the whole one down to this part of it.
+_SMALLEST_RANGE = 0.4
+_NUM_RANGES = 31
+# Large errors cost a model more than their square says; GPTQ's own search uses this power. Source: IST-DASLab/gptq.
+_ERROR_POWER = 2.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """An integer grid: `bits` wide, one scale for every `group_size` in features (0: for a whole row).
+
+    `searches_range`: clip a little where that lowers the error, instead of always covering the largest weight.
+    """
+
+    bits: int
+    group_size: int = 0
+    symmetric: bool = True
+    searches_range: bool = False
+    scale_dtype: Any = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise UsageError(f"not a width that is supported: {self.bits} bits", hint="use 2 to 8")
+        if self.group_size < 0 or self.group_size % 8:
+            raise UsageError(f"not a group size: {self.group_size}", hint="use 32, 64, 128, or 0 for whole rows")
+
+    @property
+    def max_code(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
+
+    def group(self, num_in: int) -> int:
+        """How many in features share a scale. Raises: UsageError where groups do not divide `num_in`."""
+        size = self.group_size or num_in
+        if num_in % size:
+            raise UsageError(
+                f"groups of {size} do not divide {num_in} in features", hint="use a smaller --group-size, or 0 for rows"
+            )
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """The scales and zero points of a matrix, both float32 and of shape (O, G)."""
+
+    scale_OG: Tensor
+    zero_OG: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A matrix on its grid: codes (uint8, O x I), scales and zero points (float32, O x G), and the grid.
+
+    `loss` is the output error that the method measured, summed over rows; `fallback` says why a simpler method was
+    used, if one was.
+    """
+
+    code_OI: Tensor
+    scales: Scales
+    grid: Grid
+    loss: float = 0.0
+    fallback: str = ""
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return the weights (O x I) that a reader of the file computes."""
+        return dequantize(self.code_OI, self.scales, self.grid).to(dtype)
+
+
+def find_scales(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None) -> Scales:
+    """Return the scales that fit `weight_OI` (float32) best.
+
+    `importance` says what errors cost, where the range is searched: the mean square of what each in feature is
+    multiplied by (I), or the groups' own blocks of the Hessian (G x S x S), which know that errors cancel.
+    """
+    num_out, num_in = weight_OI.shape
+    size = grid.group(num_in)
+    weight_OGS = weight_OI.reshape(num_out, num_in // size, size)
+    low_OG, high_OG = weight_OGS.amin(-1).clamp_(max=0), weight_OGS.amax(-1).clamp_(min=0)
+    if grid.symmetric:
+        high_OG = torch.maximum(high_OG, -low_OG)
+        low_OG = -high_OG
+    best = _scales(low_OG, high_OG, grid)
+    if not grid.searches_range:
+        return best
+    best_error_OG = _error(weight_OGS, best, grid, importance)
+    for part in torch.linspace(1.0, _SMALLEST_RANGE, _NUM_RANGES)[1:].tolist():
+        scales = _scales(low_OG * part, high_OG * part, grid)
+        error_OG = _error(weight_OGS, scales, grid, importance)
+        is_better = error_OG < best_error_OG
+        best_error_OG = torch.where(is_better, error_OG, best_error_OG)
+        best = Scales(
+            torch.where(is_better, scales.scale_OG, best.scale_OG), torch.where(is_better, scales.zero_OG, best.zero_OG)
+        )
+    return best
+
+
+def round_to_grid(weight_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:
+    """Return the codes (uint8, O x I) of `weight_OI` rounded to nearest."""
+    num_out, num_in = weight_OI.shape
+    weight_OGS = weight_OI.reshape(num_out, scales.scale_OG.shape[1], -1)
+    return _codes(weight_OGS, scales, grid).to(torch.uint8).reshape(num_out, num_in)
+
+
+def dequantize(code_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:
+    """Return the float32 weights (O x I) of codes."""
+    num_out, num_in = code_OI.shape
+    code_OGS = code_OI.reshape(num_out, scales.scale_OG.shape[1], -1).to(torch.float32)
+    return ((code_OGS - scales.zero_OG[..., None]) * scales.scale_OG[..., None]).reshape(num_out, num_in)
+
+
+def round_to_nearest(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None) -> Quantized:
+    """Round every weight by itself: the baseline that every method is measured against."""
+    weight_OI = weight_OI.to(torch.float32)
+    scales = find_scales(weight_OI, grid, importance)
+    return Quantized(round_to_grid(weight_OI, scales, grid), scales, grid)
+
+
+def _scales(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
+    """The scales that spread the codes over a range. A range of nothing gets scale 1, so that zeros stay zeros."""
+    scale_OG = (high_OG - low_OG) / grid.max_code
+    scale_OG = torch.where(scale_OG > 0, scale_OG, torch.ones_like(scale_OG))
+    stored_OG = scale_OG.to(grid.scale_dtype).to(torch.float32)
+    # A range too small for the stored type keeps a scale that is not zero.
+    scale_OG = torch.where(stored_OG > 0, stored_OG, torch.full_like(stored_OG, torch.finfo(grid.scale_dtype).tiny))
+    if grid.symmetric:
+        return Scales(scale_OG, torch.full_like(scale_OG, (grid.max_code + 1) / 2))
+    return Scales(scale_OG, (-low_OG / scale_OG).round_().clamp_(0, grid.max_code))
+
+
+def _codes(weight_OGS: Tensor, scales: Scales, grid: Grid) -> Tensor:
+    code_OGS = weight_OGS / scales.scale_OG[..., None]
+    return code_OGS.round_().add_(scales.zero_OG[..., None]).clamp_(0, grid.max_code)
+
+
+def _error(weight_OGS: Tensor, scales: Scales, grid: Grid, importance: Tensor | None) -> Tensor:
+    """What rounding costs, by group and row (O x G)."""
+    error_OGS = _codes(weight_OGS, scales, grid)
+    error_OGS.sub_(scales.zero_OG[..., None]).mul_(scales.scale_OG[..., None]).sub_(weight_OGS)
+    if importance is None:
+        return error_OGS.abs_().pow_(_ERROR_POWER).sum(-1)
+    if importance.dim() == 1:
+        return error_OGS.square_().mul_(importance.reshape(1, *error_OGS.shape[1:])).sum(-1)
+    error_GOS = error_OGS.transpose(0, 1)
+    return (error_GOS @ importance).mul_(error_GOS).sum(-1).t()

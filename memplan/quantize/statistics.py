@@ -1,0 +1,124 @@
+"""What the calibration tokens say of the inputs of linear layers.
+
+Axes: T tokens of a batch, N tokens that are kept, I in features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memplan.errors import MemplanError
+from memplan.records import dataclass
+
+_SAMPLE_TOKENS = 512
+
+
+class BrokenNumbers(MemplanError):
+    """NaN or infinite activations: going on would write a model that answers with noise."""
+
+    exit_code = 4
+
+
+class StopRun(Exception):
+    """Raised by a hook when all that was asked for has been seen; the rest of the block need not run."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Sums over the tokens that a subset of linear layers read.
+
+    `hessian_II` sums x x^T, `magnitude_I` sums |x|, `largest_I` is the largest |x|, `sample_NI` some of the tokens.
+    """
+
+    hessian_II: Tensor | None
+    magnitude_I: Tensor
+    largest_I: Tensor
+    sample_NI: Tensor
+    num_tokens: int = 0
+
+    @staticmethod
+    def empty(num_in: int, device: torch.device | str, *, with_hessian: bool) -> Statistics:
+        """Statistics of no tokens."""
+        hessian_II = torch.zeros((num_in, num_in), device=device) if with_hessian else None
+        zeros_I = torch.zeros(num_in, device=device)
+        return Statistics(hessian_II, zeros_I, zeros_I.clone(), torch.zeros((0, num_in), device=device))
+
+    def add(self, input_TI: Tensor, keep: int) -> None:
+        """Add tokens, of which `keep`, evenly spaced, stay in the sample."""
+        input_TI = input_TI.to(torch.float32)
+        if not bool(torch.isfinite(input_TI).all()):
+            raise BrokenNumbers("NaN or infinite activations in calibration", hint="is the model sound in 16 bit?")
+        if self.hessian_II is not None:
+            self.hessian_II.addmm_(input_TI.t(), input_TI)
+        size_TI = input_TI.abs()
+        self.magnitude_I += size_TI.sum(0)
+        torch.maximum(self.largest_I, size_TI.amax(0), out=self.largest_I)
+        if keep:
+            every = max(1, input_TI.shape[0] // keep)
+            self.sample_NI = torch.cat([self.sample_NI, input_TI[::every][:keep]])
+        self.num_tokens += input_TI.shape[0]
+
+    def mean_hessian(self) -> Tensor:
+        """The mean of x x^T over tokens (I x I)."""
+        assert self.hessian_II is not None
+        return self.hessian_II / max(1, self.num_tokens)
+
+    def mean_magnitude(self) -> Tensor:
+        """The mean of |x| over tokens (I)."""
+        return self.magnitude_I / max(1, self.num_tokens)
+
+    def scale_inputs(self, scale_I: Tensor) -> None:
+        """Make these the statistics of inputs that are divided by `scale_I`."""
+        if self.hessian_II is not None:
+            self.hessian_II.div_(scale_I).div_(scale_I[:, None])
+        self.magnitude_I = self.magnitude_I / scale_I
+        self.largest_I = self.largest_I / scale_I
+        self.sample_NI = self.sample_NI / scale_I
+
+
+def collect(
+    block: nn.Module,
+    names: Sequence[str],
+    num_in: Sequence[int],
+    runs: Iterable[Callable[[], object]],
+    *,
+    device: torch.device | str,
+    num_runs: int,
+    with_hessian: bool,
+) -> dict[str, Statistics]:
+    """Return the statistics of the inputs of the linear layers `names` over all `runs` of the block.
+
+    A run ends when the last of them has been reached. Raises: BrokenNumbers for activations that are not finite.
+    """
+    found = {
+        name: Statistics.empty(size, device, with_hessian=with_hessian)
+        for name, size in zip(names, num_in, strict=True)
+    }
+    keep = -(-_SAMPLE_TOKENS // max(1, num_runs))
+    hooks = [
+        block.get_submodule(name).register_forward_pre_hook(_adding(found[name], keep, name == names[-1]))
+        for name in names
+    ]
+    try:
+        for run in runs:
+            try:
+                run()
+            except StopRun:
+                continue
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _adding(statistics: Statistics, keep: int, is_last: bool) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        statistics.add(args[0].reshape(-1, args[0].shape[-1]), keep)
+        if is_last:
+            raise StopRun
+
+    return hook
