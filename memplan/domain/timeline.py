@@ -58,6 +58,20 @@ class LiveTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleShare:
+    """What was alive at the run's peak of one category, made by one operator in one module.
+
+    Numbers in the names of modules are `*`, so that equal layers are one share; `count` modules are in it.
+    """
+
+    category: Category
+    module: str
+    operator: str
+    size_bytes: int
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What a phase computes and moves, summed over its operators.
 
@@ -175,8 +189,8 @@ class MemoryTimeline:
 
     `settings` are those that took effect; `capacity_bytes` is None where no device limits the run; `outside_bytes` is
     what the process held of the device outside of the allocator (context, libraries), None where it was not read.
-    `samples` are thinned to what a plot can show, never leaving out a phase's peak. `roof` is the device's, None
-    where it is not known.
+    `samples` are thinned to what a plot can show, never leaving out a phase's peak. `at_peak` is everything that was
+    alive at the fullest moment; empty where no trace was kept. `roof` is the device's, None where it is not known.
     """
 
     model_name: str
@@ -186,6 +200,7 @@ class MemoryTimeline:
     settings: dict[str, object]
     phases: tuple[PhaseMemory, ...]
     samples: tuple[Sample, ...] = ()
+    at_peak: tuple[ModuleShare, ...] = ()
     rank: int = 0
     num_ranks: int = 1
     capacity_bytes: int | None = None

@@ -25,6 +25,9 @@ LIGHT = {
     "outside_budget": "#6e7781",
     "unused": "#8c959f",
     "missing": "#c1272d",
+    "gradients": "#a8246e",
+    "workspace": "#0e6f80",
+    "on": "#ffffff",
     "heat0": "#dff3e6",
     "heat1": "#a9dcbc",
     "heat2": "#5fb784",
@@ -53,6 +56,9 @@ DARK = {
     "outside_budget": "#9aa4af",
     "unused": "#6e7681",
     "missing": "#ff7b72",
+    "gradients": "#ff8ac4",
+    "workspace": "#39c5cf",
+    "on": "#05080b",
     "heat0": "#12301d",
     "heat1": "#1a512f",
     "heat2": "#2f9150",
@@ -72,6 +78,8 @@ BAR_KEYS = (
     "outside_budget",
     "unused",
     "missing",
+    "gradients",
+    "workspace",
 )
 
 _RULES = """
@@ -108,6 +116,9 @@ svg .axis { stroke: var(--muted); stroke-width: 1 }
 svg .end { stroke: var(--text); stroke-width: 2 }
 svg .whisker { stroke: var(--text); stroke-width: 1.5 }
 svg .frame { fill: none; stroke: var(--muted) }
+svg .grid { stroke: var(--rule) }
+svg .box { fill: var(--card); stroke: var(--rule) }
+svg .on { fill: var(--on) }
 table { border-collapse: collapse; font-size: .9rem; width: 100% }
 caption { text-align: left; padding: 0 0 .35rem }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem; border-bottom: 1px solid var(--rule) }
@@ -118,6 +129,9 @@ tr.part th { padding-left: 1.6rem }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 tr.best th { font-weight: 600 }
 table.lines { min-width: 46rem }
+table.largest { min-width: 40rem }
+.largest td { overflow-wrap: anywhere }
+.largest th { white-space: nowrap }
 table.wide { font-size: .85rem }
 .wide th, .wide td { white-space: nowrap; padding: .3rem .45rem }
 .lines th:first-child { min-width: 11rem }
@@ -127,6 +141,7 @@ table.wide { font-size: .85rem }
   font-size: .9rem }
 .key span { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; vertical-align: -.05rem;
   border: 1px solid var(--muted) }
+.key .line { height: 0; border: 0; border-top: 2px solid var(--text); vertical-align: .25rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .5rem 0 }
 dt { color: var(--muted) }
 dd { margin: 0 }

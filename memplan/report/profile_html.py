@@ -1,0 +1,152 @@
+"""A profile as one self-contained HTML page: the curve, the flame of its peak, phases before and after, findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memplan.domain.timeline import Finding, MemoryTimeline
+from memplan.report import module_tree
+from memplan.report import profile_html_figures as figures
+from memplan.report import profile_words as words
+from memplan.report.html_parts import data_table, escape, figure, notes, page, table_row, titled
+
+ABOUT = (
+    "Sizes are of one rank; 1 GiB is 2^30 bytes. Allocated: what tensors hold, in the allocator's blocks. Reserved: what "
+    "the allocator holds of the device. Fragmented: the part of reserved that lies free in segments which a live block "
+    "keeps from being returned. Simulated: the model's own code ran without data, and a model of PyTorch's caching "
+    "allocator replayed what it allocated."
+)
+_SEVERITY_CLASSES = {"error": "does_not_fit", "warning": "tight", "note": "fits"}
+
+
+def html_profiles(timelines: Sequence[MemoryTimeline]) -> str:
+    """Return a page of one profile, or of several with a table of them all first."""
+    first = timelines[0]
+    body = [f"<h1>{escape(words.title(first))}</h1>"]
+    if len(timelines) == 1:
+        return page(f"Profile of {words.title(first)}", [*body, _profile(first, "p1")], about=ABOUT)
+    names = [f"p{number}" for number in range(1, len(timelines) + 1)]
+    body.append(_side_by_side(timelines, names))
+    for timeline, name in zip(timelines, names, strict=True):
+        body.append(f'<h2 id="{name}">{escape(words.label(timeline))}</h2>{_profile(timeline, name)}')
+    return page(f"Profiles of {words.title(first)}", body, about=ABOUT)
+
+
+def _profile(timeline: MemoryTimeline, name: str) -> str:
+    parts = [
+        f'<p class="sub">{escape(words.where(timeline))}</p>',
+        _answer(timeline),
+        _curves(timeline, name),
+        figure(
+            "Every phase at its peak; the frame is what was reserved, the ticks are what was held before and after",
+            figures.bars(timeline, name),
+            figures.legend(timeline),
+        ),
+        _flame(timeline, name),
+        titled("Findings", findings(timeline.findings)),
+        titled("Phases", _phases(timeline)),
+        titled("At the peaks, by category", _categories(timeline)),
+        titled("Largest alive at the peak", _largest(timeline)),
+        titled("Traffic", _work(timeline)),
+        titled("Profiled against estimated", _compared(timeline)),
+        titled("Settings", _settings(timeline)),
+        *notes(timeline.warnings),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _answer(timeline: MemoryTimeline) -> str:
+    kind = "does_not_fit" if timeline.out_of_memory else "fits"
+    return (
+        f'<div class="verdict {kind}"><p><span class="word">{words.word(timeline)}</span>: '
+        f"{escape(words.sentence(timeline))}</p></div>"
+    )
+
+
+def _curves(timeline: MemoryTimeline, name: str) -> str:
+    whole = figures.curve(timeline, name)
+    if not whole:
+        return ""
+    drawn = figure("Memory over the run's allocations and frees, from left to right", whole, figures.legend(timeline))
+    above = figures.curve(timeline, name, cut=True)
+    return drawn + (figure("The same, from just below what is held throughout", above) if above else "")
+
+
+def _flame(timeline: MemoryTimeline, name: str) -> str:
+    tree = module_tree.of_peak(timeline)
+    if tree is None:
+        return ""
+    title = f"What was alive at the peak of {timeline.peak.phase}"
+    about = f"{title}: every box is as wide as its bytes, its parts lie below it; equal layers are one box"
+    return figure(about, figures.flame(tree, name, title))
+
+
+def findings(found: Sequence[Finding]) -> str:
+    """Return every diagnosis with its evidence and its mend."""
+    return "".join(
+        f'<div class="verdict {_SEVERITY_CLASSES[one.severity]}"><p><span class="word">{one.severity}</span>: '
+        f"{escape(one.title)}</p><p>{escape(one.evidence)}</p>"
+        f"<p>{escape(one.mend + words.mended(one.saves_bytes))}</p></div>"
+        for one in found
+    )
+
+
+def _phases(timeline: MemoryTimeline) -> str:
+    right = range(1, len(words.PHASE_COLUMNS))
+    rows = [table_row(row, right=right) for row in words.phase_rows(timeline)]
+    table = data_table("What each phase held", words.PHASE_COLUMNS, rows, right)
+    return f'{table}<p class="note">{escape(words.LEGEND)}.</p>'
+
+
+def _categories(timeline: MemoryTimeline) -> str:
+    names = words.categories(timeline)
+    right = range(1, len(names) + 1)
+    rows = [table_row(row, right=right) for row in words.category_rows(timeline)]
+    head = ("phase", *(words.CATEGORY_NAMES[name] for name in names))
+    return data_table("Allocated bytes at each phase's peak", head, rows, right) if names else ""
+
+
+def _largest(timeline: MemoryTimeline) -> str:
+    peak = timeline.peak
+    rows = [table_row(row, right=()) for row in words.largest_rows(peak)]
+    caption = f"At the peak of {peak.phase}, with the code that made them"
+    return data_table(caption, words.LARGEST_COLUMNS, rows, (), kind="largest") if rows else ""
+
+
+def _work(timeline: MemoryTimeline) -> str:
+    right = (1, 2, 3)
+    rows = [table_row(row, right=right) for row in words.work_rows(timeline)]
+    if not rows:
+        return ""
+    found = [data_table("One pass of each phase", words.WORK_COLUMNS, rows, right)]
+    if timeline.roof:
+        said = words.ridge(timeline.roof)
+        found.append(f'<p class="note">{escape(said[:1].upper() + said[1:])}.</p>')
+    for phase, _ in words.merged(timeline):
+        inner = [table_row(row, right=right) for row in words.module_work_rows(phase, timeline.roof)]
+        if inner:
+            head = ("module", *words.WORK_COLUMNS[1:])
+            found.append(data_table(f"{phase.phase}, the modules that move most", head, inner, right))
+    return "".join(found)
+
+
+def _compared(timeline: MemoryTimeline) -> str:
+    right = (1, 2, 3)
+    rows = [table_row(row, right=right) for row in words.compared_rows(timeline)]
+    caption = "Beside memplan estimate --engine transformers"
+    return data_table(caption, words.COMPARED_COLUMNS, rows, right) if rows else ""
+
+
+def _settings(timeline: MemoryTimeline) -> str:
+    rows = [table_row(list(pair), right=()) for pair in words.shown_settings(timeline)]
+    return data_table("Every setting that took effect", ("setting", "value"), rows, ()) if rows else ""
+
+
+def _side_by_side(timelines: Sequence[MemoryTimeline], names: Sequence[str]) -> str:
+    head, *rows = words.matrix(timelines)
+    right = range(1, len(head))
+    drawn = []
+    for name, row in zip(names, rows, strict=True):
+        cells = "".join(f'<td class="n">{escape(text)}</td>' for text in row[1:])
+        drawn.append(f'<tr><th scope="row"><a href="#{name}">{escape(row[0])}</a></th>{cells}</tr>')
+    return data_table("Side by side", head, drawn, right)

@@ -1,0 +1,133 @@
+"""A profile as a page of plain text: the answer, the phases, what was alive at the peak, findings, the estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memplan.domain.timeline import Finding, MemoryTimeline
+from memplan.report import module_tree, profile_figures
+from memplan.report import profile_words as words
+from memplan.report.layout import Cell, Style, paragraph, printable, table
+from memplan.units import format_gib
+
+_BOLD, _DIM, _GOOD, _BAD = "1", "2", "1;32", "1;31"
+_SEVERITY_CODES = {"error": "1;31", "warning": "1;33", "note": "1"}
+
+
+def render_peak(timeline: MemoryTimeline, style: Style, *, named: bool = False) -> str:
+    """Return the answer in one line; `named` says which profile it is the answer for."""
+    name = f"{printable(words.label(timeline))}: " if named else ""
+    return f"{name}{_painted_word(timeline, style)}: {printable(words.sentence(timeline))}\n"
+
+
+def render_profile(timeline: MemoryTimeline, style: Style) -> str:
+    """Return the whole page of one profile."""
+    sections = [
+        _head(timeline, style),
+        profile_figures.bars(timeline, style),
+        _phases(timeline, style),
+        profile_figures.curve(timeline, style),
+        _categories(timeline, style),
+        _modules(timeline, style),
+        _largest(timeline, style),
+        _work(timeline, style),
+        findings(timeline.findings, style),
+        _compared(timeline, style),
+        "\n".join(paragraph(warning, style, indent="note: ", hang="      ") for warning in timeline.warnings),
+        paragraph(
+            "`--html --output page.html` draws this page, `--json` is for scripts and `--compare`",
+            style,
+            indent="hint: ",
+            hang="      ",
+        ),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _painted_word(timeline: MemoryTimeline, style: Style) -> str:
+    return style.paint(words.word(timeline), _BAD if timeline.out_of_memory else _GOOD)
+
+
+def _head(timeline: MemoryTimeline, style: Style) -> str:
+    said = words.word(timeline)
+    first = paragraph(f"{said}: {words.sentence(timeline)}", style, indent="")
+    return "\n".join(
+        [
+            paragraph(words.title(timeline), style, indent="", code=_BOLD),
+            paragraph(words.where(timeline), style, indent=""),
+            _painted_word(timeline, style) + first[len(said) :],
+        ]
+    )
+
+
+def _phases(timeline: MemoryTimeline, style: Style) -> str:
+    rows: list[list[Cell]] = [[(name, _DIM) for name in (*words.PHASE_COLUMNS, "")]]
+    rows += [[*row, ""] for row in words.phase_rows(timeline)]
+    drawn = table(rows, style, right=frozenset(range(1, 7)), narrowest_first=8)
+    return f"{drawn}\n{paragraph(words.LEGEND, style)}"
+
+
+def _categories(timeline: MemoryTimeline, style: Style) -> str:
+    names = words.categories(timeline)
+    if not names:
+        return ""
+    head = ["at the peak of", *(words.CATEGORY_NAMES[name] for name in names), ""]
+    rows: list[list[Cell]] = [[(name, _DIM) for name in head]]
+    rows += [[*row, ""] for row in words.category_rows(timeline)]
+    return table(rows, style, right=frozenset(range(1, len(names) + 1)), narrowest_first=8)
+
+
+def _modules(timeline: MemoryTimeline, style: Style) -> str:
+    peak = timeline.peak
+    if not peak.by_module:
+        return ""
+    tree = module_tree.opened(module_tree.module_tree(peak.by_module, peak.phase))
+    rows: list[list[Cell]] = [[("module", _DIM), ("size", _DIM), ("share", _DIM), ""]]
+    for indent, name, size in module_tree.rows(tree):
+        rows.append([f"{'  ' * indent}{name}", format_gib(size), f"{100 * size / max(1, tree.size_bytes):.1f} %", ""])
+    title = style.paint(f"by module, at the peak of {peak.phase}", _BOLD)
+    return f"{title}\n{table(rows, style, right=frozenset({1, 2}), indent='  ')}"
+
+
+def _largest(timeline: MemoryTimeline, style: Style) -> str:
+    peak = timeline.peak
+    if not peak.largest:
+        return ""
+    rows: list[list[Cell]] = [[(name, _DIM) for name in words.LARGEST_COLUMNS]]
+    rows += [list(row) for row in words.largest_rows(peak)]
+    title = style.paint(f"largest alive at the peak of {peak.phase}", _BOLD)
+    return f"{title}\n{table(rows, style, right=frozenset({0}), indent='  ', narrowest_first=10, narrowest_last=18)}"
+
+
+def _work(timeline: MemoryTimeline, style: Style) -> str:
+    found = words.work_rows(timeline)
+    if not found:
+        return ""
+    rows: list[list[Cell]] = [[(name, _DIM) for name in words.WORK_COLUMNS]]
+    rows += [list(row) for row in found]
+    drawn = table(rows, style, right=frozenset({1, 2, 3}), indent="  ", narrowest_first=8)
+    below = f"\n{paragraph(words.ridge(timeline.roof), style)}" if timeline.roof else ""
+    return f"{style.paint('traffic, one pass of each phase', _BOLD)}\n{drawn}{below}"
+
+
+def findings(found: Sequence[Finding], style: Style) -> str:
+    """Return every diagnosis with its evidence and its mend."""
+    if not found:
+        return ""
+    lines = [style.paint("findings", _BOLD)]
+    for one in found:
+        first = paragraph(f"{one.severity}: {one.title}", style, indent="  ", hang="    ")
+        lines.append(first.replace(one.severity, style.paint(one.severity, _SEVERITY_CODES[one.severity]), 1))
+        lines.append(paragraph(one.evidence, style, indent="    ", hang="    "))
+        lines.append(paragraph(f"-> {one.mend}{words.mended(one.saves_bytes)}", style, indent="    ", hang="       "))
+    return "\n".join(lines)
+
+
+def _compared(timeline: MemoryTimeline, style: Style) -> str:
+    found = words.compared_rows(timeline)
+    if not found:
+        return ""
+    rows: list[list[Cell]] = [[(name, _DIM) for name in words.COMPARED_COLUMNS]]
+    rows += [list(row) for row in found]
+    title = style.paint("profiled against `memplan estimate --engine transformers`", _BOLD)
+    return f"{title}\n{table(rows, style, right=frozenset({1, 2, 3}), indent='  ')}"
