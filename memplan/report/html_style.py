@@ -129,9 +129,9 @@ tr.part th { padding-left: 1.6rem }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 tr.best th { font-weight: 600 }
 table.lines { min-width: 46rem }
-table.largest { min-width: 40rem }
+table.largest { min-width: 54rem }
+.largest th, .largest td:nth-child(3) { white-space: nowrap }
 .largest td { overflow-wrap: anywhere }
-.largest th { white-space: nowrap }
 table.wide { font-size: .85rem }
 .wide th, .wide td { white-space: nowrap; padding: .3rem .45rem }
 .lines th:first-child { min-width: 11rem }

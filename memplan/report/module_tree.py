@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from memplan.domain.timeline import MemoryTimeline, ModuleShare
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 from memplan.report.profile_words import CATEGORY_NAMES
 from memplan.units import format_gib
 
@@ -15,23 +15,28 @@ _REST = "smaller ones"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A module with all that is below it, the largest part first. `count` modules of one name pattern are one node."""
+    """A module with all that is below it, the largest part first. `count` modules of one name pattern are one node.
+
+    What one operator made in a module is a node of its own, without parts.
+    """
 
     name: str
     path: str
     size_bytes: int
     count: int = 1
     children: tuple[Node, ...] = ()
+    is_operator: bool = False
 
 
 class _Growing:
     """A node while names are still being added."""
 
-    __slots__ = ("children", "count", "numbers", "own_bytes")
+    __slots__ = ("children", "count", "is_operator", "numbers", "own_bytes")
 
     def __init__(self) -> None:
         self.own_bytes = 0
         self.count = 0
+        self.is_operator = False
         self.numbers: set[str] = set()
         self.children: dict[str, _Growing] = {}
 
@@ -41,8 +46,22 @@ def of_peak(timeline: MemoryTimeline) -> Node | None:
     peak = timeline.peak
     title = f"{peak.phase}, {format_gib(peak.peak.allocated_bytes)}"
     if timeline.at_peak:
-        return _frozen(title, "", _by_category(timeline.at_peak))
+        whole = _frozen(title, "", _by_category(timeline.at_peak))
+        return replace(whole, children=tuple(_opened_below(category) for category in whole.children))
     return opened(module_tree(peak.by_module, title)) if peak.by_module else None
+
+
+def without_weights(tree: Node) -> Node | None:
+    """The same tree without the category that is most of it, so that the rest can be seen; None where it is not."""
+    rest = [child for child in tree.children if child.name != CATEGORY_NAMES["weights"]]
+    size = sum(child.size_bytes for child in rest)
+    if not rest or len(rest) == len(tree.children) or size > tree.size_bytes // 2:
+        return None
+    return Node(name=f"the rest, {format_gib(size)}", path="", size_bytes=size, children=tuple(rest))
+
+
+def _opened_below(category: Node) -> Node:
+    return replace(category, children=tuple(opened(child) for child in category.children))
 
 
 def _by_category(shares: Sequence[ModuleShare]) -> _Growing:
@@ -57,6 +76,7 @@ def _by_category(shares: Sequence[ModuleShare]) -> _Growing:
                 at.count = max(at.count, share.count)
         if share.operator and share.category != "weights":
             at = at.children.setdefault(share.operator, _Growing())
+            at.is_operator = True
         at.own_bytes += share.size_bytes
     return root
 
@@ -80,23 +100,22 @@ def _frozen(name: str, path: str, grown: _Growing) -> Node:
     size = grown.own_bytes + sum(child.size_bytes for child in children)
     ordered = sorted(children, key=lambda child: -child.size_bytes)
     return Node(
-        name=name, path=path, size_bytes=size, count=max(1, grown.count, len(grown.numbers)), children=tuple(ordered)
+        name=name,
+        path=path,
+        size_bytes=size,
+        count=max(1, grown.count, len(grown.numbers)),
+        children=tuple(ordered),
+        is_operator=grown.is_operator,
     )
 
 
 def opened(node: Node) -> Node:
     """Leave out what only wraps one child of the same size: `model` around `model.layers` says nothing of its own."""
     children = tuple(opened(child) for child in node.children)
-    if len(children) == 1 and children[0].size_bytes == node.size_bytes and node.path:
-        only = children[0]
-        return Node(
-            name=f"{node.name}.{only.name}",
-            path=only.path,
-            size_bytes=only.size_bytes,
-            count=max(node.count, only.count),
-            children=only.children,
-        )
-    return Node(name=node.name, path=node.path, size_bytes=node.size_bytes, count=node.count, children=children)
+    only = children[0] if len(children) == 1 else None
+    if only is not None and only.size_bytes == node.size_bytes and node.path and not only.is_operator:
+        return replace(only, name=f"{node.name}.{only.name}", count=max(node.count, only.count))
+    return replace(node, children=children)
 
 
 def label(node: Node) -> str:

@@ -11,10 +11,10 @@ from memplan.report import profile_words as words
 from memplan.report.html_parts import data_table, escape, figure, notes, page, table_row, titled
 
 ABOUT = (
-    "Sizes are of one rank; 1 GiB is 2^30 bytes. Allocated: what tensors hold, in the allocator's blocks. Reserved: what "
-    "the allocator holds of the device. Fragmented: the part of reserved that lies free in segments which a live block "
-    "keeps from being returned. Simulated: the model's own code ran without data, and a model of PyTorch's caching "
-    "allocator replayed what it allocated."
+    "Sizes are of one rank; 1 GiB is 2^30 bytes. Allocated: what tensors hold, in the allocator's blocks. Reserved: "
+    "what the allocator holds of the device. Fragmented: the part of reserved that lies free in segments which a live "
+    "block keeps from being returned. Simulated: the model's own code ran without data, and a model of PyTorch's "
+    "caching allocator replayed what it allocated."
 )
 _SEVERITY_CLASSES = {"error": "does_not_fit", "warning": "tight", "note": "fits"}
 
@@ -78,7 +78,13 @@ def _flame(timeline: MemoryTimeline, name: str) -> str:
         return ""
     title = f"What was alive at the peak of {timeline.peak.phase}"
     about = f"{title}: every box is as wide as its bytes, its parts lie below it; equal layers are one box"
-    return figure(about, figures.flame(tree, name, title))
+    drawn = figure(about, figures.flame(tree, f"{name}-all", title))
+    rest = module_tree.without_weights(tree)
+    if rest is not None:
+        drawn += figure(
+            "The same without the weights", figures.flame(rest, f"{name}-rest", f"{title}, but the weights")
+        )
+    return drawn
 
 
 def findings(found: Sequence[Finding]) -> str:
@@ -94,7 +100,7 @@ def findings(found: Sequence[Finding]) -> str:
 def _phases(timeline: MemoryTimeline) -> str:
     right = range(1, len(words.PHASE_COLUMNS))
     rows = [table_row(row, right=right) for row in words.phase_rows(timeline)]
-    table = data_table("What each phase held", words.PHASE_COLUMNS, rows, right)
+    table = data_table("What each phase held", words.PHASE_COLUMNS, rows, right, kind="wide")
     return f'{table}<p class="note">{escape(words.LEGEND)}.</p>'
 
 
@@ -103,7 +109,7 @@ def _categories(timeline: MemoryTimeline) -> str:
     right = range(1, len(names) + 1)
     rows = [table_row(row, right=right) for row in words.category_rows(timeline)]
     head = ("phase", *(words.CATEGORY_NAMES[name] for name in names))
-    return data_table("Allocated bytes at each phase's peak", head, rows, right) if names else ""
+    return data_table("Allocated bytes at each phase's peak", head, rows, right, kind="wide") if names else ""
 
 
 def _largest(timeline: MemoryTimeline) -> str:
@@ -118,7 +124,7 @@ def _work(timeline: MemoryTimeline) -> str:
     rows = [table_row(row, right=right) for row in words.work_rows(timeline)]
     if not rows:
         return ""
-    found = [data_table("One pass of each phase", words.WORK_COLUMNS, rows, right)]
+    found = [data_table("One pass of each phase", words.WORK_COLUMNS, rows, right, kind="wide")]
     if timeline.roof:
         said = words.ridge(timeline.roof)
         found.append(f'<p class="note">{escape(said[:1].upper() + said[1:])}.</p>')
@@ -126,7 +132,7 @@ def _work(timeline: MemoryTimeline) -> str:
         inner = [table_row(row, right=right) for row in words.module_work_rows(phase, timeline.roof)]
         if inner:
             head = ("module", *words.WORK_COLUMNS[1:])
-            found.append(data_table(f"{phase.phase}, the modules that move most", head, inner, right))
+            found.append(data_table(f"{phase.phase}, the modules that move most", head, inner, right, kind="wide"))
     return "".join(found)
 
 
@@ -134,7 +140,7 @@ def _compared(timeline: MemoryTimeline) -> str:
     right = (1, 2, 3)
     rows = [table_row(row, right=right) for row in words.compared_rows(timeline)]
     caption = "Beside memplan estimate --engine transformers"
-    return data_table(caption, words.COMPARED_COLUMNS, rows, right) if rows else ""
+    return data_table(caption, words.COMPARED_COLUMNS, rows, right, kind="wide") if rows else ""
 
 
 def _settings(timeline: MemoryTimeline) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a profile's page as inline SVG: the curve, every phase's peak, the flame of what was alive at the peak.
+"""The figures of a profile's page as inline SVG: the curve, every phase's peak, the flame of what lived at the peak.
 
 Each has a title and a description that say in words what it shows, and takes its colours from the page's style sheet.
 """
@@ -104,12 +104,13 @@ class _Frame:
 
 
 def round_step(reach_bytes: int) -> int:
-    """The distance of four to eight lines over `reach_bytes`, as a round number of MiB or GiB."""
-    for unit in (1, 1 << 10, MIB, GIB, 1 << 40):
-        for steps in (1, 2, 5, 10, 20, 50, 100, 200, 500):
-            if reach_bytes <= 7 * steps * unit:
-                return steps * unit
-    return 1 << 50
+    """The distance of three to seven lines over `reach_bytes`: 1, 2, 5, 10 GiB and so on, halves below."""
+    step = 1
+    while reach_bytes > 7 * step and step < GIB:
+        step *= 2
+    while reach_bytes > 7 * step:
+        step = step * 5 // 2 if str(step // GIB)[0] == "2" else step * 2
+    return step
 
 
 def _tick(size_bytes: int, step: int) -> str:

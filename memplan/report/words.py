@@ -163,6 +163,8 @@ def setting(value: object) -> str:
         return "not set"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(str(each) for each in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
