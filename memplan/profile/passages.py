@@ -59,7 +59,7 @@ def check_order(log: EventLog) -> None:
 def run_allocator(log: EventLog, allocator: CachingAllocator, *, shares_pools: bool) -> Walk:
     """Run a trace through an allocator. Phases of graph capture use a private pool: one for all, or one for each."""
     walk = Walk(passages=[], held=[], blocks=[], reserved=[], stop=len(log.order))
-    allocator.on_reserve = lambda level: walk.reserved.append((len(walk.held), level))
+    allocator.on_reserve = lambda *_: walk.reserved.append((len(walk.held), allocator.reserved_bytes))
     first_mark = log.marks[0].position if log.marks else len(log.order)
     _run(log, allocator, walk, 0, first_mark)
     for number, (mark, start, stop) in enumerate(log.spans()):

@@ -86,6 +86,34 @@ def replay(
     check_order(log)
     allocator = make_allocator(settings, capacity_bytes=capacity_bytes, outside_bytes=outside_bytes)
     walk = run_allocator(log, allocator, shares_pools=shares_pools)
+    return summarize(
+        log,
+        walk,
+        work=work or {},
+        module_depth=module_depth,
+        num_largest=num_largest,
+        num_samples=num_samples,
+        has_cache=settings is not None,
+        num_retries=allocator.num_retries,
+    )
+
+
+def summarize(
+    log: EventLog,
+    walk: Walk,
+    *,
+    work: Mapping[int, PhaseWork] | None = None,
+    module_depth: int = 3,
+    num_largest: int = 10,
+    num_samples: int = 1200,
+    has_cache: bool = True,
+    num_retries: int = 0,
+) -> Replay:
+    """The second walk: what was alive when, put beside the levels that the first one noted.
+
+    A trace of a real device can be summarized as well: its first walk only reads what the device did. Without a cache
+    what is reserved is what is allocated.
+    """
     curve = _curve(log, walk)
     at_peak = [curve.index(passage.peak.allocated_bytes, passage.start) for passage in walk.passages]
     shown = set(_thinned(curve, walk.passages, at_peak, num_samples))
@@ -107,10 +135,10 @@ def replay(
             _phase(passage, contents[number], left[number], (work or {}).get(number))
             for number, passage in enumerate(walk.passages)
         ),
-        samples=_samples(walk, curve, points, has_cache=settings is not None),
+        samples=_samples(walk, curve, points, has_cache=has_cache),
         peak_allocated_bytes=max((passage.peak.allocated_bytes for passage in walk.passages), default=0),
         peak_reserved_bytes=max((passage.peak_reserved_bytes for passage in walk.passages), default=0),
-        num_retries=allocator.num_retries,
+        num_retries=num_retries,
         out_of_memory=_out_of_memory(log, walk),
     )
 

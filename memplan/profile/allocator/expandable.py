@@ -155,6 +155,7 @@ class ExpandableAllocator(CachingAllocator):
             block.size = length
             insort(pool.unmapped, rest, key=_start)
         block.is_mapped = True
+        start = block.start
         before, after = block.before, block.after
         if after is not None and after.is_free:
             pool.remove(after)
@@ -164,7 +165,7 @@ class ExpandableAllocator(CachingAllocator):
             _join(before, block)
             block = before
         pool.add(block)
-        self._reserve(length)
+        self._reserve(start, length, pool)
         return block
 
     def _release_oversize(self, pool: Pool, size: int) -> bool:
@@ -204,7 +205,7 @@ class ExpandableAllocator(CachingAllocator):
             _join(before, block)
             block = before
         # The lower of two unmapped blocks stays, and goes back to its place below.
-        self._reserve(start - stop)
+        self._reserve(start, start - stop, pool)
         if block.is_split:
             insort(pool.unmapped, block, key=_start)
         else:

@@ -101,7 +101,7 @@ def parse_settings(text: str) -> AllocatorSettings:
     return AllocatorSettings(
         expandable_segments=_truth(values, "expandable_segments"),
         max_split_bytes=_megabytes(values, "max_split_size_mb", above=least),
-        non_split_rounding_bytes=_megabytes(values, "max_non_split_rounding_mb", above=least) or large,
+        non_split_rounding_bytes=_megabytes(values, "max_non_split_rounding_mb", above=least) or LARGE_SEGMENT_BYTES,
         roundup_divisions=_divisions(values.get("roundup_power2_divisions", "")),
         gc_threshold=_share(values, "garbage_collection_threshold") or 0.0,
         memory_fraction=_share(values, "per_process_memory_fraction"),
@@ -163,7 +163,7 @@ def _divisions(text: str) -> tuple[int, ...]:
     if not text:
         return ()
     if not text.startswith("["):
-        return (_power_of_two(name, text),) * NUM_INTERVALS
+        return (max(_power_of_two(name, text), 1),) * NUM_INTERVALS
     steps = [0] * NUM_INTERVALS
     last = -1
     for number, entry in enumerate(text[1:].removesuffix("]").split(",")):

@@ -29,8 +29,8 @@ class CachingAllocator:
     """Allocates and frees by size. The attributes that end in `_bytes` are levels as PyTorch's statistics have them.
 
     `room_bytes` is what the device has for it in all (None: no limit), of `capacity_bytes` that the device calls its
-    own; `on_reserve` is called with the new level whenever memory is taken of the device or returned to it. The peaks
-    are those since `reset_peak`, which phases begin with.
+    own; `on_reserve` is called whenever memory is taken of the device or returned to it, with the address, the bytes
+    taken (less than 0 where returned) and the pool. The peaks are those since `reset_peak`, which phases begin with.
     """
 
     splits_all = False
@@ -47,7 +47,7 @@ class CachingAllocator:
         self._room = _NO_LIMIT if capacity_bytes is None else capacity_bytes if room_bytes is None else room_bytes
         fraction = settings.memory_fraction
         self._allowed = int(fraction * capacity_bytes) if fraction and capacity_bytes is not None else _NO_LIMIT
-        self.on_reserve: Callable[[int], None] | None = None
+        self.on_reserve: Callable[[int, int, Pool], None] | None = None
         self._collects = settings.gc_threshold > 0 and self._allowed < _NO_LIMIT
         self._limit = settings.max_split_bytes or _NO_LIMIT
         self._is_plain = self._limit == _NO_LIMIT and not self._collects and not self.splits_all
@@ -287,21 +287,21 @@ class CachingAllocator:
         block = Block(length, self._next_address, pool, None, None)
         self._next_address += round_up(length, SMALL_SEGMENT_BYTES)
         self._heads[block.start] = block
-        self._reserve(length)
+        self._reserve(block.start, length, pool)
         self.num_segments += 1
         return block
 
-    def _reserve(self, change: int) -> None:
+    def _reserve(self, start: int, change: int, pool: Pool) -> None:
         self.reserved_bytes += change
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         if self.on_reserve is not None:
-            self.on_reserve(self.reserved_bytes)
+            self.on_reserve(start, change, pool)
 
     def _release(self, block: Block) -> None:
         """Return the segment that this free block fills."""
         block.pool.remove(block)
         del self._heads[block.start]
-        self._reserve(-block.size)
+        self._reserve(block.start, -block.size, block.pool)
         self.num_segments -= 1
 
     def _releasable_pools(self) -> Iterator[Pool]:
