@@ -175,18 +175,21 @@ def _is_norm(module: nn.Module) -> bool:
     return weight is not None and weight.dim() == 1 and not list(module.children())
 
 
+@torch.no_grad()
 def _site(
     block: nn.Module, trace: _Trace, subset: tuple[str, ...], head_dim: int, is_same: Callable[[], bool]
 ) -> Site | None:
     """The site that feeds a subset, if moving a scaling there leaves the block's outputs alone."""
     for site in _possible(block, trace, subset, head_dim):
-        state = {name: value.clone() for name, value in block.state_dict().items()}
+        touched = [block.get_submodule(name) for name in (site.producer, *site.consumers)]
+        before = [(value, value.clone()) for module in touched for value in module.parameters()]
         num_in = weight_of(block.get_submodule(subset[0])).shape[1]
         generator = torch.Generator().manual_seed(0)
         scale_P = torch.rand(num_in // site.repeats, generator=generator) * 1.5 + 0.5
         move_scaling(block, site, scale_P)
         same = is_same()
-        block.load_state_dict(state)
+        for value, kept in before:
+            value.copy_(kept)
         if same:
             return site
     return None

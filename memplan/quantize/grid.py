@@ -29,6 +29,7 @@ class Grid:
     """An integer grid: `bits` wide, one scale for every `group_size` in features (0: for a whole row).
 
     `searches_range`: clip a little where that lowers the error, instead of always covering the largest weight.
+    `activation_bits` is the width that an engine rounds inputs to beside these weights, 16 for none.
     """
 
     bits: int
@@ -36,6 +37,7 @@ class Grid:
     symmetric: bool = True
     searches_range: bool = False
     scale_dtype: Any = torch.bfloat16
+    activation_bits: int = 16
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

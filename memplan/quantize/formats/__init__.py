@@ -1,0 +1,58 @@
+"""Layouts of quantized checkpoints: one file each, and the table that names them.
+
+A format packs a matrix on its grid into the tensors that readers look for, gets the weights back out of them, and
+writes the `quantization_config` of config.json. Weights are always proven from what was packed, never from memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from memplan.errors import UsageError, did_you_mean
+from memplan.quantize.methods import Method
+from memplan.records import dataclass
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memplan.quantize.grid import Quantized
+
+FORMATS: Mapping[str, str] = {
+    "compressed-tensors": "memplan.quantize.formats.compressed_tensors",
+    "gptq": "memplan.quantize.formats.autogptq",
+    "awq": "memplan.quantize.formats.autoawq",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a format must know of a checkpoint as a whole.
+
+    `kept` names the linear layers that were left in 16 bit, `lm_head` among them.
+    """
+
+    method: Method
+    bits: int
+    group_size: int
+    symmetric: bool
+    damping: float
+    kept: tuple[str, ...] = ()
+
+
+class Format(Protocol):
+    """A layout of quantized checkpoints, as a module."""
+
+    check: Callable[[Layout], None]
+    pack: Callable[[Quantized], dict[str, Tensor]]
+    unpack: Callable[[Mapping[str, Tensor], Layout], Tensor]
+    quantization_config: Callable[[Layout], dict[str, Any]]
+
+
+def format_named(name: str) -> Format:
+    """Return a format. Raises: UsageError for an unknown one."""
+    if name not in FORMATS:
+        hint = did_you_mean(name, list(FORMATS)) or f"use one of {', '.join(FORMATS)}"
+        raise UsageError(f"unknown format: `{name}`", hint=hint)
+    return cast(Format, importlib.import_module(FORMATS[name]))

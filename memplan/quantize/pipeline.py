@@ -1,0 +1,233 @@
+"""A model quantized block after block: one block's weights in memory, the calibration flowing from block to block.
+
+Axes: B windows of a batch, N tokens of a window, H hidden features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memplan.errors import UnsupportedModel, UsageError
+from memplan.quantize.activations import Activations
+from memplan.quantize.anatomy import Anatomy, inspect_block
+from memplan.quantize.block import BlockRecipe, BlockResult, quantize_block, run_block
+from memplan.quantize.calls import Call, Surroundings
+from memplan.quantize.formats import Layout, format_named
+from memplan.quantize.gptq import GptqSettings
+from memplan.quantize.grid import Grid
+from memplan.quantize.linears import linears, parameter, weight_of
+from memplan.quantize.request import QuantizeRequest
+from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.workspace import Workspace
+
+_TRIAL_TOKENS = 16  # enough to see which layer reads what, and whether a scaling may be moved
+
+Progress = Callable[[int, int, str], None]
+
+
+class Quantization:
+    """One run over one model. `tokens_BN` are the calibration windows, in batches."""
+
+    def __init__(self, request: QuantizeRequest, source: Path, tokens_BN: Sequence[Tensor]) -> None:
+        self.request = request
+        self.skeleton = Skeleton(source, device=request.device)
+        self.tokens_BN = tokens_BN
+        self.format = format_named(request.format)
+        self._anatomies: dict[object, Anatomy] = {}
+        self.kept = self._kept_everywhere()
+        self.layout = Layout(
+            method=request.method,
+            bits=request.bits,
+            group_size=request.group_size,
+            symmetric=request.symmetric,
+            damping=request.damping,
+            kept=self.kept,
+        )
+        self.format.check(self.layout)
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for unfinished work to go on."""
+        texts = hashlib.sha256()
+        for batch_BN in self.tokens_BN:
+            texts.update(batch_BN.to(torch.int64).numpy().tobytes())
+        model = hashlib.sha256()
+        for name, shape in self.skeleton.checkpoint.shapes.items():
+            model.update(f"{name}{shape}".encode())
+        for file in self.skeleton.checkpoint.files():
+            model.update(f"{file}{(self.skeleton.checkpoint.path / file).stat().st_size}".encode())
+        return {
+            "model": model.hexdigest()[:16],
+            "request": self.request.fingerprint(),
+            "calibration": texts.hexdigest()[:16],
+        }
+
+    def run(self, workspace: Workspace, progress: Progress = lambda index, total, text: None) -> None:
+        """Quantize every block that the workspace lacks.
+
+        Raises: CorruptFile for a checkpoint that does not hold together; BrokenNumbers for activations that are not
+        finite.
+        """
+        calls, trial = self._calls(workspace)
+        names = self.skeleton.blocks
+        for index in range(len(workspace.blocks), len(names)):
+            progress(index, len(names), names[index])
+            self._block(workspace, index, calls, trial)
+        progress(len(names), len(names), "")
+
+    def _calls(self, workspace: Workspace) -> tuple[list[list[Call]], tuple[Tensor, list[Call]]]:
+        """The calls of every block by batch size, and a small one for trials; writes the inputs of the first block."""
+        self.skeleton.load_outside_blocks()
+        surroundings = Surroundings(self.skeleton)
+        trial = surroundings.calls(self.tokens_BN[0][:1, :_TRIAL_TOKENS])
+        by_size: dict[int, list[Call]] = {}
+        shapes: list[tuple[int, ...]] = []
+
+        def inputs() -> Iterator[Tensor]:
+            for batch_BN in self.tokens_BN:
+                input_BNH, calls = surroundings.calls(batch_BN)
+                _check_same(by_size.setdefault(batch_BN.shape[0], calls), calls)
+                yield input_BNH
+
+        hidden = trial[0].shape[-1]
+        shapes = [(*batch_BN.shape, hidden) for batch_BN in self.tokens_BN]
+        first = Activations(workspace.inputs_file(0), shapes, self.skeleton.dtype, in_memory=False)
+        if workspace.blocks:
+            for _ in inputs():
+                pass
+        else:
+            first.write(inputs())
+        self.skeleton.drop("")
+        return [by_size[batch_BN.shape[0]] for batch_BN in self.tokens_BN], trial
+
+    def _block(
+        self, workspace: Workspace, index: int, calls: list[list[Call]], trial: tuple[Tensor, list[Call]]
+    ) -> None:
+        name = self.skeleton.blocks[index]
+        shapes = [(*batch_BN.shape, trial[0].shape[-1]) for batch_BN in self.tokens_BN]
+        inputs = Activations(workspace.inputs_file(index), shapes, self.skeleton.dtype, in_memory=False)
+        inputs.check()
+        block = self.skeleton.load(name)
+        anatomy = self._anatomy(block, trial[0], trial[1][index])
+        batches = _Batches(inputs, [batch[index] for batch in calls], self.request.device)
+        result = quantize_block(block, anatomy, batches, self._recipe(name))
+        outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype, in_memory=False)
+        outputs.write(run_block(block, batches))
+        workspace.finish_block(index, self._packed(name, block, result), _facts(name, result))
+        self.skeleton.drop(name)
+
+    def _anatomy(self, block: nn.Module, trial_BNH: Tensor, call: Call) -> Anatomy:
+        """The anatomy of a block, found once for all that are built alike."""
+        kind = (type(block), tuple((name, tuple(value.shape)) for name, value in block.named_parameters()))
+        if kind not in self._anatomies:
+            in_float = call.as_float()
+            self._anatomies[kind] = inspect_block(
+                block, lambda trial: in_float.run(trial, trial_BNH.to(torch.float32)), head_dim=self.skeleton.head_dim
+            )
+        return self._anatomies[kind]
+
+    def _recipe(self, block: str) -> BlockRecipe:
+        request = self.request
+        scale_dtype = getattr(self.format, "scale_dtype", self.skeleton.dtype)
+        return BlockRecipe(
+            method=request.method,
+            grid=Grid(
+                bits=request.bits,
+                group_size=request.group_size,
+                symmetric=request.symmetric,
+                searches_range=request.searches_range and request.method.rounding != "nearest",
+                scale_dtype=scale_dtype,
+                activation_bits=request.method.activation_bits,
+            ),
+            gptq=GptqSettings(damping=request.damping, activation_order=request.activation_order),
+            keeps=lambda name: f"{block}.{name}" in self._kept_names,
+            true_sequential=request.true_sequential,
+        )
+
+    def _kept_everywhere(self) -> tuple[str, ...]:
+        """The linear layers that stay in 16 bit, by their names in the checkpoint; groups must divide the others."""
+        request, model = self.request, self.skeleton.model
+        blocks = tuple(f"{name}." for name in self.skeleton.blocks)
+        self._kept_names = {name for name, _ in linears(model) if not name.startswith(blocks) or request.kept(name)}
+        for name, module in linears(model):
+            num_in = weight_of(module).shape[1]
+            if name not in self._kept_names and request.group_size and num_in % request.group_size:
+                raise UsageError(
+                    f"groups of {request.group_size} do not divide the {num_in} in features of {name}",
+                    hint=f"--group-size {_dividing(num_in)}, or --keep '{name.rsplit('.', 1)[-1]}'",
+                )
+        return tuple(self._stored_module(name) for name in sorted(self._kept_names))
+
+    def _stored_module(self, name: str) -> str:
+        try:
+            return self.skeleton.stored_name(f"{name}.weight").removesuffix(".weight")
+        except KeyError:
+            return name
+
+    def _packed(self, block: str, module: nn.Module, result: BlockResult) -> dict[str, Tensor]:
+        """The tensors of a finished block, under their names in the checkpoint."""
+        tensors: dict[str, Tensor] = {}
+        for name, found in result.layers.items():
+            stored = self._stored_module(f"{block}.{name}")
+            tensors.update({f"{stored}.{leaf}": value.cpu() for leaf, value in self.format.pack(found).items()})
+        for name in result.layers:
+            bias = parameter(module.get_submodule(name), "bias")
+            if bias is not None:
+                tensors[self.skeleton.stored_name(f"{block}.{name}.bias")] = bias.detach().cpu().clone()
+        for name in result.changed:
+            if name not in result.layers:
+                for leaf, value in module.get_submodule(name).named_parameters():
+                    tensors[self.skeleton.stored_name(f"{block}.{name}.{leaf}")] = value.detach().cpu().clone()
+        return tensors
+
+
+class _Batches(Sequence[tuple[Tensor, Call]]):
+    """The batches of a block's inputs with their calls, read when they are asked for."""
+
+    def __init__(self, inputs: Activations, calls: list[Call], device: str) -> None:
+        self.inputs, self.calls, self.device = inputs, calls, device
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index >= len(self):
+            raise IndexError(index)
+        return self.inputs.read(index).to(self.device), self.calls[index]
+
+
+def _check_same(known: list[Call], calls: list[Call]) -> None:
+    """Raises: UnsupportedModel when what a block is given depends on the tokens, which is not kept for every batch."""
+    for first, call in zip(known, calls, strict=True):
+        for name, value in call.kwargs.items():
+            if isinstance(value, Tensor) and not torch.equal(value, first.kwargs[name]):
+                raise UnsupportedModel(f"the blocks of this model are given `{name}`, which differs by prompt")
+
+
+def _dividing(num_in: int) -> int:
+    return next((size for size in (128, 64, 32, 16, 8) if num_in % size == 0), 0)
+
+
+def _facts(name: str, result: BlockResult) -> dict[str, Any]:
+    """What the report says of a block."""
+    return {
+        "name": name,
+        "layers": {
+            layer: {
+                "relative_error": _ratio(result.error.get(layer), result.signal.get(layer)),
+                "relative_error_of_rounding": _ratio(result.rounding_error.get(layer), result.signal.get(layer)),
+            }
+            for layer in result.layers
+        },
+        "scaled": result.scaled,
+        "notes": result.notes,
+    }
+
+
+def _ratio(error: float | None, signal: float | None) -> float | None:
+    return None if error is None or not signal else error / signal

@@ -1,0 +1,92 @@
+"""What is asked of a quantization, checked. Torch is not known here.
+
+A request is everything that decides the result: two equal requests on the same checkpoint and the same texts give the
+same files, bit for bit, on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from fnmatch import fnmatchcase
+
+from memplan.errors import UsageError
+from memplan.quantize.methods import Method, method_named
+from memplan.records import dataclass
+
+# A router picks experts by small differences and holds next to nothing; so do the gates of shared experts.
+_ALWAYS_KEPT = re.compile(r"(^|\.)(router|gate|shared_expert_gate|lm_head|embed_\w+|weights_proj)(\.|$)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeRequest:
+    """A quantization. `group_size` 0 means whole rows; `keeps` are patterns of module names that stay in 16 bit.
+
+    `num_samples` windows of `window_tokens` tokens of the text set `calibration` are used, `batch_size` at a time.
+    """
+
+    method: Method
+    bits: int
+    group_size: int
+    symmetric: bool
+    format: str
+    searches_range: bool = True
+    damping: float = 0.01
+    activation_order: bool = True
+    true_sequential: bool = True
+    keeps: tuple[str, ...] = ()
+    calibration: str = "general"
+    num_samples: int = 128
+    window_tokens: int = 512
+    batch_size: int = 8
+    seed: int = 0
+    device: str = "cpu"
+
+    def kept(self, module: str) -> bool:
+        """Whether a linear layer, by its full name, stays in 16 bit."""
+        if _ALWAYS_KEPT.search(module):
+            return True
+        return any(fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*") for pattern in self.keeps)
+
+    def fingerprint(self) -> str:
+        """A hash of all that decides the result, but for the model and the texts."""
+        facts = {name: getattr(self, name) for name in self.__slots__ if name != "method"}
+        facts["method"] = self.method.name
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def quantize_request(
+    method: str,
+    *,
+    bits: int | None = None,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    weights_only: bool = False,
+    format: str | None = None,
+    **settings: object,
+) -> QuantizeRequest:
+    """Return a request with the method's defaults filled in. Raises: UsageError for what cannot be."""
+    known = method_named(method)
+    if weights_only and known.activation_bits < 16:
+        from memplan.records import replace
+
+        known = replace(known, activation_bits=16, scaling="none")
+    request = QuantizeRequest(
+        method=known,
+        bits=known.bits if bits is None else bits,
+        group_size=known.group_size if group_size is None else group_size,
+        symmetric=known.symmetric if symmetric is None else symmetric,
+        format=format or "compressed-tensors",
+        **settings,  # type: ignore[arg-type]
+    )
+    if not 2 <= request.bits <= 8:
+        raise UsageError(f"not a width that is supported: {request.bits} bits", hint="use 2 to 8")
+    for name in ("num_samples", "window_tokens", "batch_size"):
+        if getattr(request, name) < 1:
+            raise UsageError(
+                f"not a number of {name.replace('_', ' ')}: {getattr(request, name)}", hint="give 1 or more"
+            )
+    if not 0 < request.damping <= 1:
+        raise UsageError(f"not a damping: {request.damping}", hint="give a part of the mean, such as 0.01")
+    return request

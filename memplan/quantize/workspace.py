@@ -1,0 +1,110 @@
+"""The folder of a quantization that is under way: finished blocks, the inputs of the next one, and a manifest.
+
+Whatever is in it is whole: files get their names when they are written and synced, and the manifest is last. So a run
+that is killed at any moment goes on from the last finished block, and ends in the same files as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from memplan.errors import CorruptFile, UsageError
+
+_MANIFEST = "manifest.json"
+_SCHEMA = "memplan.quantize-work/1"
+
+
+class Workspace:
+    """The work folder beside an output folder. `identity` is what must be the same for work to go on."""
+
+    def __init__(self, output: Path, identity: Mapping[str, str]) -> None:
+        self.output = output
+        self.folder = output.with_name(output.name + ".partial")
+        self.identity = dict(identity)
+        self.blocks: list[dict[str, Any]] = []
+
+    def open(self, *, resume: bool, force: bool) -> None:
+        """Make the folder, or go on with the one that is there.
+
+        Raises: UsageError when an output or other work is in the way; CorruptFile for a manifest that does not read.
+        """
+        if self.output.exists() and not force:
+            raise UsageError(f"{self.output} exists", hint="--force replaces it, once the new one is whole")
+        if force and not resume and self.folder.exists():
+            shutil.rmtree(self.folder)
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            self._save()
+            return
+        if not resume:
+            raise UsageError(f"unfinished work in {self.folder}", hint="--resume goes on with it, --force starts over")
+        self.blocks = self._load()
+
+    def block_file(self, index: int) -> Path:
+        """The file of a finished block."""
+        return self.folder / f"block-{index:04d}.safetensors"
+
+    def inputs_file(self, index: int) -> Path:
+        """The file with the inputs of a block."""
+        return self.folder / f"inputs-{index:04d}.bin"
+
+    def finish_block(self, index: int, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+        """Keep a block. The inputs of the next one must be there already."""
+        write_safetensors(self.block_file(index), tensors)
+        self.blocks.append(facts)
+        self._save()
+        self.inputs_file(index).unlink(missing_ok=True)
+
+    def _load(self) -> list[dict[str, Any]]:
+        path = self.folder / _MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            blocks, identity = manifest["blocks"], manifest["identity"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFile(f"cannot read {path}: {error}", hint="start over with --force") from None
+        for name, value in self.identity.items():
+            if identity.get(name) != value:
+                raise UsageError(
+                    f"the work in {self.folder} is of another {name}",
+                    hint="give the same as then to go on, or --force to start over",
+                )
+        return list(blocks)
+
+    def _save(self) -> None:
+        manifest = {"schema": _SCHEMA, "identity": self.identity, "blocks": self.blocks}
+        write_whole(self.folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file under a temporary name, sync it and rename it."""
+    from safetensors.torch import save_file
+
+    waiting = path.with_name(path.name + ".part")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, waiting, {"format": "pt"})
+    _sync(waiting)
+    waiting.replace(path)
+    _sync(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name, sync it and rename it."""
+    waiting = path.with_name(path.name + ".part")
+    waiting.write_bytes(data)
+    _sync(waiting)
+    waiting.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
