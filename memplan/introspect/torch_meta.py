@@ -61,7 +61,7 @@ def spec_from_transformers(
     transformers = _import("transformers")
     with quiet_transformers(transformers):
         config = read_config(transformers, raw, source, trust_remote_code)
-        model = build_on_meta(torch, transformers, config, trust_remote_code)
+        model = build_model(torch, transformers, config, trust_remote_code)
         try:
             return _spec(torch, model, config, name, source)
         except Exception as error:
@@ -110,8 +110,8 @@ def read_config(transformers: Any, raw: Mapping[str, object], source: str, trust
         raise _cannot("read the config", error) from None
 
 
-def build_on_meta(torch: Any, transformers: Any, config: Any, trust_remote_code: bool) -> Any:
-    """The model on the meta device, by its own class where transformers has that.
+def build_model(torch: Any, transformers: Any, config: Any, trust_remote_code: bool, *, device: str = "meta") -> Any:
+    """The model on a device, with weights that were never trained, by its own class where transformers has that.
 
     Raises: UnsupportedModel when no class can be built from the config.
     """
@@ -125,7 +125,7 @@ def build_on_meta(torch: Any, transformers: Any, config: Any, trust_remote_code:
     problem: Exception | None = None
     for make in makers:
         try:
-            with torch.device("meta"):
+            with torch.device(device):
                 return make(config).eval()
         except Exception as error:
             problem = problem or error

@@ -12,36 +12,70 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from memplan.profile.recorder import Answer
 from memplan.profile.request import Kernel
 
 FLASH_HEAD_LIMIT = 256
 _OPS = torch.ops.aten
 
 
+Target = Literal["cuda", "cpu"]
+
+
 @contextlib.contextmanager
-def simulated_kernels(kernel: Kernel, compute_capability: tuple[int, int]) -> Iterator[None]:
-    """Run the operators of a GPU's attention kernels in the place of torch's own attention."""
+def simulated_kernels(target: Target, kernel: Kernel, compute_capability: tuple[int, int]) -> Iterator[None]:
+    """Run what the kernels of a device run, while models are called on the meta device."""
     functional = torch.nn.functional
-    plain = functional.scaled_dot_product_attention
-    attend = Attention(kernel, compute_capability)
-    functional.scaled_dot_product_attention = attend
+    attend = Attention(target, kernel, compute_capability)
+    replaced = [
+        (functional, "scaled_dot_product_attention", attend),
+        (torch, "tensor", _tensor_through_host(torch.tensor)),
+    ]
+    if target == "cuda":
+        replaced.append((functional, "dropout", _fused_dropout(functional.dropout)))
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
+        for owner, name, stand_in in replaced:
+            setattr(owner, name, stand_in)
         yield
     finally:
-        functional.scaled_dot_product_attention = plain
+        for owner, name, plain in before:
+            setattr(owner, name, plain)
+
+
+def _tensor_through_host(plain: Any) -> Any:
+    """torch.tensor, in the two steps that it takes: the values on the host, then their copy on the device."""
+
+    def tensor(data: Any, *args: Any, device: Any = None, **options: Any) -> torch.Tensor:
+        if device is None or torch.device(device).type != "meta":
+            return plain(data, *args, device=device, **options)
+        return plain(data, *args, device="cpu", **options).to(device)
+
+    return tensor
+
+
+def _fused_dropout(plain: Any) -> Any:
+    """Dropout in one kernel, as a GPU does it, which keeps a mask of one byte for each element."""
+
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if not training or inplace or not 0 < p < 1 or not input.is_meta:
+            return plain(input, p, training, inplace)
+        return torch.native_dropout(input, p, training)[0]
+
+    return dropout
 
 
 class Attention:
-    """Attention as a GPU's kernel would do it, callable as `scaled_dot_product_attention`."""
+    """Attention as a device's kernel would do it, callable as `scaled_dot_product_attention`."""
 
-    def __init__(self, kernel: Kernel, compute_capability: tuple[int, int]) -> None:
+    def __init__(self, target: Target, kernel: Kernel, compute_capability: tuple[int, int]) -> None:
+        self.target = target
         self.kernel = kernel
         self.compute_capability = compute_capability
+        self._plain = torch.nn.functional.scaled_dot_product_attention
 
     def __call__(
         self,
@@ -54,6 +88,10 @@ class Attention:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
+        if not query.is_meta:
+            return self._plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if self.target == "cpu":
+            return _on_cpu(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         chosen = self._choose(query, key, value, attn_mask, enable_gqa)
         if chosen == "flash":
             return _flash(query, key, value, dropout_p, is_causal, scale, enable_gqa)
@@ -119,28 +157,39 @@ def _efficient(
     return out
 
 
+def _on_cpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    gqa: bool,
+) -> torch.Tensor:
+    """The CPU's own kernel, or its plain formula, as PyTorch chooses for tensors of these shapes."""
+    given = [_hollow(each) for each in (query, key, value)]
+    seen = None if mask is None else _hollow(mask)
+    chosen = torch._fused_sdp_choice(*given, seen, dropout_p, is_causal, scale=scale, enable_gqa=gqa)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = _as_bias(mask, query.dtype)
+    if chosen == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value:
+        out: torch.Tensor = _OPS._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+        )[0]
+        return out
+    plain: torch.Tensor = _OPS._scaled_dot_product_attention_math(
+        query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=gqa
+    )[0]
+    return plain
+
+
+def _hollow(tensor: torch.Tensor) -> torch.Tensor:
+    """A CPU tensor of one value that looks as large as `tensor`."""
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape).requires_grad_(tensor.requires_grad)
+
+
 def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask of numbers to add, which kernels take, of one that says which scores stay."""
     bias = torch.zeros_like(mask, dtype=dtype)
     return bias.masked_fill_(mask.logical_not(), float("-inf"))
-
-
-def meta_answers() -> dict[Any, Answer]:
-    """Stand-ins for operators that need the values of tensors: nothing is padded, nothing has ended."""
-    truths: dict[int, bool] = {}
-
-    def all_true(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        made = args[0].new_empty((), dtype=torch.bool)
-        truths.clear()
-        truths[made.untyped_storage()._cdata] = True
-        return made
-
-    def item(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensor = args[0]
-        if not tensor.is_meta:
-            return _OPS._local_scalar_dense.default(tensor)
-        if tensor.dtype == torch.bool:
-            return truths.get(tensor.untyped_storage()._cdata, False)
-        return 0.0 if tensor.is_floating_point() else 0
-
-    return {_OPS.all.default: all_true, _OPS._local_scalar_dense.default: item}

@@ -30,8 +30,11 @@ Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
 Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
+# Parts of the profile that models call through without knowing.
+_PASSING = tuple(_OURS + name for name in ("recorder.py", "kernels.py", "values.py"))
 _VIEW, _MAKES = 0, 1
 _OWN = torch.ops.aten
+_sequence_number = torch.autograd._get_sequence_nr
 
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]
@@ -46,7 +49,8 @@ class Recorder(TorchDispatchMode):
     """Writes what is made and freed on `device_type` into `log` while it is entered.
 
     `inside` gives, by operator, the sizes in bytes of what it takes and returns while it runs; `answers` stands in for
-    operators that cannot run on the device (those that ask for values of tensors that have none).
+    operators that cannot run on the device (those that ask for values of tensors that have none), and `note_value` is
+    told what every operator made of what.
     """
 
     def __init__(
@@ -56,14 +60,15 @@ class Recorder(TorchDispatchMode):
         *,
         inside: dict[Any, Inside] | None = None,
         answers: dict[Any, Answer] | None = None,
+        note_value: Callable[[Any, Any, Any, Any], None] | None = None,
     ) -> None:
         super().__init__()
         self.log = EventLog() if log is None else log
         self.module = ""
-        self.phase: Phase = "load"
         self._device_type = device_type
         self._inside = inside or {}
         self._answers = answers or {}
+        self._note_value = note_value
         self._plans: dict[Any, tuple[int, Inside | None, Answer | None, str]] = {}
         self._alive: dict[int, _Watch] = {}
         self._labels: dict[tuple[Any, ...], int] = {}
@@ -74,10 +79,12 @@ class Recorder(TorchDispatchMode):
         self._origin_numbers: list[int] = []
         self._follows_gradients = False
         self._is_backward = False
+        self._is_open = False
+        self._usual_category: Category = "unknown"
 
     def begin(self, phase: Phase, iteration: int = 0) -> None:
         """Start a phase: what was recorded before stays."""
-        self.phase = phase
+        self._usual_category = "workspace" if phase == "optimizer" else "activations"
         self.log.begin(phase, iteration)
         self._follows_gradients = phase == "forward"
         self._is_backward = phase == "backward"
@@ -98,14 +105,13 @@ class Recorder(TorchDispatchMode):
         """Say what tensors that are alive are for."""
         for tensor in tensors:
             watch = self._alive.get(tensor.untyped_storage()._cdata)
-            if watch is not None:
+            if watch is not None and self.log.category(watch.number) != "weights":
                 self.log.classify(watch.number, category)
 
-    def classify_unknown(self, category: Category, start: int = 0) -> None:
-        """Give every allocation from number `start` on that has no category yet this one."""
-        for number in range(start, len(self.log.sizes)):
-            if self.log.category(number) == "unknown":
-                self.log.classify(number, category)
+    def renumber(self, moved: dict[int, int]) -> None:
+        """Let storages that are alive stand for other allocations of the trace, by their numbers."""
+        for watch in self._alive.values():
+            watch.number = moved.get(watch.number, watch.number)
 
     def spike(self, sizes_bytes: Iterable[int], operator: str) -> None:
         """Note memory that is taken and given back at once, as a workspace."""
@@ -123,6 +129,8 @@ class Recorder(TorchDispatchMode):
             made = answer(args, kwargs or {})
         else:
             made = func(*args, **kwargs) if kwargs else func(*args)
+        if self._note_value is not None:
+            self._note_value(func, args, kwargs or {}, made)
         if self._follows_gradients:
             self._note_origin()
         if makes:
@@ -153,17 +161,19 @@ class Recorder(TorchDispatchMode):
             return
         watch = _Watch(storage, self._freed)
         watch.key = key
-        watch.number = self.log.allocate_as(size, self._label(name, tensor.shape, tensor.dtype, module), category)
+        label = self._label(name, tensor.shape, tensor.dtype, module)
+        watch.number = self.log.allocate_as(size, label, category or self._usual_category)
         self._alive[key] = watch
 
     def _freed(self, watch: _Watch) -> None:
         del self._alive[watch.key]
-        self.log.free(watch.number)
+        if self._is_open:
+            self.log.free(watch.number)
 
     def _plan(self, func: Any) -> tuple[int, Inside | None, Answer | None, str]:
         """Whether an operator can make storages, what it takes inside, and what stands in for it."""
         returns = func._schema.returns
-        makes = _MAKES if any(each.alias_info is None for each in returns) else _VIEW
+        makes = _MAKES if any(each.alias_info is None for each in returns) or func is _OWN.lift_fresh.default else _VIEW
         name = str(func).removesuffix(".default")
         return makes, self._inside.get(func), self._answers.get(func), name
 
@@ -183,15 +193,17 @@ class Recorder(TorchDispatchMode):
         return number
 
     def _where(self) -> str:
-        """The innermost line outside of torch and of this package, as `path:line function`."""
+        """The innermost line outside of torch, as `path:line function`; empty where that is the profile's own."""
         frame: FrameType | None = sys._getframe(3)
         is_theirs = self._is_theirs
         while frame is not None:
             code = frame.f_code
             known = is_theirs.get(code)
             if known is None:
-                known = is_theirs[code] = code.co_filename.startswith((_TORCH, _OURS, "<"))
+                known = is_theirs[code] = code.co_filename.startswith((_TORCH, *_PASSING, "<"))
             if not known:
+                if code.co_filename.startswith(_OURS):
+                    return ""
                 key = (code, frame.f_lasti)
                 place = self._places.get(key)
                 if place is None:
@@ -202,7 +214,7 @@ class Recorder(TorchDispatchMode):
 
     def _note_origin(self) -> None:
         """Remember where the operator stands that autograd has just numbered, for its backward pass."""
-        number = torch._C._get_sequence_nr()
+        number = _sequence_number()
         if self._origin_numbers and self._origin_numbers[-1] >= number:
             return
         origin = (self.module, self._where())
@@ -221,10 +233,12 @@ class Recorder(TorchDispatchMode):
     def __enter__(self) -> Any:
         self._plain_call = torch.nn.Module.__call__
         torch.nn.Module.__call__ = _named_call(self, self._plain_call)
+        self._is_open = True
         return super().__enter__()
 
     def __exit__(self, *caught: Any) -> None:
         torch.nn.Module.__call__ = self._plain_call
+        self._is_open = False
         super().__exit__(*caught)
 
 

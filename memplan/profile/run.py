@@ -1,4 +1,4 @@
-"""One profile, from what was asked to a timeline: build the model, run its phases, replay what was recorded.
+"""One profile, from what was asked to a timeline: run the model's phases, replay what was recorded.
 
 Torch is imported when a profile runs, never when this module is.
 """
@@ -6,11 +6,16 @@ Torch is imported when a profile runs, never when this module is.
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 
 from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import MissingExtra
+from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog
+from memplan.profile.replay import replay
 from memplan.profile.request import ProfileRequest, check_request
+
+_PACKAGES = ("torch", "transformers")
 
 
 def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | None]:
@@ -20,11 +25,55 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
     UnsupportedModel for a model that cannot be had or built.
     """
     check_request(request)
-    for package in ("torch", "transformers"):
+    settings = _allocator(request)
+    require_packages()
+    from memplan.profile.execute import record
+
+    recorded = record(request)
+    replayed = replay(recorded.log, settings, capacity_bytes=request.capacity_bytes)
+    timeline = MemoryTimeline(
+        model_name=request.model,
+        architecture=recorded.architecture,
+        device=request.device,
+        device_name=recorded.device_name,
+        settings={**settings_of(request), "dtype": recorded.dtype},
+        phases=tuple(phase for phase in replayed.phases if phase.phase in request.phases),
+        samples=tuple(sample for sample in replayed.samples if sample.phase in request.phases),
+        capacity_bytes=request.capacity_bytes,
+        out_of_memory=replayed.out_of_memory,
+        warnings=recorded.notes,
+        versions=installed_versions(),
+    )
+    return timeline, recorded.log
+
+
+def require_packages() -> None:
+    """Refuse to go on without what a profile needs. Raises: MissingExtra."""
+    for package in _PACKAGES:
         try:
             importlib.import_module(package)
         except ImportError:
             raise MissingExtra(f"profile needs {package}", hint="pip install 'memplan[profile]'") from None
-    from memplan.profile.simulated import profile_simulated
 
-    return profile_simulated(request)
+
+def settings_of(request: ProfileRequest) -> dict[str, object]:
+    """The settings of a request that a page shows."""
+    left_out = ("model", "device", "capacity_bytes", "trust_remote_code", "offline", "revision")
+    names = (name for name in request.__dataclass_fields__ if name not in left_out)
+    return {name: getattr(request, name) for name in names}
+
+
+def installed_versions() -> dict[str, str]:
+    """The versions of the packages that what was measured depends on."""
+    found = {}
+    for package in (*_PACKAGES, "diffusers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _allocator(request: ProfileRequest) -> AllocatorSettings | None:
+    """The allocator to replay in; None for the CPU, which caches nothing."""
+    return None if request.device == "cpu" else parse_settings(request.allocator)

@@ -6,13 +6,16 @@ On the meta device no weight is read, and the model is as large as it likes. Wit
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from memplan.errors import MissingExtra, SourceNotFound, UnsupportedModel
+from memplan.introspect.bytesource import show
 from memplan.introspect.resolve import find_config
-from memplan.introspect.torch_meta import build_on_meta, quiet_transformers, read_config
+from memplan.introspect.torch_meta import build_model, quiet_transformers, read_config
 from memplan.profile.request import ProfileRequest
 from memplan.records import dataclass
 
@@ -29,6 +32,12 @@ class Subject:
     architecture: str
     kind: SubjectKind
     device: str
+    runs_as: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that inputs of numbers have to have."""
+        return next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
 
     @property
     def text_config(self) -> Any:
@@ -46,27 +55,81 @@ class Subject:
                     yield name, tensor
 
 
-def load_subject(request: ProfileRequest) -> Subject:
-    """Build what a request names.
+def load_subject(request: ProfileRequest, *, runs_as: str) -> Subject:
+    """Build what a request names, on the meta device for a simulated profile.
 
     Raises: MissingExtra, SourceNotFound, UnsupportedModel, as `resolve_model` and transformers have it.
     """
     import transformers
 
-    raw, source = find_config(request.model, revision=request.revision, offline=request.offline)
+    device = "meta" if request.device == "simulated" else request.device
+    raw, source = _find_config(request)
     with quiet_transformers(transformers):
-        config = read_config(transformers, raw, source, request.trust_remote_code)
-        if request.dtype is not None:
-            _set_dtype(config, getattr(torch, request.dtype.value))
-        model = build_on_meta(torch, transformers, config, request.trust_remote_code)
+        if "_class_name" in raw:
+            config, model = _denoiser(raw, request, device)
+        else:
+            config = read_config(transformers, raw, source, request.trust_remote_code)
+            _settle(config, request)
+            if request.weights == "real" and device != "meta":
+                model = _read(transformers, config, source, device)
+            else:
+                model = build_model(torch, transformers, config, request.trust_remote_code, device=device)
     return Subject(
         model=model,
         config=config,
         name=request.model,
         architecture=type(model).__name__,
-        kind=_kind(config, model),
-        device="meta",
+        kind="denoiser" if "_class_name" in raw else _kind(config, model),
+        device=device,
+        runs_as=runs_as,
     )
+
+
+def _find_config(request: ProfileRequest) -> tuple[Mapping[str, object], str]:
+    """The raw config of a request's model; of a diffusion pipeline, that of the part which runs at every step."""
+    folder = Path(request.model)
+    if (folder / "model_index.json").is_file():
+        for part in ("transformer", "unet"):
+            if (folder / part / "config.json").is_file():
+                return find_config(str(folder / part), revision=None, offline=request.offline)
+    return find_config(request.model, revision=request.revision, offline=request.offline)
+
+
+def _denoiser(raw: Mapping[str, object], request: ProfileRequest, device: str) -> tuple[Any, Any]:
+    """A model of the diffusers package, which names its class in its config."""
+    try:
+        import diffusers
+    except ImportError:
+        raise MissingExtra("this model needs diffusers", hint="pip install diffusers") from None
+    maker = getattr(diffusers, str(raw["_class_name"]), None)
+    if maker is None:
+        raise UnsupportedModel(f"diffusers does not know the class `{show(str(raw['_class_name']))}`")
+    with torch.device(device):
+        model = maker.from_config(dict(raw))
+    dtype = getattr(torch, request.dtype.value) if request.dtype else torch.float16
+    return model.config, model.to(dtype).eval()
+
+
+def _settle(config: Any, request: ProfileRequest) -> None:
+    """Set what a request changes of a config: its type, its attention."""
+    if request.dtype is not None:
+        _set_dtype(config, getattr(torch, request.dtype.value))
+    if request.attention == "eager":
+        config._attn_implementation = "eager"
+
+
+def _read(transformers: Any, config: Any, source: str, device: str) -> Any:
+    """The model with the weights of its folder.
+
+    Raises: SourceNotFound when there are none.
+    """
+    try:
+        maker = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0])
+        return maker.from_pretrained(source, config=config, dtype=config.dtype or "auto").to(device).eval()
+    except OSError as error:
+        reason = str(error).strip().splitlines()[:1] or [""]
+        hint = "give --weights dummy, which needs none"
+        raise SourceNotFound(f"no weights to load: {show(reason[0])}", hint=hint) from None
 
 
 def _set_dtype(config: Any, dtype: torch.dtype) -> None:

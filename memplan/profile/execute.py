@@ -1,0 +1,76 @@
+"""A request run on a device: the model is built, its phases run under the recorder, the trace comes back.
+
+`simulated` runs on the meta device as if on a GPU (or, for checks against real bytes, as if on a CPU); `cpu` runs for
+real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from memplan.profile.events import EventLog
+from memplan.profile.kernels import Target, simulated_kernels
+from memplan.profile.recorder import Recorder
+from memplan.profile.request import ProfileRequest
+from memplan.profile.runs import run
+from memplan.profile.subject import load_subject
+from memplan.profile.values import meta_answers, note_value
+from memplan.profile.workspaces import insides
+from memplan.records import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A trace, of what model it is, and what a person should know about how it was made."""
+
+    log: EventLog
+    architecture: str
+    dtype: str
+    device_name: str
+    notes: tuple[str, ...]
+
+
+def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
+    """Run a request on the meta device or on the CPU; `target` is the device that the meta device stands for.
+
+    Raises: as `profile_model`.
+    """
+    subject = load_subject(request, runs_as="cpu" if request.device == "cpu" else target)
+    recorder = _recorder(request, target)
+    with _settled(request), _kernels(request, target):
+        notes = run(subject, recorder, request)
+    return Recorded(
+        log=recorder.log,
+        architecture=subject.architecture,
+        dtype=str(subject.dtype).removeprefix("torch."),
+        device_name=subject.device,
+        notes=notes,
+    )
+
+
+def _recorder(request: ProfileRequest, target: Target) -> Recorder:
+    if request.device == "cpu":
+        return Recorder("cpu")
+    inside = insides(target, request.compute_capability)
+    return Recorder("meta", inside=inside, answers=meta_answers(), note_value=note_value)
+
+
+def _kernels(request: ProfileRequest, target: Target) -> contextlib.AbstractContextManager[Any]:
+    if request.device == "cpu":
+        return contextlib.nullcontext()
+    return simulated_kernels(target, request.attention, request.compute_capability)
+
+
+@contextlib.contextmanager
+def _settled(request: ProfileRequest) -> Any:
+    """A run with its own seed, and what a model prints while it runs kept off the terminal."""
+    import transformers
+
+    from memplan.introspect.torch_meta import quiet_transformers
+
+    with quiet_transformers(transformers), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        yield
