@@ -8,6 +8,10 @@ Formulas (docs/speed-model.md, "Serving"), for C requests in flight on a replica
     tpot           (decode rounds + the other requests' prefills) / (m - 1)
     tau            (1 - a^(k+1)) / (1 - a) tokens a step, for k draft tokens accepted with probability a each
 
+Where lengths differ, the time of a prompt is the mean over strata of prompts, another's prompt that is being read is a
+long one more often than not (mean square over mean), and so is an answer that is being written: a sequence met in a
+step has on average half of E[m^2] / E[m] tokens of its answer behind it.
+
 Not modelled: queues of a load that the deployment cannot hold, preemption, detokenising, a draft's own prefill. Whether
 the cache has room for C requests is the budget's to say.
 """
@@ -62,20 +66,20 @@ def serving_speed(
     _check(workload, draft)
     rank = make_rank(spec, gpu, layout, kv, dtype, efficiency, offload_bytes)
     slots = ceil_div(workload.concurrency, layout.data)
-    start, end = min(workload.shared_prefix_tokens, workload.prompt_tokens - 1), workload.prompt_tokens
-    alone = prefill_pass(rank, 1, start, end, workload.batched_tokens)
-    together = min(slots, max(1, workload.batched_tokens // (end - start)))
-    prefill_s = prefill_pass(rank, together, start, end, workload.batched_tokens).total_s / together
-    if layout.pipeline > 1:  # the stages work on different requests, or on different chunks
-        prefill_s *= _uneven(spec, layout.pipeline) / layout.pipeline
+    end = workload.prompt_tokens
+    alone = prefill_pass(rank, 1, _start(workload, end), end, workload.batched_tokens)
+    # the stages work on different requests, or on different chunks
+    share = _uneven(spec, layout.pipeline) / layout.pipeline if layout.pipeline > 1 else 1.0
+    read = _read_prompts(rank, workload, slots, share)
+    prefill_s = read.mean_s
     steps = workload.output_tokens - 1
-    context = end + workload.output_tokens / 2
+    context = end + workload.output_tokens * workload.output_spread / 2
     turn = _decode_round(rank, gpu, layout, slots, context, _draft_rank(rank, gpu, layout, kv, dtype, draft), draft)
     decode_s = steps / tokens_per_step(draft) * turn.seconds
     cycle_s = decode_s + slots * prefill_s
-    ttft_s = efficiency.request_overhead_s + _first_token_s(
-        alone.total_s, prefill_s, cycle_s, turn.seconds if steps else 0.0, slots, workload
-    )
+    waits_s = _waits_s(read, cycle_s, turn.seconds if steps else 0.0, slots, workload)
+    ttft_s = efficiency.request_overhead_s + max(read.alone_s, waits_s[0]) + waits_s[1]
+    long_ttft_s = efficiency.request_overhead_s + max(read.long_s, waits_s[0]) + waits_s[1]
     tpot_s = (decode_s + (slots - 1) * prefill_s) / steps if steps else 0.0
     per_s = slots * layout.data / cycle_s
     bound: dict[Phase, Bound] = {"prefill": alone.bound, "decode": turn.step.bound}
@@ -83,13 +87,14 @@ def serving_speed(
         ttft_s=ttft_s,
         tpot_s=tpot_s,
         step_s=turn.seconds,
-        prefill_tokens_per_s=(end - start) * layout.data / prefill_s,
+        prefill_tokens_per_s=(end - _start(workload, end)) * layout.data / prefill_s,
         decode_tokens_per_s=per_s * workload.output_tokens,
         request_per_s=per_s,
         bound=bound,
         batch_at_ridge=ridge_batch(rank) if with_working else None,
         bubble_fraction=turn.bubble_fraction,
         lines=(*_lines("prefill", alone, rank, layout), *_decode_lines(turn, rank, layout)) if with_working else (),
+        long_ttft_s=long_ttft_s,
         low_ttft_s=ttft_s / (1 + efficiency.prefill_error),
         high_ttft_s=ttft_s * (1 + efficiency.prefill_error),
         low_tpot_s=tpot_s / (1 + efficiency.decode_error),
@@ -187,19 +192,56 @@ def _uneven_layers(layers: int, stages: int) -> float:
     return ceil_div(layers, stages) * stages / layers
 
 
-def _first_token_s(
-    alone_s: float, prefill_s: float, cycle_s: float, round_s: float, slots: int, workload: SpeedWorkload
-) -> float:
-    """The mean time to the first token: the own prompt, and what runs or waits before it.
+def _start(workload: SpeedWorkload, end: float) -> float:
+    """Where the part of a prompt begins that is not in the cache yet."""
+    return min(workload.shared_prefix_tokens, end - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompts:
+    """What prompts cost: one read alone on average and a long one, the share of one among others, and its square."""
+
+    alone_s: float
+    long_s: float
+    mean_s: float
+    square_mean_s2: float
+
+
+def _read_prompts(rank: Rank, workload: SpeedWorkload, slots: int, share: float) -> _Prompts:
+    """Prompts of every stratum, read alone and in passes that they share. `share` is what one counts of a pipeline."""
+    limit = workload.batched_tokens
+    alone: list[float] = []
+    among: list[float] = []
+    for end in workload.prompt_strata or (workload.prompt_tokens,):
+        start = _start(workload, end)
+        together = min(slots, max(1, int(limit // (end - start))))
+        alone.append(prefill_pass(rank, 1, start, end, limit).total_s)
+        among.append(share * prefill_pass(rank, together, start, end, limit).total_s / together)
+    long = alone[-1]
+    if workload.long_prompt_tokens is not None:
+        end = workload.long_prompt_tokens
+        long = prefill_pass(rank, 1, _start(workload, end), end, limit).total_s
+    return _Prompts(
+        alone_s=sum(alone) / len(alone),
+        long_s=long,
+        mean_s=sum(among) / len(among),
+        square_mean_s2=sum(seconds**2 for seconds in among) / len(among),
+    )
+
+
+def _waits_s(
+    read: _Prompts, cycle_s: float, round_s: float, slots: int, workload: SpeedWorkload
+) -> tuple[float, float]:
+    """What a first token waits for beside its own prompt: at least the first time, and the second on top.
 
     Requests that start at once are read one after another: the middle one waits for half of them. In a steady state
-    C - 1 others are being read for `prefill_s` out of every `cycle_s`, and half a decode step is in the way.
+    C - 1 others are being read for their share of every `cycle_s`, and half a decode step is in the way.
     """
     if slots == 1:
-        return alone_s
+        return 0.0, 0.0
     if workload.arrival == "together":
-        return max(alone_s, (slots + 1) / 2 * prefill_s)
-    return alone_s + (slots - 1) * prefill_s / cycle_s * prefill_s + round_s / 2
+        return (slots + 1) / 2 * read.mean_s, 0.0
+    return 0.0, (slots - 1) * read.square_mean_s2 / cycle_s + round_s / 2
 
 
 def _lines(phase: Phase, cost: PassTime, rank: Rank, layout: ParallelLayout) -> tuple[SpeedLine, ...]:

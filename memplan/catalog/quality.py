@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from statistics import median
@@ -34,20 +35,19 @@ def scheme_bits(scheme: str) -> int:
     return int(match[1]) if match else 16
 
 
-def quality_of(scheme: str | None, kv_dtype: str | None, parameters: int) -> Quality:
+def quality_of(scheme: str | None, kv_dtype: str | None, parameters: int, kept: float = 1.0) -> Quality:
     """Return the rise of perplexity that a model of `parameters` must reckon with.
 
     None for the scheme is the checkpoint as it is, and for the cache the model's own type: neither costs anything.
+    `kept` is the part of the cache that pruning leaves.
     """
-    weights, how, source = _scheme_rise(scheme, parameters)
-    cache, cache_how, cache_source = _cache_rise(kv_dtype, parameters)
-    rise = weights + cache
-    worst = max((how, cache_how), key=("published", "interpolated", "assumed").index)
+    parts = (_scheme_rise(scheme, parameters), _cache_rise(kv_dtype, parameters), _pruning_rise(kept))
+    rise = sum(part for part, _, _ in parts)
     return Quality(
         perplexity_increase=rise,
         level=_level(rise),
-        provenance=worst,
-        source="; ".join(part for part in (source, cache_source) if part) or "the checkpoint as it is",
+        provenance=max((how for _, how, _ in parts), key=("published", "interpolated", "assumed").index),
+        source="; ".join(source for _, _, source in parts if source) or "the checkpoint as it is",
     )
 
 
@@ -77,6 +77,25 @@ def _cache_rise(kv_dtype: str | None, parameters: int) -> tuple[float, _How, str
     caches: Mapping[str, Any] = _table()["caches"]
     key = next((key for key in caches if name.startswith(key)), None)
     return _rise(caches[key], parameters) if key else (0.0, "published", "")
+
+
+def _pruning_rise(kept: float) -> tuple[float, _How, str]:
+    """The rise from keeping a part of the cache: between published parts in proportion, below the smallest assumed to
+    double with every halving of what is kept.
+    """
+    if kept >= 1.0:
+        return 0.0, "published", ""
+    points: Sequence[Mapping[str, Any]] = _table()["pruned"]
+    known = sorted([(1.0, 0.0, ""), *((p["kept"], p["rise"], p["source"]) for p in points)])
+    least, most, source = known[0]
+    if kept < least:
+        return most * least / kept, "assumed", f"less than was published; {source}"
+    for (low, at_low, named), (high, at_high, _) in pairwise(known):
+        if kept == low:
+            return at_low, "published", named
+        if kept < high:
+            return at_low + (at_high - at_low) * (kept - low) / (high - low), "interpolated", named
+    return 0.0, "published", ""
 
 
 def _entry(scheme: str) -> Mapping[str, Any] | None:

@@ -91,12 +91,15 @@ def as_options(plan: ServingPlan) -> dict[str, object]:
         "dp": plan.layout.data,
         "ep": plan.layout.expert,
         "context": str(settings.workload.context_tokens),
-        "concurrency": str(plan.concurrency),
+        "concurrency": str(settings.workload.concurrency),
         "quant": plan.scheme,
         "kv_dtype": plan.settings.kv_dtype,
         "max_num_seqs": str(settings.max_num_seqs) if settings.max_num_seqs else None,
         "max_num_batched_tokens": str(settings.max_num_batched_tokens) if settings.max_num_batched_tokens else None,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "cpu_offload": str(settings.weight_offload_bytes) if settings.weight_offload_bytes else None,
+        "draft_model": plan.speculation.name if plan.speculation else None,
+        "num_speculative_tokens": plan.speculation.num_tokens if plan.speculation else None,
     }
     return {name: value for name, value in options.items() if value is not None}
 

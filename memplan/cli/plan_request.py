@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from math import ceil
+from typing import TYPE_CHECKING
 
 from memplan.cli.options import Given
 from memplan.cli.serving_options import Device, listed, parse_devices, serving_settings
+from memplan.domain.lengths import FixedLength, Lengths, LogNormalLengths
 from memplan.domain.model import ModelSpec
 from memplan.domain.plan import GOALS, Goal, GpuOffer, Limits, PlanRequest, Traffic
 from memplan.domain.serving import ServingSettings
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import replace
 from memplan.units import parse_count
+
+if TYPE_CHECKING:
+    from memplan.cli.request_files import Side
 
 _COUNTS = (1, 2, 4, 8)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|)")
@@ -82,10 +88,14 @@ def _offer(device: Device, goal: Goal) -> GpuOffer:
 
 def _traffic(given: Given, spec: ModelSpec, settings: ServingSettings) -> Traffic:
     """The requests: a context alone is filled by a prompt and an answer of up to a quarter of it or 1,024 tokens."""
-    prompt, output = _tokens(given, "prompt_tokens"), _tokens(given, "output_tokens")
     context = settings.workload.context_tokens
+    prompts = _lengths(given, "prompt", context or spec.max_context_tokens)
+    outputs = _lengths(given, "output", context or spec.max_context_tokens)
     if context is None:
-        context = prompt + output if prompt and output else spec.max_context_tokens
+        context = _usual_longest(prompts) + _usual_longest(outputs) if prompts and outputs else spec.max_context_tokens
+        if any(lengths is not None and not isinstance(lengths, FixedLength) for lengths in (prompts, outputs)):
+            context = min(context, spec.max_context_tokens)
+    prompt, output = (round(side.mean) if side else None for side in (prompts, outputs))
     if output is None:
         output = max(1, min(_LARGEST_OUTPUT, context // 4, context - (prompt or 0)))
     if prompt is None:
@@ -117,7 +127,26 @@ def _traffic(given: Given, spec: ModelSpec, settings: ServingSettings) -> Traffi
         concurrency=settings.workload.concurrency if "concurrency" in given else None,
         request_per_s=rate,
         shared_prefix_tokens=shared,
+        prompt=prompts,
+        output=outputs,
     )
+
+
+def _lengths(given: Given, side: Side, longest: int) -> Lengths | None:
+    """How long prompts or answers are, as the option says; None where it is not given."""
+    name = f"{side}_tokens"
+    if name not in given:
+        return None
+    from memplan.cli.request_files import read_lengths
+
+    return read_lengths(given[name], side, longest=longest, flag=f"--{side}-tokens")
+
+
+def _usual_longest(lengths: Lengths) -> int:
+    """The longest that is planned for where no context is given: of a distribution without an end, 999 in 1,000."""
+    if isinstance(lengths, LogNormalLengths):
+        return ceil(lengths.quantile(0.999))
+    return lengths.longest
 
 
 def _limits(given: Given) -> Limits:

@@ -5,10 +5,13 @@ Costs are US dollars per hour of all GPUs of a plan. Times are seconds. Quality 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.gpu import GpuSpec
+from memplan.domain.lengths import FixedLength, Lengths
+from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.domain.speed import ServingSpeed
 from memplan.records import dataclass
@@ -27,7 +30,8 @@ class Traffic:
     """The requests to serve. `concurrency` None leaves their number to the search; a rate decides it by Little's law.
 
     `context_tokens` is what a request may reach and the cache must hold, `prompt_tokens` and `output_tokens` what it
-    has, `shared_prefix_tokens` how much of its prompt every request has in common.
+    has on average, `shared_prefix_tokens` how much of its prompt every request has in common. `prompt` and `output` are
+    how lengths are spread; None, or a fixed length, is all alike.
     """
 
     context_tokens: int
@@ -36,6 +40,13 @@ class Traffic:
     concurrency: int | None = None
     request_per_s: float | None = None
     shared_prefix_tokens: int = 0
+    prompt: Lengths | None = None
+    output: Lengths | None = None
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether requests differ in length, so that the cache holds their mean and not all at their longest."""
+        return any(not isinstance(side, (FixedLength, type(None))) for side in (self.prompt, self.output))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +74,28 @@ class GpuOffer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """A way to draft tokens: `name` as `--draft-model` takes it, `mtp` for the model's own predictors.
+
+    `acceptance` is the part of drafted tokens that are accepted while all before them were; `engines` are those that
+    run it, with the first release that does.
+    """
+
+    name: str
+    spec: ModelSpec
+    num_tokens: int
+    acceptance: float
+    source: str
+    engines: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
     """A whole question: what to serve, for what, on which GPUs, within which limits.
 
     `settings` holds what the user fixed; the search fills in what is None. Empty `schemes` or `kv_dtypes` mean all
-    that an engine has. `layout` None searches layouts.
+    that an engine has. `layout` None searches layouts. `drafts` are tried beside no draft, unless `needs_draft`.
+    `apart` asks whether prefill and decode may have pools of their own; None leaves it to the search.
     """
 
     goal: Goal
@@ -79,6 +107,9 @@ class PlanRequest:
     schemes: tuple[str | None, ...] = ()
     kv_dtypes: tuple[str | None, ...] = ()
     layout: ParallelLayout | None = None
+    drafts: tuple[Speculation, ...] = ()
+    needs_draft: bool = False
+    apart: bool | None = None
 
     @property
     def demand_is_fixed(self) -> bool:
@@ -97,11 +128,30 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillPool:
+    """GPUs that only read prompts, beside a plan's own that only write answers. `layout.data` counts its replicas.
+
+    `transfer_s` is how long one prompt's cache takes to the other pool over `link`, `shared_tpot_s` what the prompts of
+    others would add to every token in a single pool, `busy_fraction` how much of the time the pool works.
+    """
+
+    layout: ParallelLayout
+    settings: ServingSettings
+    budget: MemoryBudget
+    link: str
+    transfer_s: float
+    shared_tpot_s: float
+    busy_fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingPlan:
     """One way to serve, complete: everything an engine is started with, what it takes, how fast it is, what it costs.
 
-    `headroom_bytes` is what is left on the fullest GPU once the asked requests have their cache. `output_tokens_per_s`
-    counts all requests, prefill time included.
+    `concurrency` are the requests in flight, which `settings` may hold at their mean length; `headroom_bytes` is what
+    is left on the fullest GPU once they have their cache. `output_tokens_per_s` counts all requests, prefill time
+    included. With a `prefill` pool, layout, settings and budget are those of the GPUs that decode, and `num_gpus`
+    counts both.
     """
 
     engine: str
@@ -122,6 +172,8 @@ class ServingPlan:
     output_tokens_per_s: float
     usd_per_hour: float | None
     usd_per_million_tokens: float | None
+    speculation: Speculation | None = None
+    prefill: PrefillPool | None = None
     reasons: tuple[str, ...] = ()
 
     @property

@@ -19,7 +19,9 @@ class SpeedWorkload:
     The first `shared_prefix_tokens` of a prompt are in the cache already: they are not computed again, and are read
     like any other. `arrival` `steady` starts a request whenever one ends; `together` starts all of them at once, as a
     static batch or a benchmark of as many prompts as slots does. `batched_tokens` is how many tokens of prompts one
-    pass takes at most.
+    pass takes at most. Where lengths differ, the two above are their means, `prompt_strata` are prompts that stand for
+    equal parts of all, `long_prompt_tokens` is what 95 % of them stay under, and `output_spread` is the mean square of
+    the outputs over their squared mean.
     """
 
     prompt_tokens: int
@@ -28,6 +30,9 @@ class SpeedWorkload:
     shared_prefix_tokens: int = 0
     arrival: Literal["steady", "together"] = "steady"
     batched_tokens: int = 8192
+    prompt_strata: tuple[float, ...] = ()
+    long_prompt_tokens: int | None = None
+    output_spread: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +108,14 @@ class SpeedLine:
 class ServingSpeed:
     """The speed of a deployment under a workload.
 
-    `ttft_s` is the mean time to the first token, `tpot_s` the mean time of every further one, with the prompts of
-    others between. `step_s` is one decode step with nothing between. `decode_tokens_per_s` are output tokens per
-    second of all requests together, the time for their prompts included; `prefill_tokens_per_s` is how fast prompts
-    are read when nothing else runs. Both, and `request_per_s`, are of all replicas. `bound` names what either phase
-    waits for most. `batch_at_ridge` is the batch of one replica at which a decode step's matrix passes become
-    compute-bound, None when that never happens. `bubble_fraction` is the part of a decode round in which a pipeline
-    stage idles. The low and high times bound 90 % of the published measurements.
+    `ttft_s` is the mean time to the first token, `long_ttft_s` that of a prompt which 95 % are shorter than (the same
+    where all are alike), `tpot_s` the mean time of every further one, with the prompts of others between. `step_s` is
+    one decode step with nothing between. `decode_tokens_per_s` are output tokens per second of all requests together,
+    the time for their prompts included; `prefill_tokens_per_s` is how fast prompts are read when nothing else runs.
+    Both, and `request_per_s`, are of all replicas. `bound` names what either phase waits for most. `batch_at_ridge` is
+    the batch of one replica at which a decode step's matrix passes become compute-bound, None when that never happens.
+    `bubble_fraction` is the part of a decode round in which a pipeline stage idles. The low and high times bound 90 %
+    of the published measurements.
     """
 
     ttft_s: float
@@ -122,6 +128,7 @@ class ServingSpeed:
     batch_at_ridge: int | None
     bubble_fraction: float
     lines: tuple[SpeedLine, ...]
+    long_ttft_s: float = 0.0
     low_ttft_s: float = 0.0
     high_ttft_s: float = 0.0
     low_tpot_s: float = 0.0

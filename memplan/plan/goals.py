@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import floor, log
 from typing import Protocol
 
@@ -17,6 +18,12 @@ _ENOUGH_ROOM = 2.0
 # take up to 2 % for equal.
 _FINE_STEPS = (0.0005, 0.005, 0.02, 0.06)
 _STEPS = (0.02, 0.06)
+# What counts as equal of the figure that a goal is about, and of speeds where they only break ties: much less than the
+# speed model's error.
+TIE = 0.02
+NEAR = 0.1
+# Room for fewer requests than this many times the load is hardly any.
+_CRAMPED = 1.1
 
 
 class Measured(Protocol):
@@ -57,22 +64,99 @@ def point_of(plan: Measured, request: PlanRequest, concurrency: int) -> Point:
 
 
 def score(point: Point, request: PlanRequest) -> tuple[float, ...]:
-    """The order of a goal: less is better. Better on every axis never scores worse."""
+    """The order in which candidates are tried: less is better. Better on every axis never scores worse."""
     cost, throughput, latency, headroom, quality = point.axes()
-    level = float(sum(quality >= step for step in (_FINE_STEPS if request.goal == "single-gpu" else _STEPS)))
+    level = _level(point, request)
     rate, wait = _step(-throughput), _step(latency)
+    first = _first(point, request)
     if request.goal == "cost":
-        paid = cost if request.demand_is_fixed else cost / max(1e-9, -throughput)
-        return paid, level, -rate, headroom, wait, latency, quality
-    if request.goal == "throughput":
-        return throughput, cost, level, headroom, wait, latency, quality
-    if request.goal == "latency":
-        return latency, cost, level, headroom, -rate, throughput, quality
+        return first, level, -rate, headroom, wait, latency, quality
+    if request.goal in ("throughput", "latency"):
+        return first, cost, level, headroom, -rate, wait, throughput + latency, quality
     if request.goal == "single-gpu":
-        return level, wait, -rate, headroom, cost, latency, quality
+        return first, wait, -rate, headroom, cost, latency, quality
     if request.goal == "long-context":
-        return cost, level, -rate, headroom, wait, latency, quality
-    return headroom / max(1e-9, cost), level, -rate, wait, cost, latency, quality
+        return first, level, -rate, headroom, wait, latency, quality
+    return first, level, -rate, wait, cost, latency, quality
+
+
+def winner_of(points: Sequence[Point], request: PlanRequest) -> int:
+    """The place of the best of several plans.
+
+    What differs by less than a criterion's tolerance counts as equal, and the next criterion decides. So of two plans
+    within 2 % of each other in what the goal wants, one with hardly any room left does not win.
+    """
+    left = list(range(len(points)))
+    for measure, tolerance in _criteria(request):
+        measured = {place: measure(points[place]) for place in left}
+        best = min(measured.values())
+        left = [place for place in left if measured[place] <= best + abs(best) * tolerance]
+    return left[0]
+
+
+def _criteria(request: PlanRequest) -> tuple[tuple[Callable[[Point], float], float], ...]:
+    """What a goal compares, in turn: a figure of which less is better, and the part of it that counts as equal."""
+
+    def first(point: Point) -> float:
+        return _first(point, request)
+
+    def level(point: Point) -> float:
+        return _level(point, request)
+
+    wanted = (first, 0.0 if request.goal == "single-gpu" else TIE)
+    room, risk, rate, wait = (_is_cramped, 0.0), (level, 0.0), (_throughput, NEAR), (_latency, NEAR)
+    last = ((_perplexity, TIE), (_headroom, 0.0), (_throughput, 0.0), (_latency, 0.0))
+    if request.goal in ("throughput", "latency"):
+        return wanted, (_cost, TIE), room, risk, rate, wait, *last
+    if request.goal == "single-gpu":
+        return wanted, room, wait, rate, (_cost, TIE), *last
+    if request.goal == "multi-tenant":
+        return wanted, risk, rate, wait, (_cost, TIE), *last
+    return wanted, room, risk, rate, wait, *last
+
+
+def _first(point: Point, request: PlanRequest) -> float:
+    """What the goal wants first."""
+    if request.goal == "throughput":
+        return point.throughput
+    if request.goal == "latency":
+        return point.latency
+    if request.goal == "single-gpu":
+        return _level(point, request)
+    if request.goal == "multi-tenant":
+        return point.headroom / max(1e-9, point.cost)
+    if request.goal == "long-context" or request.demand_is_fixed:
+        return point.cost
+    return point.cost / max(1e-9, -point.throughput)
+
+
+def _level(point: Point, request: PlanRequest) -> float:
+    steps = _FINE_STEPS if request.goal == "single-gpu" else _STEPS
+    return float(sum(point.quality >= step for step in steps))
+
+
+def _is_cramped(point: Point) -> float:
+    return float(-point.headroom < _CRAMPED)
+
+
+def _throughput(point: Point) -> float:
+    return point.throughput
+
+
+def _latency(point: Point) -> float:
+    return point.latency
+
+
+def _perplexity(point: Point) -> float:
+    return 1 + point.quality
+
+
+def _headroom(point: Point) -> float:
+    return point.headroom
+
+
+def _cost(point: Point) -> float:
+    return point.cost
 
 
 def _step(value: float) -> int:

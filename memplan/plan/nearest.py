@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import ceil, floor
 
+from memplan.domain.lengths import scaled
 from memplan.domain.plan import Goal, GpuOffer, Limit, Nearest, PlanRequest, ServingPlan
 from memplan.records import dataclass, replace
 
@@ -76,6 +77,8 @@ def _with_context(request: PlanRequest, steps: int) -> PlanRequest:
         prompt_tokens=max(1, floor(traffic.prompt_tokens * part)),
         output_tokens=max(1, floor(traffic.output_tokens * part)),
         shared_prefix_tokens=floor(traffic.shared_prefix_tokens * part),
+        prompt=scaled(traffic.prompt, part) if traffic.prompt else None,
+        output=scaled(traffic.output, part) if traffic.output else None,
     )
     return replace(request, traffic=shorter)
 

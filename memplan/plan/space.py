@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from memplan.catalog.rules import parse_release
+from memplan.domain.attention import LinearState
 from memplan.domain.model import ModelSpec
 from memplan.domain.plan import PlanRequest
 from memplan.domain.serving import ParallelLayout
@@ -29,6 +31,13 @@ KV_DTYPES: Mapping[str, tuple[str | None, ...]] = {
 LAYER_SPLIT = frozenset({"llama.cpp", "transformers"})
 # Engines that serve one batch at a time: no continuous batching.
 STATIC_BATCHING = frozenset({"transformers"})
+# Engines that keep weights in host memory and bring them over the bus.
+OFFLOADS = frozenset({"vllm"})
+# Engines that serve with prefill and decode apart, from which release on. Source: vLLM's KV connectors (NIXL, 0.9.1),
+# SGLang's disaggregation modes (0.4.6), TensorRT-LLM's disaggregated serving (1.0).
+APART: Mapping[str, str] = {"vllm": "0.9.1", "sglang": "0.4.6", "tensorrt-llm": "1.0"}
+# GPU types up to which pools are searched without being asked for.
+_FEW_OFFERS = 4
 _NODE = 8
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -68,6 +77,44 @@ def layouts(spec: ModelSpec, request: PlanRequest, engine: str, num_gpus: int) -
             yield ParallelLayout(tensor=tensor, pipeline=pipeline, data=data)
             if routed and tensor * data > 1:
                 yield ParallelLayout(tensor=tensor, pipeline=pipeline, data=data, expert=True)
+
+
+def pools(
+    spec: ModelSpec, request: PlanRequest, engine: str, version: str | None, num_gpus: int
+) -> Iterator[tuple[ParallelLayout, ParallelLayout]]:
+    """Every way to share `num_gpus` of up to two machines between replicas that prefill and replicas that decode.
+
+    Without being asked, only where a limit on waits is given: that is what a pool of its own is good for. Only the
+    engine that is named first is searched, with tensor parallelism, for models that cache keys and values.
+    """
+    wanted = request.apart
+    if wanted is None:
+        limits = request.limits
+        wanted = (
+            limits.max_ttft_s is not None or (limits.max_tpot_s is not None and not limits.tpot_is_assumed)
+        ) and len(request.offers) <= _FEW_OFFERS
+    since = APART.get(engine)
+    if not wanted or since is None or engine != request.engines[0][0] or not 2 <= num_gpus <= 2 * _NODE:
+        return
+    if version is not None and parse_release(version) < parse_release(since):
+        return
+    traffic = request.traffic
+    if request.layout is not None or min(traffic.prompt_tokens, traffic.output_tokens) < 2 or _has_states(spec):
+        return
+    sizes = [size for size in _divisors(_NODE) if size < num_gpus]
+    for prefill in sizes:
+        for decode in sizes:
+            for replicas in range(1, (num_gpus - decode) // prefill + 1):
+                rest = num_gpus - replicas * prefill
+                if rest % decode == 0:
+                    yield (
+                        ParallelLayout(tensor=prefill, data=replicas),
+                        ParallelLayout(tensor=decode, data=rest // decode),
+                    )
+
+
+def _has_states(spec: ModelSpec) -> bool:
+    return any(isinstance(cache, LinearState) for layer, _ in spec.distinct_layers() for cache in layer.caches)
 
 
 def _divisors(number: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memplan.domain.lengths import FixedLength, Lengths
 from memplan.domain.plan import Limit, PlanAnswer, Rejection, ServingPlan
 from memplan.domain.serving import ParallelLayout
 
@@ -52,8 +53,17 @@ def title(answer: PlanAnswer) -> str:
     load = f"{traffic.concurrency:,} requests" if traffic.concurrency else "requests"
     if traffic.request_per_s:
         load = f"{traffic.request_per_s:g} requests a second"
-    lengths = f"{traffic.prompt_tokens:,} in and {traffic.output_tokens:,} out"
-    return f"{load} of up to {traffic.context_tokens:,} tokens, {lengths}"
+    lengths = (
+        f"{_tokens(traffic.prompt, traffic.prompt_tokens)} in and {_tokens(traffic.output, traffic.output_tokens)}"
+    )
+    return f"{load} of up to {traffic.context_tokens:,} tokens, {lengths} out"
+
+
+def _tokens(lengths: Lengths | None, mean: int) -> str:
+    """`1,200`, or `1,200 (p95 4,000)` where lengths are spread."""
+    if lengths is None or isinstance(lengths, FixedLength):
+        return f"{mean:,}"
+    return f"{mean:,} (p95 {lengths.quantile(0.95):,.0f})"
 
 
 def layout(cut: ParallelLayout) -> str:
@@ -134,7 +144,9 @@ def _at_once(plan: ServingPlan) -> str:
     requests = f"{plan.concurrency:,} request{'s' if plan.concurrency != 1 else ''}"
     seqs = plan.settings.max_num_seqs
     each = " on each replica" if plan.layout.data > 1 else ""
-    return f"{requests}, --max-num-seqs {seqs}{each}" if seqs else requests
+    full = plan.settings.workload.concurrency
+    room = f"; the cache holds them as {full:,} of the longest" if full != plan.concurrency else ""
+    return f"{requests}, --max-num-seqs {seqs}{each}{room}" if seqs else requests + room
 
 
 def _risk(plan: ServingPlan) -> str:

@@ -1,21 +1,23 @@
-"""Asking an engine for the budget of a draft: the settings it would be started with, and what to try when it does not
-fit.
+"""Asking an engine for the budget of a candidate: the settings it would be started with, and what to try when it does
+not fit.
 """
 
 from __future__ import annotations
 
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.plan import PlanRequest, Traffic
-from memplan.domain.serving import ServingSettings, Workload
+from memplan.domain.serving import ParallelLayout, ServingSettings, Workload
 from memplan.engines.registry import load_engine
 from memplan.engines.starts import with_support
 from memplan.errors import MemplanError
 from memplan.plan.cells import Cell
+from memplan.plan.loads import FULL
 from memplan.plan.space import LAYER_SPLIT
 from memplan.records import dataclass, replace
 
 _SMALL_STEP = 2048
 _LARGE_PART = 0.95
+_PROMPTS_HELD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +28,8 @@ class Attempt:
     utilization: float | None = None
 
     def settings(self, cell: Cell, concurrency: int, request: PlanRequest) -> ServingSettings:
-        """The settings of a draft, complete for `ServingSettings`; what the user fixed stays."""
-        asked = request.settings
+        """The settings of a candidate, complete for `ServingSettings`; what the user fixed stays."""
+        asked, drafted = request.settings, cell.speculation
         per_replica = -(-concurrency // cell.layout.data)
         seqs = asked.max_num_seqs
         if seqs is None and cell.engine not in LAYER_SPLIT:
@@ -37,9 +39,12 @@ class Attempt:
             layout=cell.layout,
             workload=Workload(
                 context_tokens=request.traffic.context_tokens,
-                concurrency=concurrency,
+                concurrency=cell.fullness.full_requests(concurrency, cell.layout.data),
                 mean_tokens=asked.workload.mean_tokens,
             ),
+            weight_offload_bytes=cell.offload_bytes,
+            draft=drafted.spec if drafted else None,
+            num_speculative_tokens=drafted.num_tokens if drafted else 0,
             quant=cell.stored.scheme,
             kv_dtype=cell.kv_dtype or asked.kv_dtype,
             max_num_seqs=seqs,
@@ -56,9 +61,14 @@ def attempts(cell: Cell) -> tuple[Attempt, ...]:
     return Attempt(), small, replace(small, utilization=_LARGE_PART)
 
 
-def estimate(cell: Cell, concurrency: int, attempt: Attempt, request: PlanRequest) -> tuple[MemoryBudget | None, str]:
+def prefill_settings(cell: Cell, prefill: ParallelLayout, attempt: Attempt, request: PlanRequest) -> ServingSettings:
+    """The settings of a pool that only reads prompts: a replica holds the one it reads and the one it sends."""
+    reading = replace(cell, layout=prefill, fullness=FULL)
+    return attempt.settings(reading, _PROMPTS_HELD * prefill.data, request)
+
+
+def estimate(cell: Cell, settings: ServingSettings) -> tuple[MemoryBudget | None, str]:
     """Return the budget, as `memplan estimate` would answer it where it fits; or None and why the engine refuses."""
-    settings = attempt.settings(cell, concurrency, request)
     try:
         budget = load_engine(cell.engine).estimate(cell.stored.spec, cell.gpu, settings, cell.version)
     except MemplanError as error:
@@ -72,7 +82,7 @@ def estimate(cell: Cell, concurrency: int, attempt: Attempt, request: PlanReques
     return (
         replace(
             budget,
-            settings={**budget.settings, "concurrency": concurrency},
+            settings={**budget.settings, "concurrency": settings.workload.concurrency},
             weights_scheme=cell.stored.spec.quantization or cell.stored.spec.dtype.value,
             price=cell.gpu.price,
         ),
