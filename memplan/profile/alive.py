@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from memplan.domain.timeline import CATEGORIES, Category, LiveTensor
-from memplan.profile.events import EventLog
-from memplan.records import dataclass
+from memplan.profile.events import EventLog, Label
+from memplan.records import dataclass, replace
 
+_WEIGHTS = CATEGORIES.index("weights")
 _KEPT = frozenset(CATEGORIES.index(name) for name in ("weights", "kv_cache", "gradients", "optimizer_state"))
 
 
@@ -32,6 +33,7 @@ class Survey:
         self._live: dict[int, None] = {}
         self._totals = [0] * len(CATEGORIES)
         self._modules: dict[tuple[int, int], str] = {}
+        self._patterns = Patterns(log)
 
     def go_to(self, step: int) -> None:
         """Walk on to the state after `step` events."""
@@ -58,7 +60,7 @@ class Survey:
         return Contents(
             by_category=self.by_category(),
             by_module=self._by_module(module_depth),
-            largest=merged(self._log, self._live, self._held, num_largest),
+            largest=self._patterns.merged(self._live, self._held, num_largest),
         )
 
     def left_bytes(self, first: int) -> int:
@@ -87,23 +89,45 @@ class Survey:
         return dict(sorted(modules.items(), key=lambda item: -item[1]))
 
 
-def merged(log: EventLog, numbers: Iterable[int], held: Sequence[int], most: int) -> tuple[LiveTensor, ...]:
-    """The `most` largest of some allocations, those with one label, category and size counted together."""
-    groups: dict[tuple[int, int, int], int] = {}
-    for number in numbers:
-        key = (log.label_of[number], log.category_of[number], held[number])
-        groups[key] = groups.get(key, 0) + 1
-    ranked = sorted(groups.items(), key=lambda item: -item[0][2] * item[1])
-    return tuple(
-        LiveTensor(
-            size_bytes=size * count,
-            category=CATEGORIES[category],
-            module=log.labels[label].module,
-            operator=log.labels[label].operator,
-            where=log.labels[label].where,
-            shape=log.labels[label].shape,
-            dtype=log.labels[label].dtype,
-            count=count,
+class Patterns:
+    """Finds which allocations look alike: labels that differ only in the numbers of their modules count as one."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        numbers: dict[Label, int] = {}
+        self._number_of = [
+            numbers.setdefault(replace(label, module=module_pattern(label.module)), len(numbers))
+            for label in log.labels
+        ]
+        self._labels = list(numbers)
+
+    def merged(self, numbers: Iterable[int], held: Sequence[int], most: int) -> tuple[LiveTensor, ...]:
+        """The `most` largest of some allocations; those that look alike and are of one size are counted together."""
+        number_of, label_of, category_of = self._number_of, self._log.label_of, self._log.category_of
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for number in numbers:
+            key = (number_of[label_of[number]], category_of[number], held[number])
+            groups.setdefault(key, []).append(number)
+        ranked = sorted(groups.items(), key=lambda item: -item[0][2] * len(item[1]))
+        return tuple(
+            self._tensor(size, CATEGORIES[category], self._labels[pattern], alike)
+            for (pattern, category, size), alike in ranked[:most]
         )
-        for (label, category, size), count in ranked[:most]
-    )
+
+    def _tensor(self, size: int, category: Category, label: Label, alike: list[int]) -> LiveTensor:
+        own = self._log.labels[self._log.label_of[alike[0]]]
+        return LiveTensor(
+            size_bytes=size * len(alike),
+            category=category,
+            module=own.module if len(alike) == 1 else label.module,
+            operator=label.operator,
+            where=label.where,
+            shape=label.shape,
+            dtype=label.dtype,
+            count=len(alike),
+        )
+
+
+def module_pattern(module: str) -> str:
+    """A module's name with `*` for its numbers: `model.layers.*.mlp`."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))

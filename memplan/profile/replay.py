@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 
 from memplan.domain.timeline import Category, OutOfMemory, PhaseMemory, Sample, Work
-from memplan.profile.alive import Contents, Survey, merged
+from memplan.profile.alive import Contents, Patterns, Survey
 from memplan.profile.allocator.direct import DirectAllocator
 from memplan.profile.allocator.expandable import ExpandableAllocator
 from memplan.profile.allocator.settings import AllocatorSettings
@@ -174,16 +174,25 @@ def _curve(log: EventLog, walk: Walk) -> list[int]:
 
 
 def _thinned(curve: list[int], passages: list[Passage], at_peak: list[int], most: int) -> list[int]:
-    """Steps of the curve: each phase's ends and peak, and of equal stretches between them the highest and the last."""
+    """Steps of the curve: each phase's ends and peak, and of equal stretches between them the highest and the last.
+
+    Half of the points are shared out evenly, so that a short phase beside a long one still has a shape.
+    """
     if most <= 0 or not passages:
         return []
     steps = [step for passage in passages for step in (passage.start, passage.stop)] + at_peak
-    first, last = passages[0].start, passages[-1].stop
-    width = max(-(-2 * (last - first) // max(most - len(steps), 2)), 1)
-    for start in range(first, last, width):
-        stop = min(start + width, last)
-        highest = max(curve[start + 1 : stop + 1])
-        steps += [curve.index(highest, start + 1), stop]
+    events = max(1, sum(passage.stop - passage.start for passage in passages))
+    room = max(0, most - len(steps)) // 2
+    for passage in passages:
+        length = passage.stop - passage.start
+        stretches = int(room * (length / events + 1 / len(passages)) / 2)
+        if not length or not stretches:
+            continue
+        width = -(-length // stretches)
+        for start in range(passage.start, passage.stop, width):
+            stop = min(start + width, passage.stop)
+            highest = max(curve[start + 1 : stop + 1])
+            steps += [curve.index(highest, start + 1), stop]
     return steps
 
 
@@ -237,5 +246,5 @@ def _out_of_memory(log: EventLog, walk: Walk) -> OutOfMemory | None:
         capacity_bytes=walk.full.capacity_bytes,
         allocated_bytes=walk.full.allocated_bytes,
         reserved_bytes=walk.full.reserved_bytes,
-        tensor=merged(log, [number], log.sizes, 1)[0],
+        tensor=Patterns(log).merged([number], log.sizes, 1)[0],
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from memplan.domain.timeline import Category, MemoryTimeline, Sample
 from memplan.report import profile_words as words
 from memplan.report.layout import Style
+from memplan.report.run_axis import RunAxis
 from memplan.units import format_gib
 
 # Per category: its block, its letter where there are only letters, and its colour.
@@ -74,7 +75,8 @@ def curve(timeline: MemoryTimeline, style: Style) -> str:
     if len(samples) < 3 or not style.unicode:
         return ""
     width = min(style.width, _WIDEST) - 12
-    columns = columns_of(samples, width)
+    axis = RunAxis(samples)
+    columns = columns_of(samples, axis, width)
     floor = floor_bytes(samples)
     top = max(columns)
     if top <= floor:
@@ -85,18 +87,16 @@ def curve(timeline: MemoryTimeline, style: Style) -> str:
         cells = "".join(_LEVELS[min(8, max(0, each - row * 8))] for each in eighths)
         mark = format_gib(top) if row == _HEIGHT - 1 else format_gib(floor) if row == 0 else ""
         lines.append(f"{mark.rjust(10)} {style.paint(cells, '35')}".rstrip())
-    lines.append(f"{' ' * 11}{_phase_marks(samples, width)}".rstrip())
+    lines.append(f"{' ' * 11}{_phase_marks(axis, width)}".rstrip())
     about = " (cut at the foot)" if floor else ""
-    return "\n".join([style.paint(f"allocated, over the run's allocations and frees{about}", "1"), *lines])
+    return "\n".join([style.paint(f"allocated, over the run{about}", "1"), *lines])
 
 
-def columns_of(samples: Sequence[Sample], width: int) -> list[int]:
+def columns_of(samples: Sequence[Sample], axis: RunAxis, width: int) -> list[int]:
     """The largest allocated bytes of each of `width` equal parts of the run; a part without samples keeps the level."""
-    first, last = samples[0].step, samples[-1].step
-    reach = max(1, last - first + 1)
     columns = [-1] * width
     for sample in samples:
-        at = min(width - 1, (sample.step - first) * width // reach)
+        at = min(width - 1, int(axis(sample.step) * width))
         columns[at] = max(columns[at], sample.allocated_bytes)
     level = max(0, samples[0].allocated_bytes)
     for at, value in enumerate(columns):
@@ -112,16 +112,11 @@ def floor_bytes(samples: Sequence[Sample]) -> int:
     return int(least * 0.98) if held and least > 0.6 * max(held) else 0
 
 
-def _phase_marks(samples: Sequence[Sample], width: int) -> str:
+def _phase_marks(axis: RunAxis, width: int) -> str:
     """Every phase's name where it begins, as far as there is room."""
-    first, reach = samples[0].step, max(1, samples[-1].step - samples[0].step + 1)
-    line, previous = "", ""
-    for sample in samples:
-        if sample.phase == previous:
-            continue
-        previous = sample.phase
-        at = (sample.step - first) * width // reach
-        text = f"|{sample.phase}"
+    line = ""
+    for stretch in axis.stretches:
+        at, text = int(stretch.start * width), f"|{stretch.phase}"
         if at >= len(line) and at + len(text) <= width:
             line = line.ljust(at) + text + " "
     return line

@@ -67,7 +67,9 @@ def _curves(timeline: MemoryTimeline, name: str) -> str:
     whole = figures.curve(timeline, name)
     if not whole:
         return ""
-    drawn = figure("Memory over the run's allocations and frees, from left to right", whole, figures.legend(timeline))
+    drawn = figure(
+        "Memory over the run; short phases are drawn wider than they are long", whole, figures.legend(timeline)
+    )
     above = figures.curve(timeline, name, cut=True)
     return drawn + (figure("The same, from just below what is held throughout", above) if above else "")
 

@@ -13,6 +13,7 @@ from memplan.report import profile_words as words
 from memplan.report.layout import printable
 from memplan.report.module_tree import Node, label
 from memplan.report.profile_figures import floor_bytes
+from memplan.report.run_axis import RunAxis
 from memplan.units import GIB, MIB, format_gib
 
 COLORS: dict[Category, str] = {
@@ -56,7 +57,7 @@ def curve(timeline: MemoryTimeline, name: str, *, cut: bool = False) -> str:
     capacity = timeline.capacity_bytes or 0
     top = max(held, capacity) if not cut and capacity <= 1.6 * held else held
     frame = _Frame(samples, floor, top + (top - floor) // 40)
-    drawn = [*frame.grid(), *_areas(samples, frame), _reserved(samples, frame), *_phases(samples, frame)]
+    drawn = [*frame.grid(), *_areas(samples, frame), _reserved(samples, frame), *_phases(frame)]
     if floor < capacity <= top:
         at = frame.y(capacity)
         drawn.append(
@@ -76,15 +77,14 @@ def curve(timeline: MemoryTimeline, name: str, *, cut: bool = False) -> str:
 class _Frame:
     """From steps and bytes to places in the picture."""
 
-    __slots__ = ("_first", "_floor", "_reach", "_top")
+    __slots__ = ("_floor", "_top", "axis")
 
     def __init__(self, samples: Sequence[Sample], floor: int, top: int) -> None:
-        self._first = samples[0].step
-        self._reach = max(1, samples[-1].step - samples[0].step)
+        self.axis = RunAxis(samples)
         self._floor, self._top = floor, max(top, floor + 1)
 
     def x(self, step: int) -> float:
-        return _LEFT + (step - self._first) / self._reach * (_WIDTH - _LEFT - _RIGHT)
+        return _LEFT + self.axis(step) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(self, size_bytes: int) -> float:
         share = (max(size_bytes, self._floor) - self._floor) / (self._top - self._floor)
@@ -171,23 +171,18 @@ def _reserved(samples: Sequence[Sample], frame: _Frame) -> str:
     return f'<path class="whisker" fill="none" d="M{path}"><title>reserved</title></path>'
 
 
-def _phases(samples: Sequence[Sample], frame: _Frame) -> list[str]:
+def _phases(frame: _Frame) -> list[str]:
     """A line where each phase begins, with its name where there is room."""
-    starts: list[Sample] = []
-    for sample in samples:
-        if not starts or starts[-1].phase != sample.phase:
-            starts.append(sample)
     drawn, free_from = [], 0.0
-    ends = [frame.x(each.step) for each in starts[1:]] + [float(_WIDTH - _RIGHT)]
-    for start, end in zip(starts, ends, strict=True):
-        at = frame.x(start.step)
+    room = _WIDTH - _LEFT - _RIGHT
+    for stretch in frame.axis.stretches:
+        at, end = _LEFT + stretch.start * room, _LEFT + stretch.end * room
         if at > _LEFT + 1:
-            drawn.append(
-                f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{_CURVE_HEIGHT - _BOTTOM}"/>'
-            )
-        if at >= free_from and end - at > len(start.phase) * _LETTER:
-            drawn.append(f'<text class="faint" x="{at + 4:.1f}" y="12">{start.phase}</text>')
-            free_from = at + len(start.phase) * _LETTER + 8
+            bottom = _CURVE_HEIGHT - _BOTTOM
+            drawn.append(f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{bottom}"/>')
+        if at >= free_from and end - at > len(stretch.phase) * _LETTER:
+            drawn.append(f'<text class="faint" x="{at + 4:.1f}" y="12">{stretch.phase}</text>')
+            free_from = at + len(stretch.phase) * _LETTER + 4
     return drawn
 
 

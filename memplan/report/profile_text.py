@@ -79,13 +79,13 @@ def _categories(timeline: MemoryTimeline, style: Style) -> str:
 
 def _modules(timeline: MemoryTimeline, style: Style) -> str:
     peak = timeline.peak
-    if not peak.by_module:
+    tree = module_tree.of_peak(timeline)
+    if tree is None:
         return ""
-    tree = module_tree.opened(module_tree.module_tree(peak.by_module, peak.phase))
     rows: list[list[Cell]] = [[("module", _DIM), ("size", _DIM), ("share", _DIM), ""]]
     for indent, name, size in module_tree.rows(tree):
         rows.append([f"{'  ' * indent}{name}", format_gib(size), f"{100 * size / max(1, tree.size_bytes):.1f} %", ""])
-    title = style.paint(f"by module, at the peak of {peak.phase}", _BOLD)
+    title = style.paint(f"what was alive at the peak of {peak.phase}", _BOLD)
     return f"{title}\n{table(rows, style, right=frozenset({1, 2}), indent='  ')}"
 
 

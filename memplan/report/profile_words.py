@@ -28,6 +28,7 @@ CATEGORY_NAMES: dict[Category, str] = {
     "unknown": "unknown",
 }
 PHASE_COLUMNS = ("phase", "before", "peak", "after", "reserved", "fragmented", "left behind")
+_MOST_LARGEST = 10
 LARGEST_COLUMNS = ("size", "tensor", "for", "made by", "where")
 WORK_COLUMNS = ("phase", "computes", "moves", "FLOPs a byte", "bound by", "takes", "reaches")
 COMPARED_COLUMNS = ("term", "profiled", "estimated", "90 % interval", "difference")
@@ -48,7 +49,9 @@ def title(timeline: MemoryTimeline) -> str:
 def where(timeline: MemoryTimeline) -> str:
     """Device, size, and the settings that shape a profile."""
     size = f" ({format_gib(timeline.capacity_bytes)} for torch)" if timeline.capacity_bytes is not None else ""
-    device = timeline.device_name or ("a device without limit" if timeline.device == "simulated" else timeline.device)
+    device = timeline.device_name or (
+        "on a device without limit" if timeline.device == "simulated" else timeline.device
+    )
     ranks = f"rank {timeline.rank} of {timeline.num_ranks}" if timeline.num_ranks > 1 else ""
     libraries = ", ".join(f"{name} {number}" for name, number in timeline.versions.items())
     parts = [f"{_PLACES[timeline.device]} {device}{size}", ranks, *_workload(timeline.settings), libraries]
@@ -177,8 +180,13 @@ def tensor(found: LiveTensor) -> str:
 
 
 def largest_rows(phase: PhaseMemory) -> list[list[str]]:
-    """The largest of what was alive at a phase's peak, in the columns of LARGEST_COLUMNS."""
-    return [
+    """The largest of what was alive at a phase's peak, in the columns of LARGEST_COLUMNS; of all weights together
+    where there is anything else.
+    """
+    others = [found for found in phase.largest if found.category != "weights"]
+    weights = phase.by_category.get("weights", 0)
+    first = [[format_gib(weights), "all of them", CATEGORY_NAMES["weights"], "", ""]] if others and weights else []
+    return first + [
         [
             format_gib(found.size_bytes),
             tensor(found),
@@ -186,7 +194,7 @@ def largest_rows(phase: PhaseMemory) -> list[list[str]]:
             " ".join(part for part in (found.operator, f"in {found.module}" if found.module else "") if part),
             found.where,
         ]
-        for found in phase.largest
+        for found in (others or phase.largest)[:_MOST_LARGEST]
     ]
 
 
