@@ -98,10 +98,12 @@ def state_blocks(subject: EmitSubject) -> Finding | None:
 def preemption(subject: EmitSubject) -> Finding | None:
     """More sequences are admitted than the cache holds: they are preempted and computed again, over and over.
 
-    A number that was given stays, unless the mean length was given too: an assumption of ours does not overrule it.
+    Engines queue what has no room and put back what outgrows the cache; none of them fails. So without a mean length
+    the default is lowered only to what the cache holds of short requests, and a number that was given stays: an
+    assumption of ours does not overrule it.
     Source: vllm#18115, vllm#42827, Tandemn-Labs/tandemn-system#11.
     """
-    seqs, mean = sequences(subject), sizing.mean_tokens(subject)
+    seqs, mean = sequences(subject), sizing.short_tokens(subject)
     given = subject.settings.max_num_seqs is not None
     if seqs is None or (given and subject.settings.workload.mean_tokens is None):
         return None

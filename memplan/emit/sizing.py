@@ -14,6 +14,9 @@ from memplan.units import GIB, ceil_div, format_gib, round_up
 
 # Assumed, and said so in every file: a line of 1 Gbit/s, a network volume, and what compiling and capturing take.
 _USUAL_TOKENS = 8192  # a long prompt and its answer: an assumption
+# A turn of a chat, prompt and answer. Source: traces of conversations have 500 tokens on average (ShareGPT, in vLLM's
+# paper) and 1,020 + 129 at the median (Azure's trace of 2023, in Splitwise's).
+_CHAT_TOKENS = 1024
 _DOWNLOAD_BYTES_PER_S = 100_000_000
 _READ_BYTES_PER_S = 500_000_000
 _COMPILE_S = 240
@@ -139,6 +142,18 @@ def mean_tokens(subject: EmitSubject) -> Sized:
     if half > _USUAL_TOKENS:
         return Sized(value=_USUAL_TOKENS, why="assumed: give --mean-length")
     return Sized(value=half, why="half of the context (assumed: give --mean-length)")
+
+
+def short_tokens(subject: EmitSubject) -> Sized:
+    """The tokens that a request has on average: as given, else those of a chat's turn.
+
+    What is admitted is bounded by this, not by `mean_tokens`: a bound that is too low leaves the cache empty while
+    requests wait, whatever they are; one that is too high costs some requests that are put back and computed again.
+    """
+    if subject.settings.workload.mean_tokens:
+        return mean_tokens(subject)
+    why = "a turn of a chat, assumed: give --mean-length"
+    return Sized(value=min(_CHAT_TOKENS, context_tokens(subject)), why=why)
 
 
 def service_name(subject: EmitSubject) -> str:

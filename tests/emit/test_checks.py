@@ -129,6 +129,15 @@ def test_7_no_more_is_admitted_than_the_cache_holds() -> None:
     assert seqs * 4000 <= mended.budget.kv.capacity_tokens * 1.01
 
 
+def test_7_without_a_length_the_default_is_lowered_to_what_the_cache_holds_of_short_requests_only() -> None:
+    small, large = setup(gpu="l4", context=16384, concurrency=1), setup(gpu="a100-80g", context=16384)
+    mended = after("preemption", small)
+    seqs = mended.budget.settings["max_num_seqs"]
+    assert abs(seqs - small.budget.kv.capacity_tokens // 1024) <= 1
+    assert seqs * 1024 <= mended.budget.kv.capacity_tokens
+    assert plan_checks.preemption(large) is None
+
+
 def test_7_an_assumption_does_not_overrule_a_number_that_was_given() -> None:
     assert plan_checks.preemption(setup(gpu="l4", context=8192, concurrency=2, max_num_seqs=256)) is None
     assert plan_checks.preemption(setup(gpu="l4", context=8192, concurrency=2, max_num_seqs=256, mean=4000))
