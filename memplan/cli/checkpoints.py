@@ -9,7 +9,7 @@ from memplan.domain.model import ModelSpec
 
 # Weight schemes that engines apply to plain weights while they load: what they call it.
 _ONLINE = {
-    "vllm": {"fp8": "fp8"},
+    "vllm": {"fp8": "fp8", "bnb-nf4": "bitsandbytes"},
     "sglang": {"fp8": "fp8"},
     "transformers": {"bnb-nf4": "bitsandbytes", "bnb-int8": "bitsandbytes"},
 }

@@ -16,9 +16,12 @@ def subject_of(setup: Setup, format_name: str) -> EmitSubject:
     question, budget, given = setup.question, setup.budget, setup.asked.given
     scheme = question.settings.quant
     draft = given.get("draft_model")
+    reference = model_reference(given["model"], question.base_spec)
+    # A path is told whole: the command is to make the same file in any directory.
+    found = {**given, "model": reference} if reference.startswith("/") else given
     return EmitSubject(
         spec_name=question.base_spec.name,
-        model_reference=model_reference(given["model"], question.base_spec),
+        model_reference=reference,
         spec=question.spec,
         gpu=question.gpu,
         budget=budget,
@@ -26,7 +29,7 @@ def subject_of(setup: Setup, format_name: str) -> EmitSubject:
         engine=question.engine,
         version=budget.engine_version,
         quantization=online_quantization(question.engine, scheme) if scheme else None,
-        command=command_line("emit-config", given, format=format_name),
+        command=command_line("emit-config", found, format=format_name),
         checked_for=f"{_TITLES.get(question.engine, question.engine)} {budget.engine_version}",
         revision=given.get("revision"),
         draft_reference=_draft_reference(setup) if draft else None,

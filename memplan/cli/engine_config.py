@@ -39,6 +39,8 @@ _TELLING = {
     "n-gpu-layers": "llama.cpp",
     "ngl": "llama.cpp",
 }
+# What vLLM calls it to quantize plain weights while they load, and the scheme that it comes to.
+_ONLINE = {"fp8": "fp8", "bitsandbytes": "bnb-nf4"}
 
 
 def read_engine_config(path: Path, engine: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -213,8 +215,10 @@ def _vllm_extras(own: dict[str, Any], path: Path) -> dict[str, Any]:
             extras["num_speculative_tokens"] = speculative["num_speculative_tokens"]
     if own.pop("enable_lora", False) in (True, "true"):
         extras.setdefault("max_loras", 1)
-    if own.get("quantization") == "fp8":
-        extras["online_quant"] = "fp8"
+    if scheme := _ONLINE.get(str(own.get("quantization"))):
+        extras["online_quant"] = scheme
+        if own.pop("quantization") == own.get("load_format"):
+            own.pop("load_format")
     return extras
 
 

@@ -1,8 +1,9 @@
 """What is written when the asked setup does not fit: the cheapest one near it that does, and what was changed.
 
-In this order: less slack (utilization, batch sizes); a shorter limit, when no length was asked for; a published
-quantized checkpoint (for llama.cpp a GGUF mix), at full length or, when no length was asked for, a shorter one; more
-GPUs of the kind. Every candidate is a set of options to change, asked and answered anew.
+In this order: less slack (utilization, batch sizes); a shorter limit, when no length was asked for; what the user has
+quantized of the model; a published quantized checkpoint (for llama.cpp a GGUF mix), each at full length or, when no
+length was asked for, a shorter one; more GPUs of the kind. Every candidate is a set of options to change, asked and
+answered anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from memplan.cli.checkpoints import published
 from memplan.cli.options import WORKLOAD, Given
 from memplan.cli.questions import ask
 from memplan.cli.serving_options import split_count
-from memplan.cli.setup import Setup, told
+from memplan.cli.setup import Setup, refused_start, told
+from memplan.cli.state import QuantizedOutput
 from memplan.domain.budget import MemoryBudget
 from memplan.engines.registry import load_engine
 from memplan.engines.remedies import ranked_remedies
@@ -33,9 +35,12 @@ _SLACK = ("--gpu-memory-utilization", "--max-num-seqs", "--max-num-batched-token
 _MIXES = ("gguf:q8_0", "gguf:q6_k", "gguf:q5_k_m", "gguf:q4_k_m")
 
 
-def mend(setup: Setup) -> Setup | None:
-    """Return the cheapest setup near this one that fits; None when none does."""
-    for changed, words in _candidates(setup):
+def mend(setup: Setup, own: QuantizedOutput | None) -> Setup | None:
+    """Return the cheapest setup near this one that fits and starts; None when none does.
+
+    `own` is what the user has quantized of this model.
+    """
+    for changed, words in _candidates(setup, own):
         found = _try(setup, changed, words)
         if found is not None:
             return found
@@ -50,7 +55,7 @@ def _try(setup: Setup, changed: Mapping[str, Any], words: tuple[str, ...]) -> Se
         budget = told(question)
     except MemplanError:
         return None
-    if budget.verdict != "fits":
+    if budget.verdict != "fits" or refused_start(budget):
         return None
     return Setup(asked=asked, question=question, budget=budget, changes=words)
 
@@ -60,13 +65,19 @@ def with_changes(given: Given, changed: Mapping[str, Any]) -> Given:
     return {name: value for name, value in {**given, **changed}.items() if value is not None}
 
 
-def _candidates(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+def _candidates(setup: Setup, own: QuantizedOutput | None) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     yield from _slack(setup)
     if (part := _free_part(setup)) is not None:
         words = (f"--gpu-memory-utilization {part:g}, because no more of the GPU is free",)
         yield {"gpu_memory_utilization": part}, words
         yield from _shorter(setup, {"gpu_memory_utilization": part}, words)
     yield from _shorter(setup, {}, ())
+    if own is not None and setup.question.settings.quant is None:
+        mine: dict[str, Any] = {"model": str(own.output), "revision": None, "quant": None}
+        kind = f"{own.scheme}, {own.quality}" if own.quality else own.scheme
+        words = (f"the weights are {own.output}, quantized here ({kind}), because {_missing(setup.budget)}",)
+        yield mine, words
+        yield from _shorter(setup, mine, words)
     if _is_plain_gguf(setup.question):
         for mix in _MIXES:
             changed: dict[str, Any] = {"quant": mix}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from memplan.cli.questions import Asked
@@ -23,6 +24,12 @@ class Setup:
     question: Question
     budget: MemoryBudget
     changes: tuple[str, ...] = ()
+
+
+def refused_start(budget: MemoryBudget) -> Mapping[str, Any] | None:
+    """Why the engine would not start, as the tables of what is servable have it; None where it starts."""
+    found = budget.extra.get("servable")
+    return found if isinstance(found, Mapping) and not found["runs"] else None
 
 
 def told(question: Question) -> MemoryBudget:

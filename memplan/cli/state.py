@@ -1,6 +1,7 @@
 """What a command given no MODEL works on: memplan.yaml in the working directory, else the last estimate made there.
 
-A command that names its MODEL never depends on either.
+A command that names its MODEL never depends on either. The state of a directory is one JSON object: `directory`,
+`given` (the options of the last command that asked for a workload) and `quantized` (see QuantizedOutput).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from memplan.cli.options import WORKLOAD, Given
 from memplan.cli.small_file import read_small_text
 from memplan.errors import UsageError, did_you_mean
+from memplan.records import dataclass
 
 PROJECT_FILE = "memplan.yaml"
 _RECIPE = "recipe"  # the title and the expected answer of a file of recipes/
@@ -47,14 +49,40 @@ def filled_in(given: Given, *, forget: frozenset[str] = frozenset()) -> Given:
 def remember(given: Given) -> None:
     """Keep the workload of a command for the next one in this directory; a folder that cannot be written is let be."""
     kept = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name in WORKLOAD}
-    path = _state_file()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"directory": os.getcwd(), "given": kept}), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError:
-        return
+    _write({**_read(), "given": kept})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedOutput:
+    """What `memplan quantize` wrote last in a directory: an entry of the directory's state.
+
+    `model` is the name of the ModelSpec that was quantized, `output` the folder or file that holds the result,
+    `scheme` what its weights are stored in. `quality` is what was measured of it, in words ("perplexity 6.41, 6.24
+    before"), empty where nothing was.
+    """
+
+    model: str
+    output: Path
+    scheme: str
+    quality: str = ""
+
+
+def remember_quantized(found: QuantizedOutput) -> None:
+    """Keep what was quantized for the next command in this directory; its workload stays that of the last command."""
+    kept = {"model": found.model, "output": str(found.output.absolute()), "scheme": found.scheme}
+    _write({**_read(), "quantized": {**kept, "quality": found.quality}})
+
+
+def quantized_output() -> QuantizedOutput | None:
+    """Return what was quantized last in this directory; None when nothing was, or it is gone."""
+    kept = _read().get("quantized")
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(key), str) for key in ("model", "output", "scheme")):
+        return None
+    output = Path(kept["output"])
+    if not (output / "config.json").is_file() and not output.is_file():
+        return None
+    quality = str(kept.get("quality") or "")
+    return QuantizedOutput(model=kept["model"], output=output, scheme=kept["scheme"], quality=quality)
 
 
 def read_project(path: Path) -> dict[str, Any]:
@@ -99,16 +127,33 @@ def _typed(name: str, value: object, origin: str) -> Any:
 
 
 def _last() -> dict[str, Any]:
-    try:
-        state = json.loads(_state_file().read_text(encoding="utf-8"))
-        given = state["given"] if state["directory"] == os.getcwd() else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    given = _read().get("given")
     if not isinstance(given, dict):
         return {}
     return {
         name: Path(value) if WORKLOAD[name].kind is Path else value for name, value in given.items() if name in WORKLOAD
     }
+
+
+def _read() -> dict[str, Any]:
+    """The state of this directory; empty when there is none, or it is not readable."""
+    try:
+        state = json.loads(_state_file().read_text(encoding="utf-8"))
+        return state if state["directory"] == os.getcwd() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(state: Mapping[str, Any]) -> None:
+    """Replace the state of this directory; a folder that cannot be written is let be."""
+    path = _state_file()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps({**state, "directory": os.getcwd()}), encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        return
 
 
 def _state_file() -> Path:

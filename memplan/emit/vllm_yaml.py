@@ -19,6 +19,7 @@ from memplan.errors import UsageError
 from memplan.units import GIB, format_gib
 
 FILE_NAME = "vllm.yaml"
+_OVERLOAD = "more wait, and one that outgrows a full cache is put back and computed again: none fails"
 # What memplan takes with --set and vLLM from the environment, or finds out itself.
 _NOT_OPTIONS = ("v2-model-runner", "flashinfer-sampler")
 
@@ -70,6 +71,8 @@ def _model(subject: EmitSubject, options: EngineOptionTable) -> Iterator[Entry]:
     if subject.quantization:
         why = "the weights are quantized while they load; vLLM reads a quantized checkpoint without this"
         yield Entry(key="quantization", value=subject.quantization, why=why)
+    if subject.quantization == "bitsandbytes":
+        yield Entry(key="load-format", value="bitsandbytes", why="releases before 0.8.2 do not conclude it")
 
 
 def _layout(subject: EmitSubject, options: EngineOptionTable) -> Iterator[Entry]:
@@ -94,7 +97,7 @@ def _limits(subject: EmitSubject) -> Iterator[Entry]:
     if kv.max_context_tokens:
         why += f"; the longest that has room alone is {kv.max_context_tokens:,}"
     yield Entry(key="max-model-len", value=settings["max_model_len"], why=why if kv.needed_bytes else "")
-    why = f"requests in one step, checked for {requests(budget)}"
+    why = f"requests in one step, checked for {requests(budget)}; {_OVERLOAD}"
     if budget.group_bytes("cuda_graph"):
         why = f"{why}; {group_words(budget, 'cuda_graph', 'CUDA graphs')}"
     yield Entry(key="max-num-seqs", value=settings["max_num_seqs"], why=why)

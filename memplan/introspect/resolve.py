@@ -267,7 +267,7 @@ def _from_catalogue(known: CatalogModel) -> ModelSpec:
         from memplan.catalog.quant_schemes import parse_scheme
         from memplan.introspect.quantized import quantize_spec
 
-        spec = quantize_spec(spec, parse_scheme(known.scheme))
+        spec = replace(quantize_spec(spec, parse_scheme(known.scheme)), quantization_traits=("prequantized",))
     note = (known.resolved_note,) if known.resolved_note else ()
     return replace(spec, source=f"catalogue: {known.name}", notes=(*note, *spec.notes))
 
