@@ -121,15 +121,15 @@ def summarize(
     contents: dict[int, Contents] = {}
     left: dict[int, int] = {}
     points: list[Point] = []
-    for step in sorted({*shown, *at_peak, *(passage.stop for passage in walk.passages)}):
+    peaking, ending = _grouped(at_peak), _grouped([passage.stop for passage in walk.passages])
+    for step in sorted({*shown, *peaking, *ending}):
         survey.go_to(step)
         if step in shown:
             points.append(Point(step=step, num_made=survey.num_made, by_category=survey.by_category()))
-        for number, passage in enumerate(walk.passages):
-            if step == at_peak[number]:
-                contents[number] = survey.contents(module_depth=module_depth, num_largest=num_largest)
-            if step == passage.stop:
-                left[number] = survey.left_bytes(passage.first)
+        for number in peaking.get(step, ()):
+            contents[number] = survey.contents(module_depth=module_depth, num_largest=num_largest)
+        for number in ending.get(step, ()):
+            left[number] = survey.left_bytes(walk.passages[number].first)
     return Replay(
         phases=tuple(
             _phase(passage, contents[number], left[number], (work or {}).get(number))
@@ -164,6 +164,14 @@ class Point:
     step: int
     num_made: int
     by_category: dict[Category, int]
+
+
+def _grouped(steps: list[int]) -> dict[int, list[int]]:
+    """The phases, by number, that share each step."""
+    groups: dict[int, list[int]] = {}
+    for number, step in enumerate(steps):
+        groups.setdefault(step, []).append(number)
+    return groups
 
 
 def _curve(log: EventLog, walk: Walk) -> list[int]:
