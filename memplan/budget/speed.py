@@ -81,7 +81,7 @@ def serving_speed(
     ttft_s = efficiency.request_overhead_s + max(read.alone_s, waits_s[0]) + waits_s[1]
     long_ttft_s = efficiency.request_overhead_s + max(read.long_s, waits_s[0]) + waits_s[1]
     tpot_s = (decode_s + (slots - 1) * prefill_s) / steps if steps else 0.0
-    per_s = slots * layout.data / cycle_s
+    per_s = workload.concurrency / cycle_s
     bound: dict[Phase, Bound] = {"prefill": alone.bound, "decode": turn.step.bound}
     return ServingSpeed(
         ttft_s=ttft_s,

@@ -100,14 +100,46 @@ LLAMA_CPP_OPTIONS = (
 PLAN_OPTIONS = (
     Option(name="goal", help="cost, throughput, latency, long-context, multi-tenant or single-gpu."),
     Option(name="budget", help="US dollars an hour at most, such as 10/h."),
-    Option(name="prompt_tokens", help="Tokens of a prompt."),
-    Option(name="output_tokens", help="Tokens of an answer."),
+    Option(name="prompt_tokens", help="Tokens of a prompt: 1200, 200..2000, mean:1200,p95:4000, or FILE[:COLUMN]."),
+    Option(name="output_tokens", help="Tokens of an answer, likewise."),
     Option(name="request_rate", kind=float, help="Requests a second to keep up with, in place of --concurrency."),
     Option(name="shared_prefix", help="Tokens that all prompts begin with."),
     Option(name="max_ttft", help="Longest wait for the first token, such as 500ms."),
     Option(name="max_tpot", help="Longest wait for each further token, such as 50ms."),
     Option(name="max_perplexity_increase", help="Largest rise of perplexity, such as 2%."),
     Option(name="precision", help="Widths of weights that are allowed, such as 16,8."),
+    Option(name="draft_acceptance", kind=float, help="Part of drafted tokens that is accepted, such as 0.7."),
+    Option(name="disaggregated", kind=bool, help="Pools of their own for prefill and decode; --no- leaves them out."),
+)
+
+PROFILE_OPTIONS = (
+    Option(name="device", help="simulated, cpu or cuda; a named --gpu is simulated.", is_workload=False),
+    Option(name="phase", help="Phases, with commas: inference, training, load, decode ...", is_workload=False),
+    Option(name="batch", help="Sequences at once; several with commas.", is_workload=False),
+    Option(name="prompt_tokens", help="Tokens of a prompt; several with commas.", is_workload=False),
+    Option(name="output_tokens", help="Tokens of an answer.", is_workload=False),
+    Option(name="mean_length", help="Mean length, for what padding wastes.", is_workload=False),
+    Option(name="resolution", kind=int, help="Side of a picture in pixels.", is_workload=False),
+    Option(name="dtype", help="auto, float16, bfloat16, float32.", is_workload=False),
+    Option(name="attention", help="auto, flash, efficient, math, eager, paged; several with commas.", is_workload=False),
+    Option(name="cache", help="dynamic or static.", is_workload=False),
+    Option(name="weights", help="dummy, or real ones where they are at hand.", is_workload=False),
+    Option(name="optimizer", help="adamw, adamw-fused, adamw-8bit, sgd ...", is_workload=False),
+    Option(name="checkpointing", kind=bool, help="Recompute activations in the backward pass.", is_workload=False),
+    Option(name="lora_rank", kind=int, help="Train LoRA adapters of this rank alone.", is_workload=False),
+    Option(name="iterations", kind=int, help="Runs of every phase (default 1); 3 show what grows.", is_workload=False),
+    Option(name="warmup", kind=int, help="Runs before those.", is_workload=False),
+    Option(name="allocator", help="As in PYTORCH_CUDA_ALLOC_CONF.", is_workload=False),
+    Option(name="snapshot", kind=Path, help="Read a snapshot of torch.cuda.memory instead.", is_workload=False),
+    Option(name="memory_viz", kind=Path, help="Write a snapshot for pytorch.org/memory_viz.", is_workload=False),
+    Option(name="compare", kind=tuple[Path, Path], help="Two JSON profiles: before and after.", is_workload=False),
+    Option(
+        name="save_correction",
+        kind=bool,
+        flags=("--save-correction",),
+        help="Let estimate learn what this GPU and model really take.",
+        is_workload=False,
+    ),
 )
 
 OUTPUT_OPTIONS = (

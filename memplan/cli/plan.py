@@ -29,7 +29,7 @@ _RECIPE = Option(
     is_workload=False,
 )
 _FORMATS = ("json", "markdown", "html", "quiet")
-_LEFT_OUT = frozenset({"sharing", "config", "max_num_seqs", "kv_cache_memory", "num_speculative_tokens", "draft_model"})
+_LEFT_OUT = frozenset({"sharing", "config", "max_num_seqs", "kv_cache_memory"})
 _SERVING = tuple(option for option in SERVING_OPTIONS if option.name not in _LEFT_OUT)
 _DEVICES = tuple(option for option in DEVICE_OPTIONS if option.name not in _LEFT_OUT)
 _REPORT = tuple(option for option in REPORT_OPTIONS if option.name != "fail_on")
@@ -37,7 +37,8 @@ _REPORT = tuple(option for option in REPORT_OPTIONS if option.name != "fail_on")
 _DECIDED = frozenset(
     {
         *("tp", "pp", "dp", "ep", "quant", "kv_dtype", "engine", "max_num_seqs", "max_num_batched_tokens"),
-        *("gpu_memory_utilization", "kv_cache_memory", "block_size"),
+        *("gpu_memory_utilization", "kv_cache_memory", "block_size", "draft_model", "num_speculative_tokens"),
+        "cpu_offload",
     }
 )
 

@@ -10,7 +10,7 @@ from memplan.cli.options import Given
 from memplan.cli.serving_options import Device, listed, parse_devices, serving_settings
 from memplan.domain.lengths import FixedLength, Lengths, LogNormalLengths
 from memplan.domain.model import ModelSpec
-from memplan.domain.plan import GOALS, Goal, GpuOffer, Limits, PlanRequest, Traffic
+from memplan.domain.plan import GOALS, Goal, GpuOffer, Limits, PlanRequest, Speculation, Traffic
 from memplan.domain.serving import ServingSettings
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import replace
@@ -48,6 +48,9 @@ def plan_request(given: Given, spec: ModelSpec) -> PlanRequest:
         schemes=listed(given, "quant"),
         kv_dtypes=tuple(None if name == "auto" else name for name in listed(given, "kv_dtype")),
         layout=layout if layout.num_ranks > 1 else None,
+        drafts=_drafts(given, spec, goal),
+        needs_draft="draft_model" in given and given["draft_model"].lower() != "none",
+        apart=given.get("disaggregated"),
     )
 
 
@@ -130,6 +133,30 @@ def _traffic(given: Given, spec: ModelSpec, settings: ServingSettings) -> Traffi
         prompt=prompts,
         output=outputs,
     )
+
+
+def _drafts(given: Given, spec: ModelSpec, goal: Goal) -> tuple[Speculation, ...]:
+    """The drafts that were named; without a name, those that are known where every token is to come soon."""
+    from memplan.catalog.drafts import known_drafts, speculations
+    from memplan.pipeline import load_draft
+
+    named = listed(given, "draft_model")
+    if [name.lower() for name in named] == ["none"]:
+        return ()
+    count, acceptance = given.get("num_speculative_tokens"), given.get("draft_acceptance")
+    if acceptance is not None and not 0 < acceptance <= 1:
+        raise UsageError(f"--draft-acceptance out of range: {acceptance}", hint="it must be above 0 and at most 1")
+    found: list[Speculation] = []
+    for name in named or (known_drafts(spec) if goal == "latency" else ()):
+        draft = load_draft(spec, name, revision=None, offline=given.get("offline", False), introspect="auto")
+        if draft.vocab_size == spec.vocab_size:
+            found += speculations(name, draft, spec, num_tokens=count, acceptance=acceptance)
+        elif named:
+            raise UsageError(
+                f"{draft.name} has another vocabulary than {spec.name}: {draft.vocab_size:,} and {spec.vocab_size:,}",
+                hint="a draft shares its target's tokenizer",
+            )
+    return tuple(found)
 
 
 def _lengths(given: Given, side: Side, longest: int) -> Lengths | None:

@@ -15,7 +15,6 @@ request may be is cut to that, as a server would refuse or truncate it. Files of
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from itertools import pairwise
 from math import ceil, exp, log, sqrt
 from statistics import NormalDist
@@ -180,17 +179,6 @@ def observed(tokens: list[int], *, longest: int) -> ObservedLengths:
     if not kept:
         raise UsageError("no length above zero among the requests", hint="give token counts, one for each request")
     return ObservedLengths(tokens=tuple(kept))
-
-
-def share_above(lengths: Lengths, tokens: int) -> float:
-    """The part of requests that are longer than `tokens`."""
-    if isinstance(lengths, ObservedLengths):
-        return 1 - bisect_left(lengths.tokens, tokens + 1) / len(lengths.tokens)
-    if isinstance(lengths, UniformLengths) and lengths.high > lengths.low:
-        return min(1.0, max(0.0, (lengths.high - tokens) / (lengths.high - lengths.low)))
-    if isinstance(lengths, LogNormalLengths) and lengths.log_std > 0 and tokens < lengths.high:
-        return 1 - _NORMAL.cdf((log(tokens) - lengths.log_mean) / lengths.log_std)
-    return float(lengths.longest > tokens)
 
 
 def parse_lengths(text: str, *, longest: int, what: str = "length") -> Lengths:

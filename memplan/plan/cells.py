@@ -174,6 +174,9 @@ def _drafting(cell: Cell, request: PlanRequest, ledger: Ledger) -> Iterator[Cell
         yield cell
     for draft in request.drafts:
         ledger.considered += 1
+        if cell.layout.pipeline > 1:
+            ledger.rule_out("servable", cell.region, "drafts are not searched with pipeline stages")
+            continue
         since = draft.engines.get(cell.engine)
         if since is None or (cell.version is not None and parse_release(cell.version) < parse_release(since)):
             named = f"{cell.engine} {cell.version}" if cell.version and since else cell.engine

@@ -112,7 +112,7 @@ def _criteria(request: PlanRequest) -> tuple[tuple[Callable[[Point], float], flo
         return wanted, room, wait, rate, (_cost, TIE), *last
     if request.goal == "multi-tenant":
         return wanted, risk, rate, wait, (_cost, TIE), *last
-    return wanted, room, risk, rate, wait, *last
+    return wanted, room, risk, (_cost, TIE), rate, wait, *last
 
 
 def _first(point: Point, request: PlanRequest) -> float:

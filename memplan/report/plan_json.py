@@ -5,6 +5,7 @@ The winner carries its whole budget, as `memplan estimate --json` would write it
 
 from __future__ import annotations
 
+from memplan.domain.lengths import Lengths
 from memplan.domain.plan import Nearest, PlanAnswer, PlanRequest, Rejection, ServingPlan
 from memplan.domain.serving import ParallelLayout
 from memplan.domain.speed import ServingSpeed
@@ -46,6 +47,8 @@ def _request(request: PlanRequest) -> dict[str, object]:
         "context_tokens": traffic.context_tokens,
         "prompt_tokens": traffic.prompt_tokens,
         "output_tokens": traffic.output_tokens,
+        "prompt_lengths": _lengths(traffic.prompt),
+        "output_lengths": _lengths(traffic.output),
         "concurrency": traffic.concurrency,
         "request_per_s": traffic.request_per_s,
         "shared_prefix_tokens": traffic.shared_prefix_tokens,
@@ -64,16 +67,28 @@ def _request(request: PlanRequest) -> dict[str, object]:
     }
 
 
+def _lengths(lengths: Lengths | None) -> dict[str, object] | None:
+    """How lengths are spread; null where none were given, and the context is taken to be full."""
+    if lengths is None:
+        return None
+    parts = {f"p{round(100 * part)}": lengths.quantile(part) for part in (0.5, 0.9, 0.95, 0.99)}
+    return {"mean": lengths.mean, "max": lengths.longest, **parts}
+
+
 def _plan(plan: ServingPlan) -> dict[str, object]:
     settings = plan.settings
     return {
         "engine": {"name": plan.engine, "version": plan.version},
         "gpu": {"name": plan.gpu.name, "count": plan.num_gpus, "memory_bytes": plan.gpu.memory_bytes},
         "layout": _layout(plan.layout),
+        "draft": _draft(plan),
+        "prefill_pool": _pool(plan),
+        "weight_offload_bytes": settings.weight_offload_bytes,
         "weights": {"scheme": plan.scheme, "stored_as": plan.weights_scheme, "kernel": plan.kernel},
         "kv_dtype": plan.kv_dtype or "auto",
         "context_tokens": settings.workload.context_tokens,
         "concurrency": plan.concurrency,
+        "full_length_requests": settings.workload.concurrency,
         "max_num_seqs": settings.max_num_seqs,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
@@ -91,6 +106,34 @@ def _plan(plan: ServingPlan) -> dict[str, object]:
     }
 
 
+def _draft(plan: ServingPlan) -> dict[str, object] | None:
+    drafted = plan.speculation
+    if drafted is None:
+        return None
+    return {
+        "model": drafted.name,
+        "tokens": drafted.num_tokens,
+        "acceptance": drafted.acceptance,
+        "source": drafted.source,
+    }
+
+
+def _pool(plan: ServingPlan) -> dict[str, object] | None:
+    """The GPUs that only prefill; the plan's own layout and budget are then of those that decode."""
+    pool = plan.prefill
+    if pool is None:
+        return None
+    return {
+        "layout": _layout(pool.layout),
+        "max_num_seqs": pool.settings.max_num_seqs,
+        "used_bytes": pool.budget.used_bytes,
+        "link": pool.link,
+        "transfer_s": pool.transfer_s,
+        "shared_tpot_s": pool.shared_tpot_s,
+        "busy_fraction": pool.busy_fraction,
+    }
+
+
 def _layout(cut: ParallelLayout) -> dict[str, object]:
     return {"tensor": cut.tensor, "pipeline": cut.pipeline, "data": cut.data, "expert": cut.expert}
 
@@ -98,6 +141,7 @@ def _layout(cut: ParallelLayout) -> dict[str, object]:
 def _speed(speed: ServingSpeed) -> dict[str, object]:
     return {
         "ttft_s": speed.ttft_s,
+        "long_prompt_ttft_s": speed.long_ttft_s,
         "tpot_s": speed.tpot_s,
         "low_ttft_s": speed.low_ttft_s,
         "high_ttft_s": speed.high_ttft_s,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan.domain.lengths import FixedLength, Lengths
-from memplan.domain.plan import Limit, PlanAnswer, Rejection, ServingPlan
+from memplan.domain.plan import Limit, PlanAnswer, PrefillPool, Rejection, ServingPlan, Speculation
 from memplan.domain.serving import ParallelLayout
+from memplan.units import format_gib
 
 COLUMNS = (
     "GPUs",
@@ -74,6 +75,15 @@ def layout(cut: ParallelLayout) -> str:
     return " x ".join(parts) + (" EP" if cut.expert else "") or "one GPU"
 
 
+def cut(plan: ServingPlan) -> str:
+    """How a plan is cut, the pool that only prefills first, with what drafts: `2 TP 1 > TP 4`, `TP 4, mtp 3`."""
+    decode = layout(plan.layout)
+    if plan.prefill is not None:
+        pools = (plan.prefill.layout, plan.layout)
+        decode = " > ".join(f"{pool.data} TP {pool.tensor}" for pool in pools)
+    return f"{decode}, {plan.speculation.name} {plan.speculation.num_tokens}" if plan.speculation else decode
+
+
 def gpus(plan: ServingPlan) -> str:
     return f"{plan.num_gpus} x {plan.gpu.name}"
 
@@ -92,7 +102,7 @@ def row(plan: ServingPlan) -> list[str]:
     return [
         gpus(plan),
         plan.engine,
-        layout(plan.layout),
+        cut(plan),
         plan.weights_scheme,
         cache(plan),
         f"{plan.concurrency:,}",
@@ -114,10 +124,18 @@ def seconds(value: float) -> str:
 def sentence(plan: ServingPlan) -> str:
     """A plan in one line."""
     price = f", ${plan.usd_per_hour:,.2f} an hour" if plan.usd_per_hour is not None else ""
+    shape = layout(plan.layout)
+    if plan.prefill is not None:
+        shape = f"{_pool(plan.prefill.layout)} for prefill and {_pool(plan.layout)} for decode"
+    drafts = f", drafts by {plan.speculation.name}" if plan.speculation else ""
     return (
-        f"{gpus(plan)}, {plan.engine} {plan.version}, {layout(plan.layout)}, weights in {plan.weights_scheme}, "
-        f"cache in {cache(plan)}{price}"
+        f"{gpus(plan)}, {plan.engine} {plan.version}, {shape}, weights in {plan.weights_scheme}, "
+        f"cache in {cache(plan)}{drafts}{price}"
     )
+
+
+def _pool(cut: ParallelLayout) -> str:
+    return f"{cut.data} x TP {cut.tensor}" if cut.tensor > 1 else f"{cut.data} x one GPU"
 
 
 def promises(plan: ServingPlan) -> list[tuple[str, str]]:
@@ -137,7 +155,42 @@ def promises(plan: ServingPlan) -> list[tuple[str, str]]:
             _risk(plan),
         ),
         *([("kernel", plan.kernel)] if plan.kernel else []),
+        *([("drafts", _drafts(plan.speculation))] if plan.speculation else []),
+        *([("pools", _pools(plan.prefill))] if plan.prefill else []),
+        *([("host", _host(plan))] if plan.settings.weight_offload_bytes else []),
     ]
+
+
+def _drafts(drafted: Speculation) -> str:
+    who = "the model's own predictors" if drafted.name == "mtp" else drafted.name
+    return (
+        f"{drafted.num_tokens} token{'s' if drafted.num_tokens > 1 else ''} a step from {who}, "
+        f"{drafted.acceptance:.0%} of them taken to be accepted ({drafted.source})"
+    )
+
+
+def _pools(pool: PrefillPool) -> str:
+    return (
+        f"the prefill pool works {pool.busy_fraction:.0%} of the time; a prompt's cache takes "
+        f"{seconds(pool.transfer_s)} over {pool.link}; in one pool the prompts of others would add "
+        f"{seconds(pool.shared_tpot_s)} to every token"
+    )
+
+
+def _other_pool(pool: PrefillPool) -> str:
+    asked = pool.settings
+    steps = f" --max-num-seqs {asked.max_num_seqs}" if asked.max_num_seqs else ""
+    return (
+        f"estimate and emit-config take the pool that decodes; --tp {pool.layout.tensor} --dp {pool.layout.data} "
+        f"--concurrency {asked.workload.concurrency}{steps} is the pool that prefills; both start with the engine's KV "
+        "transfer between them"
+    )
+
+
+def _host(plan: ServingPlan) -> str:
+    return (
+        f"{format_gib(plan.settings.weight_offload_bytes * plan.num_gpus)} of weights in host memory, read every step"
+    )
 
 
 def _at_once(plan: ServingPlan) -> str:
@@ -182,6 +235,8 @@ def notes(answer: PlanAnswer) -> list[str]:
             f"speeds are modelled: 90 % of published measurements lie within {low} .. {high} for this token time"
         )
         said += [*winner.speed.notes, *winner.budget.warnings]
+        if winner.prefill is not None:
+            said.append(_other_pool(winner.prefill))
         if winner.gpu.price is not None:
             said.append(f"price: on demand, {winner.gpu.price.source}")
     return list(dict.fromkeys(said))
