@@ -161,7 +161,12 @@ class Quantization:
                     f"groups of {request.group_size} do not divide the {num_in} in features of {name}",
                     hint=f"--group-size {_dividing(num_in)}, or --keep '{name.rsplit('.', 1)[-1]}'",
                 )
-        return tuple(self._stored_module(name) for name in sorted(self._kept_names))
+        return tuple(dict.fromkeys(name for kept in sorted(self._kept_names) for name in self._names(kept)))
+
+    def _names(self, module: str) -> tuple[str, ...]:
+        """What readers call a module: its name in the model, and in the checkpoint unless its weights are another's."""
+        tied = self.skeleton.is_tied(f"{module}.weight")
+        return (module,) if tied else (module, self._stored_module(module))
 
     def _stored_module(self, name: str) -> str:
         try:

@@ -43,6 +43,11 @@ class Skeleton:
         """The name of a parameter in the checkpoint. Raises: KeyError for one that it does not hold."""
         return self._stored_name[name]
 
+    def is_tied(self, name: str) -> bool:
+        """Whether the checkpoint keeps one tensor for this parameter and another."""
+        stored = self._stored_name.get(name)
+        return stored is not None and list(self._stored_name.values()).count(stored) > 1
+
     def load(self, part: str) -> nn.Module:
         """Fill the parameters of a part of the model from the checkpoint, and return it."""
         module = self.model.get_submodule(part)
