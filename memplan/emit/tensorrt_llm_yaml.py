@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.catalog.option_tables import load_option_table
+from memplan.catalog.option_tables import EngineOptionTable, load_option_table
 from memplan.domain.emission import Emission, EmitSubject, EmittedFile
 from memplan.emit.words import cache_holds, group_words, header, requests
 from memplan.emit.yaml_text import Entry, yaml_text
@@ -17,22 +17,23 @@ from memplan.errors import UsageError
 from memplan.units import format_gib
 
 FILE_NAME = "trtllm.yaml"
+_TOKENS_PER_BLOCK = 32  # where a release has no key for it
 
 
 def emit(subject: EmitSubject) -> Emission:
     """Return trtllm.yaml. Raises: UsageError for a flow that has no such file."""
-    load_option_table("tensorrt-llm", subject.version)
+    options = load_option_table("tensorrt-llm", subject.version)
     if subject.budget.settings["backend"] != "pytorch":
         raise UsageError("a built TensorRT engine holds its own limits", hint="leave --set backend=tensorrt out")
     if subject.settings.weight_offload_bytes:
         raise UsageError("TensorRT-LLM keeps its weights on the GPU", hint="leave --cpu-offload out")
     start = f"trtllm-serve {subject.model_reference} --config {FILE_NAME}"
     notes = (f"the model is named on the command line: {start}",)
-    text = yaml_text(header(subject, start), entries(subject))
+    text = yaml_text(header(subject, start), entries(subject, options))
     return Emission(files=(EmittedFile(name=FILE_NAME, text=text, media_type="application/yaml"),), notes=notes)
 
 
-def entries(subject: EmitSubject) -> Iterator[Entry]:
+def entries(subject: EmitSubject, options: EngineOptionTable) -> Iterator[Entry]:
     """Yield every key with its reason, in the order in which a person reads them."""
     budget, settings = subject.budget, subject.budget.settings
     yield Entry(key="backend", value="pytorch", why=group_words(budget, "weights", "weights on each GPU"))
@@ -55,7 +56,7 @@ def entries(subject: EmitSubject) -> Iterator[Entry]:
     yield Entry(key="enable_chunked_prefill", value=subject.settings.chunked_prefill is not False, why=why)
     if settings["attn_backend"] != "trtllm":
         yield Entry(key="attn_backend", value=str(settings["attn_backend"]).upper())
-    yield _cache(subject)
+    yield _cache(subject, options)
     if settings["cuda_graph_max_batch_size"] is None:
         yield Entry(key="cuda_graph_config", value=None, why="no CUDA graphs, as asked")
     else:
@@ -64,17 +65,20 @@ def entries(subject: EmitSubject) -> Iterator[Entry]:
         yield Entry(key="cuda_graph_config", value=graphs, why=why)
 
 
-def _cache(subject: EmitSubject) -> Entry:
+def _cache(subject: EmitSubject, options: EngineOptionTable) -> Entry:
     budget, settings = subject.budget, subject.budget.settings
     own = settings["kv_cache_dtype"] == settings["dtype"]
     cache: dict[str, object] = {
         "free_gpu_memory_fraction": settings["free_gpu_memory_fraction"],
         "dtype": "auto" if own else str(settings["kv_cache_dtype"]).removesuffix("_e4m3"),
-        "tokens_per_block": settings["tokens_per_block"],
     }
-    for name in ("max_tokens", "max_gpu_total_bytes", "max_attention_window"):
-        if settings[name] is not None:
-            cache[name] = settings[name]
+    is_default = settings["tokens_per_block"] == _TOKENS_PER_BLOCK
+    for name in ("tokens_per_block", "max_tokens", "max_gpu_total_bytes", "max_attention_window"):
+        key = f"kv_cache_config.{name}"
+        if settings[name] is None or (name == "tokens_per_block" and is_default and not options.has(key)):
+            continue
+        options.require(key)
+        cache[name] = settings[name]
     if subject.settings.prefix_caching is not None:
         cache["enable_block_reuse"] = subject.settings.prefix_caching
     size = format_gib(budget.group_bytes("kv_cache"))
