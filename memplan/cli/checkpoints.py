@@ -11,7 +11,10 @@ from memplan.domain.model import ModelSpec
 _ONLINE = {
     "vllm": {"fp8": "fp8", "bnb-nf4": "bitsandbytes"},
     "sglang": {"fp8": "fp8"},
-    "transformers": {"bnb-nf4": "bitsandbytes", "bnb-int8": "bitsandbytes"},
+    "transformers": dict.fromkeys(
+        ("bnb-nf4", "bnb-nf4-dq", "bnb-fp4", "bnb-int8"),
+        "bitsandbytes",
+    ),
 }
 # Published schemes from the least loss of quality to the most.
 _BY_QUALITY = ("fp8", "fp8-block", "w8a8-int8", "w8a16-int8", "gptq-int8", "nvfp4", "mxfp4", "awq-int4", "gptq-int4")

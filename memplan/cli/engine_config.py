@@ -119,6 +119,10 @@ def _pairs(text: str, path: Path) -> tuple[str | None, dict[str, Any]]:
         from memplan.catalog.tables import read_yaml
 
         return None, dict(_flat(read_yaml(text, str(path)), path))
+    if path.suffix.lower() == ".py":
+        from memplan.cli.script_config import script_options
+
+        return script_options(text, path)
     return _command_line(text, path)
 
 

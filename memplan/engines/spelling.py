@@ -75,6 +75,7 @@ VLLM: Mapping[str, tuple[str, Reader]] = {
     "cpu-offload-gb": ("cpu_offload", _gib),
     "limit-mm-per-prompt": ("limit_mm", _media),
     "language-model-only": ("language_model_only", _flag),
+    "offline-batch": ("offline_batch", _flag),
     "max-loras": ("max_loras", _number),
     "max-lora-rank": ("max_lora_rank", _number),
     "revision": ("revision", _text),
@@ -90,6 +91,13 @@ SGLANG: Mapping[str, tuple[str, Reader]] = {
 TENSORRT_LLM: Mapping[str, tuple[str, Reader]] = {
     "model": ("model", _text),
     "cuda-graph-config": ("eager", lambda value: value is None),  # null: no graphs
+}
+TRANSFORMERS: Mapping[str, tuple[str, Reader]] = {
+    "model": ("model", _text),
+    "revision": ("revision", _text),
+    "dtype": ("dtype", _text),
+    "quant": ("quant", _text),
+    "max-length": ("context", _text),
 }
 LLAMA_CPP: Mapping[str, tuple[str, Reader]] = {
     "m": ("model", _text),
@@ -117,6 +125,7 @@ SPELLINGS: Mapping[str, Mapping[str, tuple[str, Reader]]] = {
     "sglang": SGLANG,
     "tensorrt-llm": TENSORRT_LLM,
     "llama.cpp": LLAMA_CPP,
+    "transformers": TRANSFORMERS,
 }
 # vLLM's ways to say: the longest that the cache holds.
 _FITTED_LENGTHS = ("auto", "-1")

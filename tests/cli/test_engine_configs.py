@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from memplan_in_process import Memplan
 from memplan_process import memplan
 
 from memplan.cli.engine_config import merged, read_engine_config
@@ -195,3 +196,40 @@ def estimate_json(home: Path, *arguments: str) -> dict[str, Any]:
     done = memplan("estimate", *arguments, "--json", home=home)
     content: dict[str, Any] = json.loads(done.stdout)
     return content
+
+
+def test_a_script_is_read_and_never_run(memplan_here: Memplan) -> None:
+    text = """
+import pathlib
+pathlib.Path("ran").touch()
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+MODEL = "llama-8b"
+model = AutoModelForCausalLM.from_pretrained(
+    MODEL, torch_dtype=torch.float16, quantization_config=BitsAndBytesConfig(load_in_8bit=True), **more
+)
+model.generate(**inputs, max_new_tokens=100, num_beams=2)
+"""
+    (memplan_here.home / "load.py").write_text(text)
+    done = memplan_here("estimate", "--config", "load.py", "--gpu", "l40s", "--context", "4k", "--json")
+    found = json.loads(done.stdout)
+    assert found["engine"]["name"] == "transformers"
+    assert found["model"]["weights_scheme"] == "bnb-int8"
+    assert (found["settings"]["num_beams"], found["settings"]["max_new_tokens"]) == (2, 100)
+    assert not (memplan_here.home / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("print('hello')", "loads no model"),
+        ("def broken(:", "is not a Python script"),
+        ("model = LLM(" + "(" * 5000, "is not a Python script"),
+        ("from vllm import LLM\nllm = LLM(model=name)", "no model was named"),
+    ],
+)
+def test_a_script_that_tells_no_model_gets_one_line(memplan_here: Memplan, text: str, message: str) -> None:
+    (memplan_here.home / "load.py").write_text(text)
+    done = memplan_here("estimate", "--config", "load.py", "--gpu", "l40s")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

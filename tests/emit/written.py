@@ -21,6 +21,8 @@ from memplan.records import replace
 
 # Formats that name the model elsewhere than in the file.
 NAMED_ELSEWHERE = ("tensorrt-llm", "llama.cpp")
+# Files that do not say how many GPUs there are: the process takes those that it sees.
+GPUS_ELSEWHERE = ("llama.cpp", "transformers")
 
 
 def emitted(given: Mapping[str, Any], format_name: str | None = None) -> tuple[Setup, Emission]:
@@ -42,6 +44,8 @@ def read_back(setup: Setup, emission: Emission, folder: Path, **more: Any) -> Me
     engine = f"{setup.question.engine}@{setup.budget.engine_version}"
     if setup.question.engine in NAMED_ELSEWHERE:
         named |= {name: given[name] for name in ("model", "quant") if name in given}
+    if setup.question.engine in GPUS_ELSEWHERE and "tp" in given:
+        named["tp"] = given["tp"]
     concurrency = setup.question.settings.workload.concurrency
     if setup.question.engine != "llama.cpp":
         named["concurrency"] = str(concurrency)
