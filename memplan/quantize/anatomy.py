@@ -66,16 +66,19 @@ class Anatomy:
 Run = Callable[[nn.Module], Tensor]
 
 
-def inspect_block(block: nn.Module, run: Run, *, head_dim: int) -> Anatomy:
-    """Return the anatomy of a block. `run` calls a block in float32 with an input of its own and returns the output."""
-    trial = copy.deepcopy(block).to(torch.float32)
+def inspect_block(block: nn.Module, run: Run, *, head_dim: int, sites: bool = True) -> Anatomy:
+    """Return the anatomy of a block. `run` calls a block with an input of its own and returns the output.
+
+    With `sites` a copy of the block in float32 is run, many times; else the block itself, once.
+    """
+    trial = copy.deepcopy(block).to(torch.float32) if sites else block
     trace = _Trace(trial)
     with torch.no_grad(), trace:
         wanted = run(trial)
     subsets = trace.subsets()
     reached = {name for subset in subsets for name in subset}
     found = []
-    for subset in subsets:
+    for subset in subsets if sites else ():
         site = _site(trial, trace, subset, head_dim, lambda: _is_same(run, trial, wanted))
         if site is not None:
             found.append(site)

@@ -75,8 +75,12 @@ def awq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, *, clips: bool = True
 
 
 def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:
-    """The mean over tokens of the squared error that `error_OI` makes in a layer's outputs."""
-    return float((error_OI @ hessian_II).mul_(error_OI).sum())
+    """The mean over tokens of the squared error that `error_OI` makes in a layer's outputs, summed over outputs."""
+    total = 0.0
+    for row in range(0, error_OI.shape[0], _ROWS):
+        part_OI = error_OI[row : row + _ROWS]
+        total += float((part_OI @ hessian_II).mul_(part_OI).sum())
+    return total
 
 
 def _with_loss(found: Quantized, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:

@@ -22,6 +22,7 @@ from memplan.quantize.statistics import Statistics, collect
 from memplan.records import dataclass, field, replace
 
 Batches = Sequence[tuple[Tensor, Call]]
+_ROWS = 256  # of a layer, that stand for all where only a figure for the report is wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +64,18 @@ def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe:
     """
     result = BlockResult()
     worked = [subset for subset in anatomy.subsets if any(not recipe.keeps(name) for name in subset)]
+    one_by_one = recipe.method.rounding == "gptq" and recipe.true_sequential
     known: dict[str, Statistics] = {}
-    if recipe.method.needs_calibration:
+    if recipe.method.scaling != "none" or (recipe.method.needs_calibration and not one_by_one):
         known = _statistics(block, worked, batches, recipe)
-        if recipe.method.scaling != "none":
-            for site in anatomy.sites:
-                _scale(block, site, anatomy, known, recipe, result)
+    if recipe.method.scaling != "none":
+        for site in anatomy.sites:
+            _scale(block, site, anatomy, known, recipe, result)
     for index, subset in enumerate(worked):
-        if index and recipe.true_sequential and recipe.method.rounding == "gptq":
-            known = {**known, **_statistics(block, [subset], batches, recipe)}
-        _round_subset(block, subset, known.get(subset[0]), recipe, result)
+        if one_by_one and (index or subset[0] not in known):
+            known.pop(subset[0], None)
+            known.update(_statistics(block, [subset], batches, recipe))
+        _round_subset(block, subset, known.pop(subset[0], None), recipe, result)
     if anatomy.unreached and recipe.method.needs_calibration:
         result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(anatomy.unreached)}")
     for name in anatomy.unreached:
@@ -136,39 +139,51 @@ def _search(weights_OI: list[Tensor], statistics: Statistics, site: Site, recipe
 
     if recipe.method.scaling == "smooth":
         return search_smoothing(weights_OI, shared(statistics.largest_I), statistics.sample_NI, recipe.grid)
-    return search_scaling(
-        weights_OI, statistics.mean_hessian(), shared(statistics.mean_magnitude()), recipe.grid, shared=shared
-    )
+    assert statistics.hessian_II is not None
+    return search_scaling(weights_OI, statistics.hessian_II, shared(statistics.magnitude_I), recipe.grid, shared=shared)
 
 
 def _round_subset(
     block: nn.Module, subset: Sequence[str], statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
 ) -> None:
-    for name in subset:
-        if not recipe.keeps(name):
-            _round(block, name, statistics, recipe, result)
+    rounded = [name for name in subset if not recipe.keeps(name)]
+    for name in rounded:
+        _round(block, name, statistics, recipe, result, is_last=name == rounded[-1])
 
 
 def _round(
-    block: nn.Module, name: str, statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
+    block: nn.Module,
+    name: str,
+    statistics: Statistics | None,
+    recipe: BlockRecipe,
+    result: BlockResult,
+    *,
+    is_last: bool = True,
 ) -> None:
-    """Round one layer, put the rounded weights into the block, and note what it cost."""
+    """Round one layer, put the rounded weights into the block, and note what it cost.
+
+    The statistics of a subset are used up by the last of its layers.
+    """
     module = block.get_submodule(name)
-    weight_OI = weight_of(module).to(torch.float32)
-    hessian_II = statistics.mean_hessian() if statistics is not None and statistics.hessian_II is not None else None
-    if hessian_II is None or recipe.method.rounding == "nearest":
+    weight_OI = weight_of(module)
+    if statistics is None or statistics.hessian_II is None:
         found = round_to_nearest(weight_OI, recipe.grid)
-    elif recipe.method.rounding == "gptq":
-        found = gptq(weight_OI, hessian_II.clone(), recipe.grid, recipe.gptq)
     else:
-        found = awq(weight_OI, hessian_II, recipe.grid)
+        result.signal[name], result.rounding_error[name] = _plain_errors(weight_OI, statistics.hessian_II, recipe.grid)
+        if recipe.method.rounding == "gptq":
+            found = gptq(weight_OI, statistics.take_hessian(keep=not is_last), recipe.grid, recipe.gptq)
+        else:
+            found = awq(weight_OI, statistics.hessian_II, recipe.grid)
+        result.error[name] = found.loss
     if found.fallback:
         result.notes.append(f"{name}: rounded to nearest, because {found.fallback}")
-    rounded_OI = found.dequantize()
-    if hessian_II is not None:
-        result.error[name] = output_error(rounded_OI - weight_OI, hessian_II)
-        result.signal[name] = output_error(weight_OI, hessian_II)
-        plain_OI = round_to_nearest(weight_OI, replace(recipe.grid, searches_range=False)).dequantize()
-        result.rounding_error[name] = output_error(plain_OI - weight_OI, hessian_II)
-    set_weight(module, rounded_OI)
+    set_weight(module, found.dequantize())
     result.layers[name] = found
+
+
+def _plain_errors(weight_OI: Tensor, hessian_II: Tensor, grid: Grid) -> tuple[float, float]:
+    """The mean squared output of a layer, and what rounding to nearest adds to it, from some of its rows."""
+    rows_RI = weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))].to(torch.float32)
+    rounded_RI = round_to_nearest(rows_RI, replace(grid, searches_range=False)).dequantize()
+    part = weight_OI.shape[0] / rows_RI.shape[0]
+    return part * output_error(rows_RI, hessian_II), part * output_error(rounded_RI - rows_RI, hessian_II)

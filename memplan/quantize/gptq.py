@@ -16,10 +16,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memplan.quantize.grid import Grid, Quantized, Scales, find_scales, round_to_nearest
+from memplan.quantize.grid import Grid, Quantized, Scales, dequantize, find_scales, round_to_nearest
 from memplan.records import dataclass
 
 _COLUMNS = 128  # features worked on before the rest is updated by one product
+_ROWS = 1024
 _LEAF = 512  # triangular inverses below this size are left to LAPACK
 _MOST_DAMPING = 1.0
 
@@ -35,35 +36,51 @@ class GptqSettings:
 def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettings | None = None) -> Quantized:
     """Quantize a matrix so that its outputs change least on the tokens that `hessian_II` was summed over.
 
-    `hessian_II` is the mean of x x^T over tokens, float32; it is used up. In features that no token ever used are set
-    to zero. Falls back on rounding to nearest when no damping makes the Hessian positive definite, and says so.
+    `hessian_II` is the mean of x x^T over tokens, float32; it is used up, and two of its size are the most that is
+    held. In features that no token ever used are set to zero. Falls back on rounding to nearest when no damping makes
+    the Hessian positive definite, and says so. `loss` of the result is tr(D H D^T), D the error of the weights.
 
     Checked by: tests/quantize/test_gptq.py, against a solution by brute force.
     """
     settings = settings or GptqSettings()
-    weight_OI = weight_OI.to(torch.float32, copy=True)
     importance_I = hessian_II.diagonal().clone()
     unused_I = importance_I == 0
     hessian_II.diagonal()[unused_I] = 1.0
-    weight_OI[:, unused_I] = 0.0
     num_in = weight_OI.shape[1]
-    order_I = torch.argsort(importance_I, descending=True, stable=True) if settings.activation_order else None
-    if order_I is not None:
-        hessian_II = hessian_II[order_I][:, order_I]
-    upper_II = _inverse_factor(hessian_II, settings.damping)
-    if upper_II is None:
-        plain = round_to_nearest(weight_OI, grid, importance_I)
-        return Quantized(plain.code_OI, plain.scales, grid, fallback="the Hessian is singular at every damping")
+    used_OI = weight_OI.to(torch.float32, copy=True)
+    used_OI[:, unused_I] = 0.0
     size = grid.group(num_in)
-    if order_I is None:
-        code_IO, scales, loss = _sweep(weight_OI.t().contiguous(), upper_II, grid, None, importance_I, None)
-        return Quantized(code_IO.t().contiguous(), scales, grid, loss=loss)
-    scales = find_scales(weight_OI, grid, importance_I)
-    group_I = torch.div(order_I, size, rounding_mode="floor")
-    weight_IO = weight_OI.t()[order_I].contiguous()
-    code_IO, _, loss = _sweep(weight_IO, upper_II, grid, scales, importance_I, group_I)
-    back_I = torch.argsort(order_I)
-    return Quantized(code_IO[back_I].t().contiguous(), scales, grid, loss=loss)
+    scales = group_I = None
+    order_I = torch.arange(num_in, device=weight_OI.device)
+    if settings.activation_order:
+        scales = find_scales(used_OI, grid, importance_I)
+        order_I = torch.argsort(importance_I, descending=True, stable=True)
+        group_I = torch.div(order_I, size, rounding_mode="floor")
+    turned_I = order_I.flip(0)
+    hessian_II = hessian_II[turned_I]
+    hessian_II = hessian_II[:, turned_I]
+    upper_II, damped = _inverse_factor(hessian_II, settings.damping)
+    if upper_II is None:
+        plain = round_to_nearest(used_OI, grid, importance_I)
+        return Quantized(plain.code_OI, plain.scales, grid, fallback="the Hessian is singular at every damping")
+    del hessian_II
+    weight_IO = used_OI.t()[order_I].contiguous()
+    del used_OI
+    code_IO, found, loss = _sweep(weight_IO, upper_II, grid, scales, importance_I, group_I)
+    code_OI = code_IO[torch.argsort(order_I)].t().contiguous()
+    return Quantized(
+        code_OI, found, grid, loss=max(0.0, loss - damped * _squared_error(code_OI, found, grid, weight_OI))
+    )
+
+
+def _squared_error(code_OI: Tensor, scales: Scales, grid: Grid, weight_OI: Tensor) -> float:
+    """The sum of squared errors of the weights, some rows at a time."""
+    total = 0.0
+    for start in range(0, code_OI.shape[0], _ROWS):
+        rows = slice(start, start + _ROWS)
+        error_OI = dequantize(code_OI[rows], Scales(scales.scale_OG[rows], scales.zero_OG[rows]), grid)
+        total += float(error_OI.sub_(weight_OI[rows]).square_().sum())
+    return total
 
 
 def _sweep(
@@ -141,35 +158,36 @@ def _whole_row(grid: Grid) -> Grid:
     )
 
 
-def _inverse_factor(hessian_II: Tensor, damping: float) -> Tensor | None:
-    """Return U, upper triangular, with H^-1 = U^T U; None when no damping helps.
+def _inverse_factor(turned_II: Tensor, damping: float) -> tuple[Tensor | None, float]:
+    """Return U, upper triangular, with H^-1 = U^T U, and what was added to the diagonal; None when no damping helps.
 
-    With J the matrix that turns the order around and J H J = L L^T, U is J L^-1 J: one factorisation and one
-    triangular inverse, a third less work than inverting and factorising again.
+    `turned_II` is J H J, with J the matrix that turns the order around. With J H J = L L^T, U is J L^-1 J: one
+    factorisation and one triangular inverse, a third less work than inverting and factorising again.
     """
-    if not bool(torch.isfinite(hessian_II).all()):
-        return None
-    mean = float(hessian_II.diagonal().mean())
-    turned_II = hessian_II.flip(0, 1)
+    if not bool(torch.isfinite(turned_II.diagonal()).all()):
+        return None, 0.0
+    diagonal_I = turned_II.diagonal().clone()
+    mean = float(diagonal_I.mean())
     while damping <= _MOST_DAMPING:
-        damped_II = turned_II.clone()
-        damped_II.diagonal().add_(damping * mean)
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II)
-        if not int(failed) and bool(torch.isfinite(lower_II).all()):
-            return _lower_inverse(lower_II).flip(0, 1).contiguous()
+        turned_II.diagonal().copy_(diagonal_I + damping * mean)
+        lower_II, failed = torch.linalg.cholesky_ex(turned_II)
+        if not int(failed) and bool(torch.isfinite(lower_II.diagonal()).all()):
+            turned_II.resize_(0)
+            _invert_lower(lower_II)
+            return lower_II.flip(0, 1), damping * mean
         damping *= 10
-    return None
+    return None, 0.0
 
 
-def _lower_inverse(lower_II: Tensor) -> Tensor:
-    """The inverse of a lower triangular matrix, by halves: products of matrices instead of a solve."""
+def _invert_lower(lower_II: Tensor) -> None:
+    """Invert a lower triangular matrix in its own place, by halves: products of matrices instead of a solve."""
     size = lower_II.shape[0]
     if size <= _LEAF:
         eye_II = torch.eye(size, dtype=lower_II.dtype, device=lower_II.device)
-        return torch.linalg.solve_triangular(lower_II, eye_II, upper=False)
+        lower_II.copy_(torch.linalg.solve_triangular(lower_II, eye_II, upper=False))
+        return
     half = size // 2
-    result_II = torch.zeros_like(lower_II)
-    first_II, last_II = _lower_inverse(lower_II[:half, :half]), _lower_inverse(lower_II[half:, half:])
-    result_II[:half, :half], result_II[half:, half:] = first_II, last_II
-    result_II[half:, :half] = last_II @ (lower_II[half:, :half] @ first_II).neg_()
-    return result_II
+    _invert_lower(lower_II[:half, :half])
+    _invert_lower(lower_II[half:, half:])
+    corner_II = lower_II[half:, :half] @ lower_II[:half, :half]
+    torch.matmul(lower_II[half:, half:], corner_II.neg_(), out=lower_II[half:, :half])

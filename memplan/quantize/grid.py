@@ -20,6 +20,7 @@ from memplan.records import dataclass
 # The search for scales that clip a little tries ranges from the whole one down to this part of it.
 _SMALLEST_RANGE = 0.4
 _NUM_RANGES = 31
+_ROWS = 1024  # worked on at a time, so that what is held beside a matrix stays small
 # Large errors cost a model more than their square says; GPTQ's own search uses this power. Source: IST-DASLab/gptq.
 _ERROR_POWER = 2.4
 
@@ -94,6 +95,9 @@ def find_scales(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None)
     multiplied by (I), or the groups' own blocks of the Hessian (G x S x S), which know that errors cancel.
     """
     num_out, num_in = weight_OI.shape
+    if num_out > _ROWS:
+        parts = [find_scales(weight_OI[row : row + _ROWS], grid, importance) for row in range(0, num_out, _ROWS)]
+        return Scales(torch.cat([part.scale_OG for part in parts]), torch.cat([part.zero_OG for part in parts]))
     size = grid.group(num_in)
     weight_OGS = weight_OI.reshape(num_out, num_in // size, size)
     low_OG, high_OG = weight_OGS.amin(-1).clamp_(max=0), weight_OGS.amax(-1).clamp_(min=0)
@@ -117,9 +121,13 @@ def find_scales(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None)
 
 def round_to_grid(weight_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:
     """Return the codes (uint8, O x I) of `weight_OI` rounded to nearest."""
-    num_out, num_in = weight_OI.shape
-    weight_OGS = weight_OI.reshape(num_out, scales.scale_OG.shape[1], -1)
-    return _codes(weight_OGS, scales, grid).to(torch.uint8).reshape(num_out, num_in)
+    code_OI = torch.empty(weight_OI.shape, dtype=torch.uint8, device=weight_OI.device)
+    for row in range(0, weight_OI.shape[0], _ROWS):
+        part_OI = weight_OI[row : row + _ROWS]
+        rows = Scales(scales.scale_OG[row : row + _ROWS], scales.zero_OG[row : row + _ROWS])
+        part_OGS = part_OI.reshape(part_OI.shape[0], scales.scale_OG.shape[1], -1)
+        code_OI[row : row + _ROWS] = _codes(part_OGS, rows, grid).reshape(part_OI.shape)
+    return code_OI
 
 
 def dequantize(code_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:

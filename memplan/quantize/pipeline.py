@@ -125,9 +125,10 @@ class Quantization:
         """The anatomy of a block, found once for all that are built alike."""
         kind = (type(block), tuple((name, tuple(value.shape)) for name, value in block.named_parameters()))
         if kind not in self._anatomies:
-            in_float = call.as_float()
+            sites = self.request.method.scaling != "none"
+            trial_call, input_BNH = (call.as_float(), trial_BNH.to(torch.float32)) if sites else (call, trial_BNH)
             self._anatomies[kind] = inspect_block(
-                block, lambda trial: in_float.run(trial, trial_BNH.to(torch.float32)), head_dim=self.skeleton.head_dim
+                block, lambda trial: trial_call.run(trial, input_BNH), head_dim=self.skeleton.head_dim, sites=sites
             )
         return self._anatomies[kind]
 

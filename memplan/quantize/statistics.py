@@ -29,9 +29,10 @@ class StopRun(Exception):
 
 @dataclass(slots=True)
 class Statistics:
-    """Sums over the tokens that a subset of linear layers read.
+    """What the tokens that a subset of linear layers read have in common.
 
-    `hessian_II` sums x x^T, `magnitude_I` sums |x|, `largest_I` is the largest |x|, `sample_NI` some of the tokens.
+    `hessian_II` is the sum of x x^T over tokens and `magnitude_I` that of |x|; `finish` makes means of them.
+    `largest_I` is the largest |x|, `sample_NI` some of the tokens.
     """
 
     hessian_II: Tensor | None
@@ -62,14 +63,20 @@ class Statistics:
             self.sample_NI = torch.cat([self.sample_NI, input_TI[::every][:keep]])
         self.num_tokens += input_TI.shape[0]
 
-    def mean_hessian(self) -> Tensor:
-        """The mean of x x^T over tokens (I x I)."""
-        assert self.hessian_II is not None
-        return self.hessian_II / max(1, self.num_tokens)
+    def finish(self) -> None:
+        """Make means of the sums, in place."""
+        if self.hessian_II is not None:
+            self.hessian_II /= max(1, self.num_tokens)
+        self.magnitude_I /= max(1, self.num_tokens)
 
-    def mean_magnitude(self) -> Tensor:
-        """The mean of |x| over tokens (I)."""
-        return self.magnitude_I / max(1, self.num_tokens)
+    def take_hessian(self, *, keep: bool) -> Tensor:
+        """The mean of x x^T over tokens (I x I): a copy to `keep` it, else the thing itself, which is gone then."""
+        hessian_II = self.hessian_II
+        assert hessian_II is not None
+        if keep:
+            return hessian_II.clone()
+        self.hessian_II = None
+        return hessian_II
 
     def scale_inputs(self, scale_I: Tensor) -> None:
         """Make these the statistics of inputs that are divided by `scale_I`."""
@@ -112,6 +119,8 @@ def collect(
     finally:
         for hook in hooks:
             hook.remove()
+    for statistics in found.values():
+        statistics.finish()
     return found
 
 
