@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Write the config that runs a model as estimated, with a reason for every value.",
     ),
     "plan": ("memplan.cli.plan:plan_command", "The best way to serve a model, found by search, and what it costs."),
+    "profile": ("memplan.cli.profile:profile_command", "What memory a model really takes, phase by phase, and why."),
     "models": ("memplan.cli.models:models_command", "List, search and show the models that memplan knows by name."),
     "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
 }

@@ -121,7 +121,7 @@ PROFILE_OPTIONS = (
     Option(name="mean_length", help="Mean length, for what padding wastes.", is_workload=False),
     Option(name="resolution", kind=int, help="Side of a picture in pixels.", is_workload=False),
     Option(name="dtype", help="auto, float16, bfloat16, float32.", is_workload=False),
-    Option(name="attention", help="auto, flash, efficient, math, eager, paged; several with commas.", is_workload=False),
+    Option(name="attention", help="auto, flash, efficient, math, eager or paged; several too.", is_workload=False),
     Option(name="cache", help="dynamic or static.", is_workload=False),
     Option(name="weights", help="dummy, or real ones where they are at hand.", is_workload=False),
     Option(name="optimizer", help="adamw, adamw-fused, adamw-8bit, sgd ...", is_workload=False),

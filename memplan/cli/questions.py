@@ -50,6 +50,10 @@ class Asked:
         from memplan.pipeline import with_scheme
 
         settings = replace(self.settings, quant=scheme, gpu_free_bytes=device.free_bytes)
+        if engine[0] == "transformers":
+            from memplan.cli.corrections import read_corrections
+
+            settings = replace(settings, corrections=read_corrections(device.gpu.name, self.spec.name))
         return Question(
             spec=with_scheme(self.spec, scheme),
             base_spec=self.spec,

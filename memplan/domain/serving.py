@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import ceil, floor
 
+from memplan.domain.correction import Correction
 from memplan.domain.model import ModelSpec
 from memplan.records import dataclass, field
 
@@ -78,6 +79,7 @@ class ServingSettings:
     kv_keep_fraction: float = 1.0
     offline_batch: bool = False
     engine_options: dict[str, object] = field(default_factory=dict)
+    corrections: tuple[Correction, ...] = ()
 
     def kept_tokens(self, tokens: int) -> int:
         """What a request of `tokens` tokens still occupies once its cache is pruned."""

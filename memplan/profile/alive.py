@@ -102,17 +102,24 @@ class Patterns:
         self._labels = list(numbers)
 
     def merged(self, numbers: Iterable[int], held: Sequence[int], most: int) -> tuple[LiveTensor, ...]:
-        """The `most` largest of some allocations; those that look alike and are of one size are counted together."""
+        """The `most` largest of some allocations, of weights and of all else alike: weights alone would fill any list.
+
+        Those that look alike and are of one size are counted together.
+        """
         number_of, label_of, category_of = self._number_of, self._log.label_of, self._log.category_of
         groups: dict[tuple[int, int, int], list[int]] = {}
         for number in numbers:
             key = (number_of[label_of[number]], category_of[number], held[number])
             groups.setdefault(key, []).append(number)
         ranked = sorted(groups.items(), key=lambda item: -item[0][2] * len(item[1]))
-        return tuple(
-            self._tensor(size, CATEGORIES[category], self._labels[pattern], alike)
-            for (pattern, category, size), alike in ranked[:most]
-        )
+        room = {True: most, False: most}
+        found = []
+        for (pattern, category, size), alike in ranked:
+            is_weight = category == _WEIGHTS
+            if room[is_weight]:
+                room[is_weight] -= 1
+                found.append(self._tensor(size, CATEGORIES[category], self._labels[pattern], alike))
+        return tuple(found)
 
     def _tensor(self, size: int, category: Category, label: Label, alike: list[int]) -> LiveTensor:
         own = self._log.labels[self._log.label_of[alike[0]]]

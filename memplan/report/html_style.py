@@ -118,6 +118,7 @@ svg .whisker { stroke: var(--text); stroke-width: 1.5 }
 svg .frame { fill: none; stroke: var(--muted) }
 svg .grid { stroke: var(--rule) }
 svg .box { fill: var(--card); stroke: var(--rule) }
+svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 4px }
 svg .on { fill: var(--on) }
 table { border-collapse: collapse; font-size: .9rem; width: 100% }
 caption { text-align: left; padding: 0 0 .35rem }

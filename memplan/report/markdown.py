@@ -6,7 +6,7 @@ Whatever comes from a model or a file is escaped: it may hold pipes, tags or bac
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.holders import Holders
@@ -22,7 +22,7 @@ _PLAIN = Style(width=88)
 def markdown_report(budgets: Sequence[MemoryBudget]) -> str:
     """Return one budget as a page, or several as a table and a section each."""
     if len(budgets) == 1:
-        return _joined(_budget(budgets[0], f"# {escape(words.title(budgets[0]))}"))
+        return joined(_budget(budgets[0], f"# {escape(words.title(budgets[0]))}"))
     sections = [
         "# GPU memory, side by side",
         "\n".join(f"- {escape(fact)}" for fact in comparison.shared_facts(budgets)),
@@ -32,7 +32,7 @@ def markdown_report(budgets: Sequence[MemoryBudget]) -> str:
     ]
     for budget in budgets:
         sections += _budget(budget, f"## {escape(words.label(budget))}")
-    return _joined(sections)
+    return joined(sections)
 
 
 def markdown_holders(holders: Holders) -> str:
@@ -48,7 +48,7 @@ def markdown_holders(holders: Holders) -> str:
     ]
     if holders.left_out:
         sections.append(f"Do not hold it: {escape(', '.join(holders.left_out))}.")
-    return _joined(sections)
+    return joined(sections)
 
 
 def escape(text: str) -> str:
@@ -62,7 +62,8 @@ def code(text: str) -> str:
     return f"`{plain.replace('|', chr(92) + '|')}`" if plain and "`" not in plain else escape(plain)
 
 
-def _joined(sections: Sequence[str]) -> str:
+def joined(sections: Sequence[str]) -> str:
+    """Return the parts of a page as a page; parts of nothing are left out."""
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
@@ -111,7 +112,7 @@ def _lines(budget: MemoryBudget) -> str:
         if row.kind in ("group", "sum"):
             name, size = f"**{name}**", f"**{size}**"
         rows.append([name, size, *(escape(text) for text in (row.interval, row.known, row.working, row.source))])
-    return _table(head, rows, right={1, 2})
+    return markdown_table(head, rows, right={1, 2})
 
 
 def _knobs(budget: MemoryBudget) -> str:
@@ -122,7 +123,7 @@ def _knobs(budget: MemoryBudget) -> str:
         note = ", ".join(part for part in (remedy.note, "cheapest that mends it" if remedy is best else "") if part)
         outcome = words.VERDICTS[remedy.verdict].lower()
         rows.append([change, format_gib(remedy.saves_bytes), outcome, escape(note)])
-    return _table(("change", "returns on each GPU", "then it", "note"), rows, right={1}) if rows else ""
+    return markdown_table(("change", "returns on each GPU", "then it", "note"), rows, right={1}) if rows else ""
 
 
 def _context_map(budget: MemoryBudget) -> str:
@@ -135,7 +136,7 @@ def _context_map(budget: MemoryBudget) -> str:
         shares = (grid.share_of(number, limit) for limit in found.max_concurrency)
         rows.append([f"{number:,}", *("-" if share is None else f"{share * 100:.0f} %" for share in shares)])
     rows.append(["**at most**", *(f"**{grid.short_number(limit)}**" for limit in found.max_concurrency)])
-    table = _table(head, rows, right=set(range(len(head))))
+    table = markdown_table(head, rows, right=set(range(len(head))))
     return (
         f"Part of the KV cache that so many requests of a length in tokens take; - where there is no room.\n\n{table}"
     )
@@ -145,13 +146,13 @@ def _waste(budget: MemoryBudget) -> str:
     rows = words.waste(budget)
     if not rows:
         return ""
-    table = _table(("cache", "wasted", "requests at once"), rows, right={1, 2})
+    table = markdown_table(("cache", "wasted", "requests at once"), rows, right={1, 2})
     return f"On {escape(words.waste_title(budget))} tokens.\n\n{table}"
 
 
 def _settings(budget: MemoryBudget) -> str:
     rows = [[code(name), escape(words.setting(value))] for name, value in budget.settings.items()]
-    return _table(("setting", "value"), rows, right=set()) if rows else ""
+    return markdown_table(("setting", "value"), rows, right=set()) if rows else ""
 
 
 def _comparison(budgets: Sequence[MemoryBudget], columns: Sequence[str]) -> list[str]:
@@ -159,7 +160,7 @@ def _comparison(budgets: Sequence[MemoryBudget], columns: Sequence[str]) -> list
     right = {number for number, name in enumerate(head) if name not in comparison.TEXT_COLUMNS}
     sources = words.price_sources(budgets)
     about = escape(comparison.explained(head)) + (escape(f" Prices: on demand, {sources}.") if sources else "")
-    return [_table(head, [[escape(cell) for cell in row] for row in rows], right=right), about]
+    return [markdown_table(head, [[escape(cell) for cell in row] for row in rows], right=right), about]
 
 
 def _remedies(budgets: Sequence[MemoryBudget]) -> list[str]:
@@ -167,7 +168,7 @@ def _remedies(budgets: Sequence[MemoryBudget]) -> list[str]:
     if not found:
         return []
     rows = [[escape(name), escape(change)] for name, change in found]
-    return ["## Cheapest change that mends it", _table(("budget", "change"), rows, right=set())]
+    return ["## Cheapest change that mends it", markdown_table(("budget", "change"), rows, right=set())]
 
 
 def _notes(warnings: Sequence[str]) -> list[str]:
@@ -182,7 +183,7 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in rows)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: set[int]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int]) -> str:
     """A table whose columns in `right` are set to the right; cells must be escaped already."""
     rule = ["---:" if number in right else "---" for number in range(len(head))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))

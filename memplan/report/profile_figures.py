@@ -30,7 +30,7 @@ def bars(timeline: MemoryTimeline, style: Style) -> str:
     merged = words.merged(timeline)
     longest = max(len(phase.phase) for phase, _ in merged)
     end = max([phase.peak_reserved_bytes for phase, _ in merged] + [phase.peak.allocated_bytes for phase, _ in merged])
-    scale = max(end, timeline.capacity_bytes or 0) if end * 4 > (timeline.capacity_bytes or 0) else end
+    scale = max(end, words.room_bytes(timeline) or 0) if end * 4 > (words.room_bytes(timeline) or 0) else end
     width = min(style.width, _WIDEST) - longest - 3
     lines = []
     for phase, _ in merged:
@@ -45,7 +45,7 @@ def bars(timeline: MemoryTimeline, style: Style) -> str:
         rest = "·" if style.unicode else "."
         drawn += style.paint(rest * held, "90") + " " * max(0, width - reached - held)
         lines.append(f"{phase.phase.ljust(longest)} [{drawn}]")
-    return "\n".join([*lines, _legend(timeline, style), f" the bars end at {_end(scale, timeline.capacity_bytes)}"])
+    return "\n".join([*lines, _legend(timeline, style), f" the bars end at {_end(scale, words.room_bytes(timeline))}"])
 
 
 def _end(scale_bytes: int, capacity_bytes: int | None) -> str:

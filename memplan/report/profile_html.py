@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from memplan.domain.timeline import Finding, MemoryTimeline
 from memplan.report import module_tree
+from memplan.report import profile_comparison as comparison
 from memplan.report import profile_html_figures as figures
 from memplan.report import profile_words as words
 from memplan.report.html_parts import data_table, escape, figure, notes, page, table_row, titled
+from memplan.report.profile_comparison import ProfileChange
 
 ABOUT = (
     "Sizes are of one rank; 1 GiB is 2^30 bytes. Allocated: what tensors hold, in the allocator's blocks. Reserved: "
@@ -30,6 +32,47 @@ def html_profiles(timelines: Sequence[MemoryTimeline]) -> str:
     for timeline, name in zip(timelines, names, strict=True):
         body.append(f'<h2 id="{name}">{escape(words.label(timeline))}</h2>{_profile(timeline, name)}')
     return page(f"Profiles of {words.title(first)}", body, about=ABOUT)
+
+
+def html_comparison(change: ProfileChange) -> str:
+    """Return a page of two profiles: what became of every phase, then both flames, both curves."""
+    title = f"{words.title(change.before)}: before and after"
+    kind = "fits" if change.reserved_bytes <= 0 else "tight"
+    gone, new = comparison.gone_and_new(change)
+    said = comparison.sentence(change)
+    lines = [*(f"Mended: {each}." for each in gone), *(f"New: {each}." for each in new)]
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<div class="verdict {kind}"><p>{escape(said[:1].upper() + said[1:])}</p>'
+        f"{''.join(f'<p>{escape(line)}</p>' for line in lines)}</div>",
+        _titled_table(
+            "Phases", "The fullest run of each", comparison.COLUMNS, comparison.phase_rows(change), range(1, 7)
+        ),
+        _titled_table(
+            "Categories",
+            "At the fullest moment",
+            ("category", "before", "after", "change"),
+            comparison.category_rows(change),
+            range(1, 4),
+        ),
+        _titled_table("Changed", "What was asked differently", ("setting", "before", "after"), change.changed, ()),
+    ]
+    scale = max(words.reserved_bytes(change.before), words.reserved_bytes(change.after))
+    for word, timeline in (("Before", change.before), ("After", change.after)):
+        name = word.lower()
+        bars = figures.bars(timeline, name, scale_bytes=scale)
+        body.append(f'<h2>{word}</h2><p class="sub">{escape(words.where(timeline))}</p>{_answer(timeline)}')
+        body.append(figure("Every phase at its peak, on one scale for both", bars, figures.legend(timeline)))
+        body.append(_curves(timeline, name) + _flame(timeline, name))
+        body.append(titled("Findings", findings(timeline.findings)))
+    return page(title, body, about=ABOUT)
+
+
+def _titled_table(
+    title: str, caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]
+) -> str:
+    drawn = [table_row(row, right=right) for row in rows]
+    return titled(title, data_table(caption, head, drawn, right, kind="wide") if drawn else "")
 
 
 def _profile(timeline: MemoryTimeline, name: str) -> str:

@@ -54,7 +54,7 @@ def curve(timeline: MemoryTimeline, name: str, *, cut: bool = False) -> str:
         return ""
     samples = _fewer(timeline.samples, _MOST_POINTS)
     held = max(max(sample.reserved_bytes, sample.allocated_bytes) for sample in samples)
-    capacity = timeline.capacity_bytes or 0
+    capacity = words.room_bytes(timeline) or 0
     top = max(held, capacity) if not cut and capacity <= 1.6 * held else held
     frame = _Frame(samples, floor, top + (top - floor) // 40)
     drawn = [*frame.grid(), *_areas(samples, frame), _reserved(samples, frame), *_phases(frame)]
@@ -62,8 +62,8 @@ def curve(timeline: MemoryTimeline, name: str, *, cut: bool = False) -> str:
         at = frame.y(capacity)
         drawn.append(
             f'<line class="end" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>'
-            f'<text x="{_WIDTH - _RIGHT - 2}" y="{at + 14:.1f}" text-anchor="end">all that torch can have: '
-            f"{format_gib(capacity)}</text>"
+            f'<text class="halo" x="{_WIDTH - _RIGHT - 2}" y="{at + 14:.1f}" text-anchor="end">'
+            f"all that torch can have: {format_gib(capacity)}</text>"
         )
     said = "; ".join(
         f"{phase.phase}: from {format_gib(phase.before.allocated_bytes)} over {format_gib(phase.peak.allocated_bytes)}"
@@ -186,11 +186,15 @@ def _phases(frame: _Frame) -> list[str]:
     return drawn
 
 
-def bars(timeline: MemoryTimeline, name: str) -> str:
-    """Return one bar per phase, by category at its peak, framed by what was reserved; marks say before and after."""
+def bars(timeline: MemoryTimeline, name: str, *, scale_bytes: int = 0) -> str:
+    """Return one bar per phase, by category at its peak, framed by what was reserved; marks say before and after.
+
+    `scale_bytes` draws two pages on one scale: no bar is longer than that.
+    """
     merged = words.merged(timeline)
-    held = max(max(phase.peak_reserved_bytes, phase.peak.allocated_bytes) for phase, _ in merged)
-    capacity = timeline.capacity_bytes or 0
+    longest = max(max(phase.peak_reserved_bytes, phase.peak.allocated_bytes) for phase, _ in merged)
+    held = max(longest, scale_bytes)
+    capacity = words.room_bytes(timeline) or 0
     scale = max(held, capacity) if capacity <= 3 * held else held
     label_width = max(len(phase.phase) for phase, _ in merged) * _LETTER + 14
     room = _WIDTH - label_width - 80

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from memplan.domain.timeline import Finding, MemoryTimeline
 from memplan.report import module_tree, profile_figures
+from memplan.report import profile_comparison as comparison
 from memplan.report import profile_words as words
 from memplan.report.layout import Cell, Style, paragraph, printable, table
+from memplan.report.profile_comparison import ProfileChange
 from memplan.units import format_gib
 
 _BOLD, _DIM, _GOOD, _BAD = "1", "2", "1;32", "1;31"
@@ -42,6 +44,50 @@ def render_profile(timeline: MemoryTimeline, style: Style) -> str:
         ),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def render_side_by_side(timelines: Sequence[MemoryTimeline], style: Style) -> str:
+    """Return several profiles as a table, and what was found of each."""
+    head, *found = words.matrix(timelines)
+    rows: list[list[Cell]] = [[(name, _DIM) for name in (*head, "")]]
+    rows += [[*row, ""] for row in found]
+    sections = [
+        f"{paragraph(words.title(timelines[0]), style, indent='', code=_BOLD)}\n"
+        f"{paragraph(words.where(timelines[0]), style, indent='')}",
+        table(rows, style, right=frozenset(range(1, len(head)))),
+    ]
+    for timeline in timelines:
+        said = findings(timeline.findings, style)
+        if said:
+            sections.append(f"{style.paint(printable(words.label(timeline)), _BOLD)}\n{said}")
+    sections += [paragraph(note, style, indent="note: ", hang="      ") for note in words.all_warnings(timelines)]
+    return "\n\n".join(sections) + "\n"
+
+
+def render_change(change: ProfileChange, style: Style) -> str:
+    """Return what became of the peak, in one line."""
+    return f"{printable(comparison.sentence(change))}\n"
+
+
+def render_comparison(change: ProfileChange, style: Style) -> str:
+    """Return two profiles side by side: phases, categories, what was changed, what was mended."""
+    gone, new = comparison.gone_and_new(change)
+    title = f"{words.title(change.before)}: before and after"
+    sections = [
+        f"{paragraph(title, style, indent='', code=_BOLD)}\n{paragraph(comparison.sentence(change), style, indent='')}",
+        _columns(comparison.COLUMNS, comparison.phase_rows(change), style, range(1, 7)),
+        _columns(("at the peak", "before", "after", "change"), comparison.category_rows(change), style, range(1, 4)),
+        _columns(("changed", "before", "after"), change.changed, style, ()) if change.changed else "",
+        "\n".join(paragraph(f"mended: {each}", style, indent="") for each in gone),
+        "\n".join(paragraph(f"new: {each}", style, indent="") for each in new),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _columns(head: Sequence[str], found: Sequence[Sequence[str]], style: Style, right: Iterable[int]) -> str:
+    rows: list[list[Cell]] = [[(name, _DIM) for name in (*head, "")]]
+    rows += [[*row, ""] for row in found]
+    return table(rows, style, right=frozenset(right), narrowest_first=8)
 
 
 def _painted_word(timeline: MemoryTimeline, style: Style) -> str:

@@ -8,6 +8,7 @@ from memplan.domain.timeline import (
     CATEGORIES,
     Category,
     Compared,
+    Finding,
     LiveTensor,
     MemoryTimeline,
     OutOfMemory,
@@ -48,7 +49,8 @@ def title(timeline: MemoryTimeline) -> str:
 
 def where(timeline: MemoryTimeline) -> str:
     """Device, size, and the settings that shape a profile."""
-    size = f" ({format_gib(timeline.capacity_bytes)} for torch)" if timeline.capacity_bytes is not None else ""
+    room = room_bytes(timeline)
+    size = f" ({format_gib(room)} for torch)" if room is not None else ""
     device = timeline.device_name or (
         "on a device without limit" if timeline.device == "simulated" else timeline.device
     )
@@ -91,10 +93,10 @@ def sentence(timeline: MemoryTimeline) -> str:
     )
     if timeline.out_of_memory:
         return f"{out_of_memory(timeline.out_of_memory)} Without that limit: {reached}"
-    if timeline.capacity_bytes is None:
+    room = room_bytes(timeline)
+    if room is None:
         return reached
-    left = timeline.capacity_bytes - reserved_bytes(timeline)
-    return f"{reached[:-1]}, {format_gib(left)} left of {format_gib(timeline.capacity_bytes)}."
+    return f"{reached[:-1]}, {format_gib(room - reserved_bytes(timeline))} left of {format_gib(room)}."
 
 
 def reserved_bytes(timeline: MemoryTimeline) -> int:
@@ -282,16 +284,34 @@ def compared_rows(timeline: MemoryTimeline) -> list[list[str]]:
     ]
 
 
+def all_warnings(timelines: Sequence[MemoryTimeline]) -> list[str]:
+    """The warnings of all profiles, each once."""
+    return list(dict.fromkeys(warning for timeline in timelines for warning in timeline.warnings))
+
+
+def room_bytes(timeline: MemoryTimeline) -> int | None:
+    """What torch can have of the device: all of it but what is held outside of the allocator."""
+    if timeline.capacity_bytes is None:
+        return None
+    return max(0, timeline.capacity_bytes - (timeline.outside_bytes or 0))
+
+
 def difference(one: Compared) -> str:
     """The estimate's signed error, as a share of what was measured."""
     if not one.measured_bytes:
-        return "none measured" if one.estimated_bytes else "0.0 %"
-    return f"{100 * (one.estimated_bytes / one.measured_bytes - 1):+.1f} %"
+        return "none profiled" if one.estimated_bytes else "+0.0 %"
+    ratio = one.estimated_bytes / one.measured_bytes
+    return f"{100 * (ratio - 1):+.1f} %" if ratio < 10 else f"{ratio:,.0f} times"
 
 
 def is_inside(one: Compared) -> bool:
     """Whether the measured size lies in the estimate's interval."""
     return one.low_bytes <= one.measured_bytes <= one.high_bytes
+
+
+def finding_lines(findings: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    """Every diagnosis as its title with its gravity, its evidence, and its mend with what that returned."""
+    return [(f"{one.severity}: {one.title}", one.evidence, one.mend + mended(one.saves_bytes)) for one in findings]
 
 
 def mended(saves_bytes: int | None) -> str:
@@ -313,9 +333,8 @@ def matrix(timelines: Sequence[MemoryTimeline]) -> list[list[str]]:
     rows = []
     for timeline in timelines:
         peaks = {phase.phase: phase.peak.allocated_bytes for phase, _ in merged(timeline)}
-        left = (
-            "-" if timeline.capacity_bytes is None else format_gib(timeline.capacity_bytes - reserved_bytes(timeline))
-        )
+        room = room_bytes(timeline)
+        left = "-" if room is None else format_gib(room - reserved_bytes(timeline))
         rows.append(
             [
                 label(timeline),

@@ -12,6 +12,7 @@ from math import sqrt
 from memplan.budget.storage import checkpoint_bytes
 from memplan.catalog.rules import Rules
 from memplan.domain.budget import Group, KvCapacity, Line, MemoryBudget, Provenance, Verdict
+from memplan.domain.correction import Correction
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.engines.gates import Gate, shortfall_bytes, spread_line, worst_verdict
@@ -169,17 +170,22 @@ def _spread(run: Run, plan: DevicePlan) -> Spread:
     widths = run.fitted.intervals
     share = widths.weights_quantized if run.loaded.spec.quantization else widths.weights
     moment = plan.peak.kept_bytes + plan.peak.moment.size_bytes
+    activations = run.settings.correction("activations", plan.peak.phase)
+    fragments = run.settings.correction("fragments", plan.peak.phase)
+    usual = min(widths.fragments, run.fitted.fragments) / run.fitted.fragments
     return Spread(
         weights=round(plan.holding.weight_bytes * share),
-        activation=round(moment * widths.activation),
+        activation=round(moment * (activations.half_width(widths.activation) if activations else widths.activation)),
         cache=round(plan.peak.cache_bytes * widths.cache),
-        fragments=round(plan.peak.total_bytes * min(widths.fragments, run.fitted.fragments)),
+        fragments=round(plan.fragment_bytes * (fragments.half_width(usual) if fragments else usual)),
         context=round(widths.context_mib * MIB),
     )
 
 
 def _lines(run: Run, plan: DevicePlan, spread: Spread) -> tuple[Line, ...]:
     peak = plan.peak
+    activations = run.settings.correction("activations", peak.phase)
+    fragments = run.settings.correction("fragments", peak.phase)
     total = max(1, plan.holding.weight_bytes)
     parts = [(f"weights: {role.value}", size) for role, size in plan.holding.by_role.items()]
     parts.append(("weights: rounding of segments", plan.holding.weight_bytes - sum(size for _, size in parts)))
@@ -215,7 +221,7 @@ def _lines(run: Run, plan: DevicePlan, spread: Spread) -> tuple[Line, ...]:
             "activation_peak",
             peak.moment.size_bytes,
             spread.activation,
-            "derived",
+            _known(activations, "derived"),
             peak.moment.working,
             f"{_DOCS}, Passes",
         )
@@ -226,7 +232,7 @@ def _lines(run: Run, plan: DevicePlan, spread: Spread) -> tuple[Line, ...]:
             "activation_peak",
             plan.fragment_bytes,
             spread.fragments,
-            "modelled",
+            _known(fragments, "modelled"),
             "left between live blocks of torch's segments",
             _FITTED,
         )
@@ -249,6 +255,11 @@ def _lines(run: Run, plan: DevicePlan, spread: Spread) -> tuple[Line, ...]:
         )
     )
     return tuple(lines)
+
+
+def _known(shown: Correction | None, usually: Provenance) -> Provenance:
+    """How a term is known once profiles have shown it."""
+    return usually if shown is None else "measured" if shown.is_measured else "modelled"
 
 
 def _line(name: str, group: Group, size: int, spread: int, provenance: Provenance, formula: str, source: str) -> Line:
@@ -299,6 +310,8 @@ def _largest(fits: Callable[[int], bool], limit: int, *, least: int = 1) -> int:
 
 def _warnings(run: Run) -> tuple[str, ...]:
     warnings = list(input_notes(run.source, run.gpu))
+    if run.settings.corrections:
+        warnings.append("activations and fragments are corrected by profiles of this model on this GPU")
     if run.loaded.note:
         warnings.append(run.loaded.note)
     if len(run.placed.sizes) > 1:

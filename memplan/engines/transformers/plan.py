@@ -38,7 +38,7 @@ from memplan.engines.transformers.placement import (
     placement_rules,
 )
 from memplan.engines.transformers.settings import TransformersSettings
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 
 _ROUNDED_METHODS = ("bnb-", "torchao", "quanto")
 _QUANTIZER_SHARE = 0.9
@@ -227,21 +227,33 @@ def plan_device(
     }
     mine = [made[id(layer), size] for layer, _, size in holding.layers]
     step = prefill_step(settings, gpu, family, rules)
+    workspace = workspace_bytes(gpu, fitted)
     peak = max(
         (
-            device_peak(spec, mine, settings, one, has_head=holding.has_head)
+            _corrected(device_peak(spec, mine, settings, one, has_head=holding.has_head), settings, workspace)
             for one in (step, decode_step(settings, step))
         ),
         key=lambda one: one.total_bytes,
     )
+    shown = settings.correction("fragments", peak.phase)
     return DevicePlan(
         holding=holding,
         peak=peak,
         final_cache_bytes=sum(each.cache.final_bytes for each in mine),
         context_bytes=context_bytes(gpu, fitted),
-        workspace_bytes=workspace_bytes(gpu, fitted),
-        fragment_bytes=round(fitted.fragments * peak.total_bytes),
+        workspace_bytes=workspace,
+        fragment_bytes=round(fitted.fragments * peak.total_bytes * (shown.factor if shown else 1.0)),
     )
+
+
+def _corrected(peak: Peak, settings: TransformersSettings, workspace_bytes: int) -> Peak:
+    """A peak whose moment is what profiles have shown; they see it together with what is kept and the workspace."""
+    shown = settings.correction("activations", peak.phase)
+    if shown is None:
+        return peak
+    beside = peak.kept_bytes + workspace_bytes
+    size = max(0, round(shown.factor * (peak.moment.size_bytes + beside)) - beside)
+    return replace(peak, moment=replace(peak.moment, size_bytes=size))
 
 
 def _computed(

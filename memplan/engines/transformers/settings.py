@@ -10,6 +10,7 @@ from typing import Literal
 
 from memplan.catalog.rules import Rules
 from memplan.domain.attention import FullAttention, LatentAttention
+from memplan.domain.correction import Correction, Term
 from memplan.domain.dtypes import DType, parse_compute_dtype
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
@@ -117,11 +118,23 @@ class TransformersSettings:
     has_disk: bool
     kernels: bool
     kept_share: float = 1.0
+    corrections: tuple[Correction, ...] = ()
 
     @property
     def is_padded(self) -> bool:
         """Whether the batch needs a mask: several prompts are rarely of one length, unless the user says so."""
         return self.sequences > self.num_beams if self.padding is None else self.padding
+
+    def correction(self, term: Term, phase: str) -> Correction | None:
+        """What profiles have shown of a term of a phase, under this attention."""
+        return next(
+            (
+                each
+                for each in self.corrections
+                if (each.term, each.phase, each.attention) == (term, phase, self.attention)
+            ),
+            None,
+        )
 
     def as_dict(self) -> dict[str, object]:
         """The settings under transformers' own names, for a budget to show."""
@@ -184,6 +197,7 @@ def resolve(
         has_disk=options.has("offload_folder"),
         kernels=bool(options.flag("kernels")),
         kept_share=asked.kv_keep_fraction,
+        corrections=asked.corrections,
     )
 
 

@@ -1,0 +1,184 @@
+"""From given options to profiles to make: every batch, length and attention kernel that was named, on one device."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast, get_args
+
+from memplan.cli.options import Given
+from memplan.cli.serving_options import Device as NamedGpu
+from memplan.cli.serving_options import listed, parse_devices
+from memplan.domain.dtypes import parse_compute_dtype
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import ModelSpec
+from memplan.domain.timeline import Device
+from memplan.errors import MissingExtra, UnsupportedModel, UsageError, did_you_mean
+from memplan.profile.request import CACHE_KINDS, KERNELS, OPTIMIZERS, ProfileRequest, Weights, parse_phases
+from memplan.records import dataclass
+from memplan.units import parse_count
+
+_USUAL_PROMPT = 2048
+_USUAL_OUTPUT = 128
+_MOST_PROFILES = 64
+# What an estimate or a plan may have left behind and a profile does not run.
+_NOT_RUN = ("quant", "kv_dtype", "tp", "pp", "dp", "ep", "draft_model", "kv_keep", "cpu_offload")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedProfiles:
+    """What a command line asks: the profiles to make, and the GPU that they stand for, if one was named."""
+
+    requests: tuple[ProfileRequest, ...]
+    gpu: GpuSpec | None
+    spec: ModelSpec | None
+
+
+def ask_profiles(given: Given) -> AskedProfiles:
+    """Read a command's options into profiles to make.
+
+    Raises: MemplanError for a bad value, an unknown name or a model that cannot be read.
+    """
+    phases = parse_phases(given["phase"]) if "phase" in given else None
+    named = _gpu(given)
+    device = _device(given, named)
+    spec = _spec(given)
+    if phases is None:
+        phases = parse_phases("inference" if spec is None or spec.is_generative else "load,forward")
+    trains = "backward" in phases or "optimizer" in phases
+    gpu = named.gpu if named else None
+    fixed: dict[str, Any] = {
+        "model": given["model"],
+        "device": device,
+        "phases": phases,
+        "output_tokens": _count(given, "output_tokens") or _USUAL_OUTPUT,
+        "resolution": given.get("resolution"),
+        "dtype": parse_compute_dtype(given.get("dtype", "auto")),
+        "weights": _word(given, "weights", get_args(Weights)),
+        "cache": _word(given, "cache", CACHE_KINDS),
+        "optimizer": _word(given, "optimizer", OPTIMIZERS),
+        "checkpointing": given.get("checkpointing"),
+        "lora_rank": given.get("lora_rank"),
+        "iterations": given.get("iterations"),
+        "warmup": given.get("warmup"),
+        "allocator": given.get("allocator"),
+        "capacity_bytes": _capacity(named) if device == "simulated" else None,
+        "compute_capability": _capability(gpu),
+        "revision": given.get("revision"),
+        "offline": given.get("offline"),
+        "trust_remote_code": given.get("trust_remote_code"),
+    }
+    fixed = {name: value for name, value in fixed.items() if value is not None}
+    requests = [
+        ProfileRequest(**fixed, batch=batch, prompt_tokens=prompt, attention=cast("Any", kernel))
+        for kernel in _words(given, "attention", KERNELS)
+        for batch in _batches(given)
+        for prompt in _prompts(given, spec, fixed["output_tokens"], trains=trains)
+    ]
+    if len(requests) > _MOST_PROFILES:
+        raise UsageError(f"too many profiles: {len(requests)}", hint=f"name at most {_MOST_PROFILES} of them")
+    _say_what_is_left_out(given)
+    return AskedProfiles(requests=tuple(requests), gpu=gpu, spec=spec)
+
+
+def _gpu(given: Given) -> NamedGpu | None:
+    devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
+    if len(devices) > 1:
+        print(f"note: profiled as {devices[0].gpu.name}, the first GPU that was named", file=sys.stderr)
+    return devices[0] if devices else None
+
+
+def _device(given: Given, named: NamedGpu | None) -> Device:
+    """The device that was asked for; without a word, a GPU of this machine if it is the one that is meant."""
+    if "device" in given:
+        return cast("Device", _word(given, "device", get_args(Device)))
+    from memplan.catalog.local_gpus import read_local_gpus
+
+    try:
+        local = read_local_gpus()[0].name
+    except MissingExtra:
+        return "simulated"
+    if named is None:
+        return "cuda"
+    from memplan.catalog.gpus import find_gpu
+
+    try:
+        return "cuda" if find_gpu(local).name == named.gpu.name else "simulated"
+    except UsageError:
+        return "simulated"
+
+
+def _spec(given: Given) -> ModelSpec | None:
+    """The model's facts; None where only transformers understands it. Raises: SourceError when it cannot be read."""
+    from memplan.pipeline import load_model
+
+    try:
+        return load_model(
+            given["model"],
+            revision=given.get("revision"),
+            offline=given.get("offline", False),
+            introspect="auto",
+            trust_remote_code=given.get("trust_remote_code", False),
+        )
+    except UnsupportedModel:
+        return None
+
+
+def _capacity(named: NamedGpu | None) -> int | None:
+    if named is None:
+        return None
+    return min(named.gpu.memory_bytes, named.free_bytes or named.gpu.memory_bytes)
+
+
+def _capability(gpu: GpuSpec | None) -> tuple[int, int] | None:
+    major, _, minor = (gpu.compute_capability or "").partition(".") if gpu else ("", "", "")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def _word(given: Given, name: str, among: tuple[str, ...]) -> str | None:
+    return _words(given, name, among)[0] if name in given else None
+
+
+def _words(given: Given, name: str, among: tuple[str, ...]) -> tuple[str, ...]:
+    """The words of an option; its first known one when it was not given. Raises: UsageError for an unknown one."""
+    if name not in given:
+        return among[:1]
+    words = tuple(word.lower() for word in listed(given, name))
+    for word in words:
+        if word not in among:
+            hint = did_you_mean(word, list(among)) or f"use one of {', '.join(among)}"
+            raise UsageError(f"not a value of --{name.replace('_', '-')}: `{word:.60}`", hint=hint)
+    return words
+
+
+def _batches(given: Given) -> list[int]:
+    if "batch" in given:
+        return [parse_count(text, what="--batch") for text in listed(given, "batch")]
+    return [_count(given, "concurrency") or 1]
+
+
+def _prompts(given: Given, spec: ModelSpec | None, output_tokens: int, *, trains: bool) -> list[int]:
+    """The lengths of prompts: those named, else what a context leaves for them, else a usual one that fits."""
+    if "prompt_tokens" in given:
+        return [parse_count(text, what="--prompt-tokens") for text in listed(given, "prompt_tokens")]
+    beside = 0 if trains else output_tokens
+    context = _count(given, "context")
+    if context is not None:
+        if context <= beside:
+            raise UsageError(
+                f"--context {context} leaves no room for a prompt beside {beside} tokens of output",
+                hint="raise --context, or lower --output-tokens",
+            )
+        return [context - beside]
+    limit = spec.max_context_tokens if spec is not None and spec.max_context_tokens else _USUAL_PROMPT + beside
+    return [max(1, min(_USUAL_PROMPT, limit - beside))]
+
+
+def _count(given: Given, name: str) -> int | None:
+    return parse_count(given[name], what=f"--{name.replace('_', '-')}") if name in given else None
+
+
+def _say_what_is_left_out(given: Given) -> None:
+    names = [name for name in _NOT_RUN if given.get(name) not in (None, 1, "none", "auto", False)]
+    if names:
+        flags = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in names)
+        print(f"note: transformers is profiled on one device, without {flags}", file=sys.stderr)

@@ -1,0 +1,132 @@
+"""Profiles made one after the other, and what is known beside them: the device, the estimate, what is the matter."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from memplan.cli.options import Given
+from memplan.cli.profile_request import AskedProfiles, ask_profiles
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.timeline import MemoryTimeline, Roof
+from memplan.errors import UsageError
+from memplan.profile.events import EventLog
+from memplan.profile.request import ProfileRequest, check_request
+from memplan.records import replace
+
+
+def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
+    """Return the profiles that a command asks for, and whether it was interrupted after some of them.
+
+    Raises: MemplanError for what cannot be asked or run; KeyboardInterrupt before the first profile is through.
+    """
+    from memplan.cli.state import filled_in
+    from memplan.profile.run import require_packages
+
+    given = filled_in(given)
+    asked = ask_profiles(given)
+    for request in asked.requests:
+        check_request(request)
+    if "memory_viz" in given and len(asked.requests) > 1:
+        raise UsageError("--memory-viz writes one profile", hint="name one batch, one length and one attention kernel")
+    require_packages()
+    made: list[MemoryTimeline] = []
+    start = time.monotonic()
+    for number, request in enumerate(asked.requests):
+        left = (time.monotonic() - start) / number * (len(asked.requests) - number) if number else None
+        try:
+            with _progress(request, number + 1, len(asked.requests), left):
+                made.append(_profile(request, asked, given))
+        except KeyboardInterrupt:
+            if not made:
+                raise
+            return made, True
+    _save(made, asked, given)
+    return made, False
+
+
+def _profile(request: ProfileRequest, asked: AskedProfiles, given: Given) -> MemoryTimeline:
+    from memplan.profile.run import profile_model
+
+    # What is simulated runs without a limit, so that a page shows every phase of a run that would not fit, too.
+    free = replace(request, capacity_bytes=None) if request.device == "simulated" else request
+    timeline, log = profile_model(free)
+    if asked.spec is not None:
+        timeline = replace(timeline, model_name=asked.spec.name)
+    if "mean_length" in given:
+        timeline = replace(timeline, settings={**timeline.settings, "mean_length": int(given["mean_length"])})
+    if log is not None and "memory_viz" in given:
+        from memplan.cli.profile_files import write_memory_viz
+        from memplan.profile.allocator.settings import parse_settings
+
+        write_memory_viz(given, log, parse_settings(request.allocator))
+    return completed(timeline, log, request, asked)
+
+
+def completed(
+    timeline: MemoryTimeline, log: EventLog | None, request: ProfileRequest, asked: AskedProfiles
+) -> MemoryTimeline:
+    """Add to what was recorded its device, what was alive at the peak, the estimate and the findings."""
+    from memplan.cli.profile_estimate import compared
+    from memplan.profile.allocator.settings import parse_settings
+    from memplan.profile.at_peak import shares_at_peak
+    from memplan.profile.findings import find
+    from memplan.profile.limits import on_device
+
+    settings = parse_settings(request.allocator)
+    if asked.gpu is not None and request.device == "simulated":
+        timeline = replace(timeline, device_name=asked.gpu.name, roof=roof_of(asked.gpu, timeline))
+        if log is not None and request.capacity_bytes is not None:
+            outside = context_bytes(asked.gpu)
+            timeline = on_device(timeline, log, settings, capacity_bytes=request.capacity_bytes, outside_bytes=outside)
+    elif request.device == "simulated":
+        timeline = replace(timeline, device_name="")
+    if log is not None and not timeline.at_peak:
+        timeline = replace(timeline, at_peak=shares_at_peak(log, (phase.phase for phase in timeline.phases)))
+    if asked.spec is not None:
+        timeline = replace(timeline, compared=compared(timeline, asked.spec, asked.gpu))
+    return replace(timeline, findings=find(timeline, log, None if request.device == "cpu" else settings))
+
+
+def context_bytes(gpu: GpuSpec) -> int:
+    """What a process holds of a GPU before its first tensor, as the estimate has it."""
+    from memplan.engines.transformers.fitted import context_bytes as context
+    from memplan.engines.transformers.fitted import load_fitted
+
+    return context(gpu, load_fitted())
+
+
+def roof_of(gpu: GpuSpec, timeline: MemoryTimeline) -> Roof | None:
+    """What a GPU computes in the type of a profile, and moves; None where the catalogue does not know."""
+    kind = {"float16": "fp16", "bfloat16": "bf16"}.get(str(timeline.settings.get("dtype")), "fp16")
+    flops = (gpu.flops_per_s or {}).get(kind)
+    if not flops or not gpu.bandwidth_bytes_per_s:
+        return None
+    return Roof(flops_per_s=float(flops), moved_bytes_per_s=float(gpu.bandwidth_bytes_per_s))
+
+
+@contextmanager
+def _progress(request: ProfileRequest, number: int, count: int, left_s: float | None) -> Iterator[None]:
+    """Say on a terminal which profile is being made, and how long the rest will take."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    which = f"profile {number} of {count}: " if count > 1 else ""
+    rest = f", about {left_s:,.0f} s left" if left_s else ""
+    said = f"{which}{request.model}, {', '.join(request.phases)}, {request.batch} x {request.prompt_tokens:,}{rest} ..."
+    print(said, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r" + " " * len(said) + "\r", end="", file=sys.stderr, flush=True)
+
+
+def _save(made: list[MemoryTimeline], asked: AskedProfiles, given: Given) -> None:
+    if not given.get("save_correction"):
+        return
+    from memplan.cli.corrections import save_correction
+
+    for timeline in made:
+        save_correction(timeline, asked.gpu)
