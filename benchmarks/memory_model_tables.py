@@ -243,7 +243,7 @@ def forward_table() -> list[Row]:
 def sampler_table() -> list[Row]:
     """vLLM's activation peak of Llama-3.1-8B on an H100 by release and batch."""
     rows: list[Row] = [("vLLM", "256 sequences, GiB", "1,024 sequences, GiB", "the larger set by")]
-    for version in ("0.6.3", "0.10.2", "0.18.0", "0.22.0", "0.33.0"):
+    for version in ("0.5.4", "0.6.3", "0.10.2", "0.18.0", "0.22.0", "0.33.0"):
         found = [
             budget(
                 "llama-3.1-8b", "h100", version=version, context=8192, max_num_seqs=seqs, max_num_batched_tokens=8192

@@ -14,6 +14,7 @@ from typing import Literal
 from memplan.domain.model import RotaryTable
 from memplan.errors import UnsupportedModel
 from memplan.introspect.config import Config
+from memplan.records import replace
 
 _SECTION = ("text_config", "llm_config", "language_config", "thinker_config")
 
@@ -74,6 +75,9 @@ def _tables(config: Config) -> tuple[RotaryTable, ...]:
         factors = "longrope"
     table = RotaryTable(positions=positions, width=width, is_multimodal=is_multimodal, factors=factors)
     if config.has("rope_local_base_freq") or (scaling is not None and scaling.has("sliding_attention")):
+        full = scaling.sub("full_attention") if scaling is not None and scaling.has("full_attention") else None
+        if full is not None and full.get("rope_type") == "proportional":  # angles of 0 where nothing is rotated
+            table = replace(table, width=config.int("global_head_dim", default=width))
         return (table, RotaryTable(positions=unscaled, width=width))
     return (table,)
 

@@ -21,7 +21,7 @@ from memplan.engines.vllm.kv_groups import CacheGroups
 from memplan.engines.vllm.length import held_back_blocks
 from memplan.engines.vllm.rank import RankPlan
 from memplan.engines.vllm.settings import VllmSettings
-from memplan.units import GIB, format_gib
+from memplan.units import GIB, ceil_div, format_gib
 
 _HOST_BASE_BYTES = 4 * GIB
 _NCCL_GRAPHS_BYTES = 3 * GIB
@@ -206,7 +206,8 @@ def _capacity(
     per_line = groups.printed_blocks_of(asked.kept_tokens(settings.context_tokens))
     per_replica = -(-concurrency // settings.layout.data)
     held_back = held_back_blocks(settings, rules)
-    needed_blocks = per_request * per_replica + held_back
+    queues = settings.layout.pipeline if rules["splits_by_stage"] and settings.generation == "v0" else 1
+    needed_blocks = per_request * ceil_div(per_replica, queues) * queues + held_back
     low, high = (
         _printed_tokens(groups, max(0, plan.kv_bytes + shift) // groups.block_bytes, settings, rules)
         for shift in (-width.below_bytes, width.above_bytes)
@@ -218,7 +219,8 @@ def _capacity(
         block_size=groups.block_size,
         max_concurrency=round(plan.blocks / per_line * settings.layout.data, 2),  # as vLLM prints it
         max_context_tokens=asked.longest_kept(
-            groups.max_tokens(max(0, plan.blocks - held_back), spec.max_context_tokens), spec.max_context_tokens
+            groups.max_tokens(max(0, plan.blocks // queues - held_back), spec.max_context_tokens),
+            spec.max_context_tokens,
         ),
         needed_bytes=needed_blocks * groups.block_bytes,
         needed_tokens=settings.context_tokens * concurrency,

@@ -18,6 +18,7 @@ class Fitted:
     context_mib: float
     context_old_mib: float
     own_v0_mib: float
+    own_v0_mib_per_1024_threads: float
     own_v1_mib: float
     own_hopper_mib: float
     own_amd_mib: float

@@ -26,7 +26,12 @@ _SIZES_V0 = (1, 2, 4, *range(8, 257, 8))
 _SIZES_V1 = (1, 2, 4, *range(8, 513, 8))
 _SIZES_TIERED = (1, 2, 4, *range(8, 256, 8), *range(256, 1025, 16))
 _LARGEST = 512
-_LAYERS_V0 = 40
+# Kernels of one decoding step under V0: of 40 dense layers, and of the halves of a layer, counted in llama.py,
+# mixtral.py and deepseek_v2.py of 0.7.3. Latents are projected down and up and moved about; DeepSeek's router is
+# written in torch, and its matrices in FP8 blocks take a kernel more each.
+_KERNELS_V0 = 40 * 12
+_ATTENTION_V0, _LATENT_V0 = 7, 19
+_DENSE_V0, _ROUTED_V0, _GROUPED_V0 = 5, 15, 38
 # FlashAttention 3 splits the keys of a decoding step at most so often, and keeps a float32 result of every split.
 _FLASH_SPLITS = 32
 # Models whose masks FlashAttention does not run: they decode with other kernels, without split buffers.
@@ -53,14 +58,31 @@ def graph_memory(
     if settings.eager or not layers:
         return GraphMemory()
     if settings.generation == "v0":
-        count = _at_most(_SIZES_V0, settings.max_num_seqs)
-        held = round(count * fitted.graph_v0_mib * len(layers) / _LAYERS_V0 * MIB)
+        count = _at_most(_SIZES_V0, settings.max_num_seqs) * _queues_v0(settings, rules)
+        kernels = sum(map(_kernels_v0, layers))
+        held = round(count * fitted.graph_v0_mib * kernels / _KERNELS_V0 * MIB)
         return GraphMemory(held_bytes=held, count=count)
     pieces, full = capture_sizes(settings, rules)
     estimate = _estimate(spec, layers, gpu, settings, fitted, pieces, full)
     held = round(estimate * fitted.graph_held_share) + round(fitted.graph_held_mib * MIB)
     charged = estimate if _is_charged(gpu, settings, rules) else 0
     return GraphMemory(estimate_bytes=estimate, charged_bytes=charged, held_bytes=held, count=len(pieces) + len(full))
+
+
+def _queues_v0(settings: VllmSettings, rules: Rules) -> int:
+    """V0 captures every batch size once for every queue of requests, and has one for every pipeline stage.
+
+    Source: capture_model of vllm/worker/model_runner.py, 0.5.1 to 0.10.
+    """
+    return settings.layout.pipeline if rules["splits_by_stage"] else 1
+
+
+def _kernels_v0(layer: Layer) -> int:
+    is_latent = any(isinstance(cache, LatentAttention) for cache in layer.caches)
+    attention = _LATENT_V0 if is_latent else _ATTENTION_V0
+    if layer.mlp and layer.mlp.num_experts:
+        return attention + (_GROUPED_V0 if is_latent else _ROUTED_V0)
+    return attention + _DENSE_V0
 
 
 def capture_sizes(settings: VllmSettings, rules: Rules) -> tuple[tuple[int, ...], tuple[int, ...]]:

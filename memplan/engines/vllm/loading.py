@@ -2,7 +2,8 @@
 
 Most formats keep their size: Marlin repacks int4 and FP8 in place, scales stay as they are. Not so bitsandbytes, whose
 scales are themselves quantized while loading until a release that expands them again, and FP4 experts, of which some
-releases kept a reordered copy.
+releases kept a reordered copy. Where a model's values are its keys (Gemma 4's full layers), the projection is loaded
+twice, into the two parts of one merged parameter.
 
 Source: bitsandbytes_loader.py (_dequantize_dq), compressed_tensors_moe.py and modelopt.py, at the releases that
 catalog/engines/vllm.yaml names.
@@ -28,6 +29,9 @@ def as_loaded(spec: ModelSpec, rules: Rules, gpu: GpuSpec, layout: ParallelLayou
     """Return the model with every matrix stored as this release keeps it on that GPU."""
     if spec.model_type in rules["replicated_towers"] and layout.tensor > 1:
         spec = replace(spec, towers=tuple(_whole(tower) for tower in spec.towers))
+    if spec.model_type in rules["keys_as_values"]:
+        made = {id(layer): _with_values(layer) for layer, _ in spec.distinct_layers()}
+        spec = replace(spec, layers=tuple(made[id(layer)] for layer in spec.layers))
     if not spec.quantization:
         return spec
     if spec.quantization.startswith("bnb-nf4"):
@@ -47,6 +51,17 @@ def starts_from_16_bits(spec: ModelSpec, asked: ServingSettings, rules: Rules) -
 
 def _whole(tower: Tower) -> Tower:
     return replace(tower, tensors=tuple(replace(tensor, shard=REPLICATED) for tensor in tower.tensors))
+
+
+def _with_values(layer: Layer) -> Layer:
+    """The layer with a second copy of its keys' projection, if it has none for values."""
+    names = {tensor.name for tensor in layer.tensors}
+    copies = tuple(
+        replace(tensor, name=tensor.name.replace("k_proj", "v_proj"))
+        for tensor in layer.tensors
+        if "k_proj" in tensor.name and tensor.name.replace("k_proj", "v_proj") not in names
+    )
+    return replace(layer, tensors=(*layer.tensors, *copies)) if copies else layer
 
 
 def _restored(tensor: Tensor, change: Callable[[Storage], Storage]) -> Tensor:

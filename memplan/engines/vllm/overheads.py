@@ -15,6 +15,8 @@ from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass
 from memplan.units import MIB
 
+_MULTIPROCESSORS = 80  # of a card that the catalogue has no number for
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outside:
@@ -56,13 +58,26 @@ def _captures_whole(gpu: GpuSpec, settings: VllmSettings) -> bool:
 
 
 def _own_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> int:
-    """Libraries and kernels that a process loads after the snapshot."""
+    """Libraries and kernels that a process loads after the snapshot.
+
+    V0's snapshot comes before any kernel has run, and the first ones make the driver set local memory aside for every
+    thread that the multiprocessors can hold.
+    """
     if gpu.vendor == "amd":
         is_data_centre = gpu.architecture.startswith("cdna")
         return round((fitted.own_cdna_mib if is_data_centre else fitted.own_amd_mib) * MIB)
-    own = fitted.own_v0_mib if settings.generation == "v0" else fitted.own_v1_mib
+    if settings.generation == "v0":
+        threads = (gpu.num_multiprocessors or _MULTIPROCESSORS) * _threads(gpu.cuda_capability or 9.0)
+        return round((fitted.own_v0_mib + fitted.own_v0_mib_per_1024_threads * threads / 1024) * MIB)
     is_hopper = gpu.cuda_capability in (9.0, 10.0, 10.3)
-    return round((own + (fitted.own_hopper_mib if is_hopper else 0.0)) * MIB)
+    return round((fitted.own_v1_mib + (fitted.own_hopper_mib if is_hopper else 0.0)) * MIB)
+
+
+def _threads(capability: float) -> int:
+    """How many threads a multiprocessor holds. Source: CUDA C++ Programming Guide, technical specifications."""
+    if capability == 7.5:
+        return 1024
+    return 1536 if capability in (8.6, 8.7, 8.9, 12.0, 12.1) else 2048
 
 
 def context_bytes(gpu: GpuSpec, fitted: Fitted) -> int:

@@ -6,7 +6,7 @@ peak is the larger of the two; for a large vocabulary and many sequences it is t
 The sampler's 38 bytes per logit (sequences x vocabulary) are what torch's sort holds at once: the logits in 16 bits
 (2) and in float32 (4), the sorted values (4) and their int64 indices (8), the int64 index it sorts along (8) and the
 radix sort's second buffer for values and indices (12). The fused kernels hold 14: the logits (2 + 4), a masked copy
-(4) and probabilities (4).
+(4) and probabilities (4). Until 0.5.4 the logits were sorted in 16 bits, which held 30.
 
 Source: vllm/v1/sample/sampler.py and ops/topk_topp_sampler.py, vllm/model_executor/layers/sampler.py, PyTorch's
 aten/src/ATen/native/cuda/Sort.cu. Checked by: benchmarks/vllm/score.py on recorded runs.
@@ -28,6 +28,7 @@ from memplan.records import dataclass
 from memplan.units import MIB, round_up
 
 _SORT_BYTES_PER_LOGIT = 38
+_SORT_16_BYTES_PER_LOGIT = 30
 _FUSED_BYTES_PER_LOGIT = 14
 _RAW_BYTES_PER_LOGIT = 2
 _PROMPT_LOGPROB_BYTES = 6
@@ -68,7 +69,7 @@ def activation_peak(
     is_first: bool,
     is_last: bool,
 ) -> ActivationPeak:
-    """The activation peak of one rank. `kept_mib` is what small buffers hold throughout, fitted."""
+    """The activation peak of one rank. `kept_mib` is what V1's small buffers hold throughout, fitted."""
     ranks, element_bytes = settings.layout.tensor, settings.dtype.bits // 8
     tokens = settings.batched_tokens
     hidden_bytes = tokens * spec.hidden_size * element_bytes
@@ -78,7 +79,8 @@ def activation_peak(
     )
     media = media_peak(spec, asked, settings, element_bytes) if is_first else MediaPeak()
     received = 0 if is_first else 2 * hidden_bytes
-    kept = cublas_bytes(gpu) + round(kept_mib * MIB) + workspace + media.kept_bytes + received
+    buffers = round(kept_mib * MIB) if settings.generation == "v1" else 0
+    kept = cublas_bytes(gpu) + buffers + workspace + media.kept_bytes + received
     sequences = min(settings.max_num_seqs, tokens, media.max_sequences or tokens) * (1 + asked.num_speculative_tokens)
     sampler = fused = 0
     path = sampler_path(gpu, asked, settings, rules, sequences)
@@ -116,6 +118,7 @@ def activation_peak(
 
 _PER_LOGIT = {
     "sort": _SORT_BYTES_PER_LOGIT,
+    "sort in 16 bits": _SORT_16_BYTES_PER_LOGIT,
     "triton": _FUSED_BYTES_PER_LOGIT,
     "flashinfer": _FUSED_BYTES_PER_LOGIT,
     "raw": _RAW_BYTES_PER_LOGIT,
@@ -123,9 +126,11 @@ _PER_LOGIT = {
 
 
 def sampler_path(gpu: GpuSpec, asked: ServingSettings, settings: VllmSettings, rules: Rules, sequences: int) -> str:
-    """Which code the profiling run samples with: sort, triton, flashinfer, or raw logits without sampling."""
+    """Which code the profiling run samples with: a sort, in 16 bits or not, triton, flashinfer, or raw logits without
+    sampling.
+    """
     if settings.generation == "v0":
-        return "sort"
+        return "sort in 16 bits" if rules["sorts_16_bits"] else "sort"
     if settings.runner == "v2" and rules["sampler_v2"] == "raw":
         return "raw"
     chosen = asked.engine_options.get("flashinfer_sampler")

@@ -84,7 +84,7 @@ def plan_rank(
     routed = any(layer.mlp and layer.mlp.num_experts for layer in layers)
     outside = outside_torch(gpu, settings, rules, fitted, routed=routed)
     charged = weight_bytes + activation.size_bytes + outside.charged_bytes + graphs.charged_bytes
-    charged += _cached_bytes(spec, layers, settings, rules, activation.size_bytes)
+    charged += _cached_bytes(spec, layers, gpu, settings, rules, activation.size_bytes)
     requested = ceil(gpu.memory_bytes * settings.utilization)
     kv_bytes = requested - charged if settings.kv_cache_memory_bytes is None else settings.kv_cache_memory_bytes
     return RankPlan(
@@ -128,12 +128,12 @@ def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules) -> tuple
 
 
 def _cached_bytes(
-    spec: ModelSpec, layers: tuple[Layer, ...], settings: VllmSettings, rules: Rules, activation_bytes: int
+    spec: ModelSpec, layers: tuple[Layer, ...], gpu: GpuSpec, settings: VllmSettings, rules: Rules, activation: int
 ) -> int:
     """Cached blocks that a release counts as used on top of the activation peak."""
     if settings.generation != "v0" or rules["accounting"] not in ("reserved", "device") or not layers:
         return 0
-    from memplan.engines.vllm.replay import reserved_by_profiling
+    from memplan.engines.vllm.replay import habits_of, reserved_by_profiling
 
-    splits = rules["awq_partial_sums"]
-    return max(0, reserved_by_profiling(spec, layers[-1], settings, splits_awq=splits) - activation_bytes)
+    habits = habits_of(gpu, settings, rules)
+    return max(0, reserved_by_profiling(spec, layers[-1], settings, habits, len(layers)) - activation)

@@ -173,6 +173,8 @@ def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Ru
         or (not spec.is_generative and release < (0, 9, 2))
         or asked.chunked_prefill is False
         or (gpu.vendor == "amd" and release < (0, 10, 0))
+        or (asked.layout.pipeline > 1 and release < (0, 9, 1))  # unless Ray was named
+        or (_dtype(spec, asked) is DType.F32 and release < (0, 9, 2))
     )
     return "v0" if falls_back else "v1"
 

@@ -11,7 +11,7 @@ from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import load_fitted
 from memplan.engines.vllm.loading import as_loaded, copied_bytes
 from memplan.engines.vllm.overheads import Outside, has_multicast, outside_torch
-from memplan.engines.vllm.replay import reserved_by_profiling
+from memplan.engines.vllm.replay import Habits, habits_of, reserved_by_profiling
 from memplan.units import MIB
 
 
@@ -78,7 +78,7 @@ def test_experts_in_fp4_were_copied_until_0_11_1() -> None:
 def test_the_replayed_run_reserves_whole_segments_and_no_less_than_it_held(version: str) -> None:
     """Source: PyTorch's caching allocator: blocks over 10 MiB are segments of whole 2 MiB."""
     at = start(version, "a100-80g", context=4096)
-    reserved = reserved_by_profiling(at.spec, at.spec.layers[0], at.settings, splits_awq=False)
+    reserved = reserved_by_profiling(at.spec, at.spec.layers[0], at.settings, Habits())
     logits = 256 * at.spec.vocab_size
     assert reserved % (2 * MIB) == 0
     assert logits * 38 <= reserved < logits * 80
@@ -88,10 +88,71 @@ def test_awq_kernels_of_0_3_0_kept_partial_sums() -> None:
     """Source: csrc/quantization/awq/gemm_kernels.cu split every output eight ways."""
     at = start("0.2.7", "a100-80g", scheme="awq-int4-g128", context=8192)
     plain, split = (
-        reserved_by_profiling(at.spec, at.spec.layers[0], at.settings, splits_awq=splits) for splits in (False, True)
+        reserved_by_profiling(at.spec, at.spec.layers[0], at.settings, Habits(splits_awq=splits))
+        for splits in (False, True)
     )
     widest = 8192 * 2 * 14336 * 2
     assert split - plain > 4 * widest
+
+
+def reserved(version: str, gpu: str, name: str = DENSE, **asked: object) -> int:
+    at = start(version, gpu, name, **asked)
+    habits = habits_of(at.gpu, at.settings, at.rules)
+    return reserved_by_profiling(at.spec, at.spec.layers[0], at.settings, habits, len(at.spec.layers))
+
+
+def test_groups_of_heads_leave_blocks_on_32_streams_before_ampere() -> None:
+    """Source: cutlass.FwOp.apply of xformers 0.0.23 to 0.0.27. A group of 4 heads and 8,192 tokens takes 8 MiB, in a
+    segment of 20 MiB.
+    """
+    old, new = (reserved("0.5.0", gpu, dtype="float16", context=8192) for gpu in ("t4", "a10g"))
+    assert 32 * 20 * MIB <= old - new <= 32 * 20 * MIB + 3 * 8192 * 4096 * 2
+
+
+def test_heads_that_share_nothing_run_on_one_stream() -> None:
+    old, new = (reserved("0.5.0", gpu, "meta-llama/Llama-2-7b-hf", context=4096) for gpu in ("t4", "a10g"))
+    assert old == new
+
+
+def test_partial_sums_beyond_32_bit_offsets_need_an_accumulator() -> None:
+    """Source: gpu_reduce_kernel. Two A100 that served Mixtral in AWQ with 0.2.7 at half of their memory had 20,238 MiB
+    in use once cached blocks were gone, and 6,487 blocks of 1 MiB (vllm-project/vllm#2382): 19.8 GiB were cached.
+    """
+    found = reserved("0.2.7", "a100-80g", "mistralai/Mixtral-8x7B-v0.1", scheme="awq-int4-g128", tp=2, context=32768)
+    real = 0.5 * 79.15 * 1024 - 20238
+    assert found / MIB == pytest.approx(real, rel=0.02)
+
+
+def test_what_nccl_had_reduced_was_held_until_0_2_7() -> None:
+    """Two sums of 4,096 rows for each of 80 layers. Four A100 had 12 GiB less for the cache than before
+    (vllm-project/vllm#2031).
+    """
+    name, row = "meta-llama/Llama-2-70b-hf", 4096 * 8192 * 2
+    holding, free = (reserved(version, "a100-80g", name, tp=4, context=4096) for version in ("0.2.6", "0.2.7"))
+    assert 158 * row <= holding - free < 220 * row
+    assert reserved("0.2.6", "a100-80g", name, context=4096) == reserved("0.2.7", "a100-80g", name, context=4096)
+
+
+def test_a_sort_of_16_bit_logits_holds_30_bytes_for_each_and_one_of_float32_38() -> None:
+    """Source: Sampler.forward (vllm/model_executor/layers/sampler.py) makes logits float32 from 0.5.5 on."""
+    old, new = (
+        start(version, "a100-40g", context=512).budget.group_bytes("activation_peak") for version in ("0.5.4", "0.5.5")
+    )
+    assert new - old == pytest.approx(256 * 128256 * 8, abs=MIB)
+
+
+def test_libraries_of_v0_grow_with_the_threads_of_a_card_and_not_with_hopper() -> None:
+    """Source: the driver reserves local memory for every thread a multiprocessor holds."""
+    small, large = (outside("0.7.3", gpu).charged_bytes for gpu in ("rtx-4060", "h100"))
+    assert small < large < small + 120 * MIB
+
+
+def test_gemma_4_keeps_keys_twice_and_its_tower_whole() -> None:
+    """Printed: 58.90 GiB on one H200. 10 full layers with 4 heads of 512, a tower of 1.06 GiB of transformers' own."""
+    name = "google/gemma-4-31B-it"
+    alone, two = (start("0.19.0", "h200", name, tp=tp).budget.group_bytes("weights") for tp in (1, 2))
+    assert alone / 2**30 == pytest.approx(58.90, abs=0.02)
+    assert two > alone / 2 + 0.45 * 2**30
 
 
 def extras(version: str, name: str = DENSE, **asked: object) -> Extras:
