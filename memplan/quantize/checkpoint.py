@@ -23,7 +23,7 @@ class Checkpoint:
     without safetensors; CorruptFile for a damaged one; UnsupportedModel for one that is quantized already.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, may_be_quantized: bool = False) -> None:
         self.path = path
         self._open: dict[str, Any] = {}
         self._stack = ExitStack()
@@ -41,7 +41,7 @@ class Checkpoint:
         if name in INDEX_NAMES:
             self._file_of = parse_index((path / name).read_bytes(), name).weight_map
         packed = next((tensor for tensor in self.shapes if tensor.endswith(_QUANTIZED)), None)
-        if packed is not None:
+        if packed is not None and not may_be_quantized:
             raise UnsupportedModel(f"{path} is quantized already: it has {packed}", hint="give the 16-bit model")
 
     def files(self) -> tuple[str, ...]:
@@ -67,6 +67,10 @@ class Checkpoint:
         except Exception as error:
             raise CorruptFile(f"cannot read {name} of {self.path / file}: {error}") from None
         return tensor
+
+    def is_unpacked(self, name: str) -> bool:
+        """Whether a tensor comes out of a quantized layer, and so as out x in whatever the family stores."""
+        return False
 
     def close(self) -> None:
         """Let go of the files."""

@@ -93,8 +93,9 @@ class StreamedModel(Forward):
         kv: KvRounding | None = None,
         calibration_NT: Tensor | None = None,
         trust_remote_code: bool = False,
+        skeleton: Skeleton | None = None,
     ) -> None:
-        self.skeleton = Skeleton(path, device=device, trust_remote_code=trust_remote_code)
+        self.skeleton = skeleton or Skeleton(path, device=device, trust_remote_code=trust_remote_code)
         self.skeleton.dtype = compute_dtype(device) or self.skeleton.dtype
         self.surroundings = Surroundings(self.skeleton)
         self.kv, self.calibration_NT = kv, calibration_NT

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from memplan import __version__
 from memplan.introspect.checkpoint import INDEX_NAMES, SINGLE_NAMES
-from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.pipeline import Quantization
 from memplan.quantize.workspace import Workspace, write_safetensors, write_whole
 
@@ -44,24 +43,6 @@ def accept(workspace: Workspace, staging: Path) -> None:
         os.replace(workspace.output, old)
     os.replace(staging, workspace.output)
     shutil.rmtree(workspace.folder)
-
-
-def read_weights(folder: Path, layer: str, layout: Layout, format_name: str) -> Tensor:
-    """Return the weights (O x I) of a quantized layer as a reader of the checkpoint in `folder` computes them."""
-    from safetensors import safe_open
-
-    index = folder / INDEX_NAMES[0]
-    files: list[str] = [SINGLE_NAMES[0]]
-    if index.is_file():
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted({file for name, file in weight_map.items() if name.startswith(f"{layer}.")})
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(folder / file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                if name.startswith(f"{layer}."):
-                    tensors[name.removeprefix(f"{layer}.")] = opened.get_tensor(name)
-    return format_named(format_name).unpack(tensors, layout)
 
 
 def _tensors(work: Quantization, workspace: Workspace) -> Iterator[tuple[str, Tensor]]:

@@ -50,6 +50,17 @@ class Quantization:
             kept=self.kept,
         )
         self.format.check(self.layout)
+        if request.format == "compressed-tensors" and any(
+            not isinstance(layer, nn.Linear) for layer in self._rounded()
+        ):
+            raise UsageError(
+                "this family stores its layers as Conv1D, which no reader of compressed-tensors takes",
+                hint="--format gptq",
+            )
+
+    def _rounded(self) -> Iterator[nn.Module]:
+        """The linear layers that are rounded."""
+        return (module for name, module in linears(self.skeleton.model) if name not in self._kept_names)
 
     def identity(self) -> dict[str, str]:
         """What must be the same for unfinished work to go on."""

@@ -18,12 +18,20 @@ class Skeleton:
     """A causal language model of transformers on the meta device, beside the checkpoint that fills it.
 
     `blocks` are the decoder blocks of its language part, in order, by name. Buffers that no checkpoint holds (rotary
-    frequencies) are computed at once, because the model's own code makes them.
+    frequencies) are computed at once, because the model's own code makes them. `checkpoint` stands in for the one in
+    `path`, where its weights must be made plain first.
     Raises: UnsupportedModel for a model that transformers cannot build or that has no list of blocks.
     """
 
-    def __init__(self, path: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> None:
-        self.checkpoint = Checkpoint(path)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint or Checkpoint(path)
         self.device = device
         self.config, self.model = _build(path, trust_remote_code)
         self.model.eval().requires_grad_(False)
@@ -78,6 +86,8 @@ class Skeleton:
         owner, leaf = _owner(self.model, name)
         wanted = getattr(owner, leaf)
         value = self.checkpoint.read(stored)
+        if self.checkpoint.is_unpacked(stored) and not isinstance(owner, nn.Linear):
+            value = value.t()
         if tuple(value.shape) != tuple(wanted.shape):
             raise CorruptFile(f"{stored} has shape {tuple(value.shape)}; the config asks for {tuple(wanted.shape)}")
         if not bool(torch.isfinite(value).all()):

@@ -47,6 +47,7 @@ class Format(Protocol):
     check: Callable[[Layout], None]
     pack: Callable[[Quantized], dict[str, Tensor]]
     unpack: Callable[[Mapping[str, Tensor], Layout], Tensor]
+    shape: Callable[[Mapping[str, tuple[int, ...]], Layout], tuple[int, int]]
     quantization_config: Callable[[Layout], dict[str, Any]]
 
 

@@ -56,6 +56,12 @@ def unpack(tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
     return ((code_IO - zero_IO).to(torch.float32) * scale_IO).t().contiguous()
 
 
+def shape(stored: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, int]:
+    """Return O and I of a layer from the shapes of its tensors."""
+    num_in, columns = stored["qweight"]
+    return columns * 32 // _BITS, num_in
+
+
 def quantization_config(layout: Layout) -> dict[str, Any]:
     """Return what config.json says of the weights."""
     return {

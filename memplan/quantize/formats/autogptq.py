@@ -63,6 +63,12 @@ def unpack(tensors: Mapping[str, Tensor], layout: Layout, *, stored_less: int = 
     return weight_IO.t().contiguous()
 
 
+def shape(stored: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, int]:
+    """Return O and I of a layer from the shapes of its tensors."""
+    rows, num_out = stored["qweight"]
+    return num_out, rows * 32 // layout.bits
+
+
 def quantization_config(layout: Layout) -> dict[str, Any]:
     """Return what config.json says of the weights. vLLM wants the first four keys, whatever they are."""
     return {

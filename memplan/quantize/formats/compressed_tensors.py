@@ -70,6 +70,12 @@ def unpack(tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
     return dequantize(code_OI, Scales(scale_OG, zero_OG), grid)
 
 
+def shape(stored: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, int]:
+    """Return O and I of a layer from the shapes of its tensors; `weight_shape` says it where codes are packed."""
+    num_out, num_in = stored["weight"]
+    return num_out, num_in
+
+
 def quantization_config(layout: Layout) -> dict[str, Any]:
     """Return what config.json says of the weights."""
     activations = layout.method.activation_bits < 16

@@ -1,0 +1,90 @@
+"""A checkpoint as it was written, read back: quantized layers unpacked, so that what is judged is what will be loaded.
+
+Axes: O out features, I in features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from memplan.quantize.checkpoint import Checkpoint
+from memplan.quantize.formats import Layout, format_named
+from memplan.quantize.forward import StreamedModel
+from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.smooth import round_activations
+
+
+class WrittenCheckpoint(Checkpoint):
+    """A quantized checkpoint that hands out plain weights, under the names that a 16-bit one has."""
+
+    def __init__(self, path: Path, layout: Layout, format_name: str) -> None:
+        super().__init__(path, may_be_quantized=True)
+        self._layout, self._format = layout, format_named(format_name)
+        self._parts: dict[str, list[str]] = {}
+        for name in list(self.shapes):
+            module, _, leaf = name.rpartition(".")
+            if leaf in ("weight_scale", "scales"):
+                self._parts[module] = []
+        for name in super().names():
+            module, _, leaf = name.rpartition(".")
+            if module in self._parts and leaf != "bias":
+                self._parts[module].append(leaf)
+        for module in self._parts:
+            self.shapes[f"{module}.weight"] = self._shape(module)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The quantized layers, by their names in the checkpoint."""
+        return tuple(self._parts)
+
+    def names(self) -> list[str]:
+        """The names that a 16-bit checkpoint would have."""
+        plain = [
+            name for name in super().names() if name.rpartition(".")[0] not in self._parts or name.endswith("bias")
+        ]
+        return plain + [f"{module}.weight" for module in self._parts]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shapes
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor; the weights of a quantized layer as float32, O x I."""
+        module, _, leaf = name.rpartition(".")
+        if module not in self._parts or leaf == "bias":
+            return super().read(name)
+        tensors = {part: super(WrittenCheckpoint, self).read(f"{module}.{part}") for part in self._parts[module]}
+        return self._format.unpack(tensors, self._layout)
+
+    def _shape(self, module: str) -> tuple[int, int]:
+        """The shape of the weights, from what is stored and without unpacking it."""
+        stored = {part: self.shapes[f"{module}.{part}"] for part in self._parts[module]}
+        if "weight_shape" in stored:
+            num_out, num_in = super().read(f"{module}.weight_shape").tolist()
+            return num_out, num_in
+        return self._format.shape(stored, self._layout)
+
+
+def written_model(path: Path, layout: Layout, format_name: str, *, device: str = "cpu") -> StreamedModel:
+    """Return a model that runs from the files of a quantized checkpoint, a block at a time.
+
+    Where the format says that an engine rounds activations, they are rounded here as well.
+    """
+    checkpoint = WrittenCheckpoint(path, layout, format_name)
+    skeleton = Skeleton(path, device=device, checkpoint=checkpoint)
+    if layout.method.activation_bits < 16:
+        quantized = {f"{layer}.weight" for layer in checkpoint.layers}
+        for name, module in skeleton.model.named_modules():
+            if isinstance(module, nn.Linear) and skeleton.stored_name(f"{name}.weight") in quantized:
+                module.register_forward_pre_hook(_rounding())
+    return StreamedModel(path, device=device, skeleton=skeleton)
+
+
+def _rounding() -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (round_activations(args[0].float()).to(args[0].dtype), *args[1:])
+
+    return hook
