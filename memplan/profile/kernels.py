@@ -185,11 +185,11 @@ def _on_cpu(
 
 
 def _hollow(tensor: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor of one value that looks as large as `tensor`."""
-    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape).requires_grad_(tensor.requires_grad)
+    """A CPU tensor of one row that looks as large as `tensor`."""
+    row = torch.zeros(tensor.shape[-1:], dtype=tensor.dtype).expand(tensor.shape)
+    return row.requires_grad_(tensor.requires_grad)
 
 
 def _as_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask of numbers to add, which kernels take, of one that says which scores stay."""
-    bias = torch.zeros_like(mask, dtype=dtype)
-    return bias.masked_fill_(mask.logical_not(), float("-inf"))
+    return torch.where(mask, 0.0, torch.scalar_tensor(float("-inf"), dtype=dtype, device=mask.device))

@@ -24,6 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memplan.domain.timeline import Category, Phase
+from memplan.profile.accumulation import adds_in_place, lone_holders
 from memplan.profile.events import EventLog, Label
 
 Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
@@ -33,7 +34,8 @@ _OURS = os.path.dirname(__file__) + os.sep
 # Parts of the profile that models call through without knowing.
 _PASSING = tuple(_OURS + name for name in ("recorder.py", "kernels.py", "values.py"))
 _VIEW, _MAKES = 0, 1
-_OWN = torch.ops.aten
+_LIFT = torch.ops.aten.lift_fresh.default
+_ADD = torch.ops.aten.add.Tensor
 _sequence_number = torch.autograd._get_sequence_nr
 
 
@@ -125,6 +127,8 @@ class Recorder(TorchDispatchMode):
         if plan is None:
             plan = self._plans[func] = self._plan(func)
         makes, inside, answer, name = plan
+        if func is _ADD and self._is_backward and adds_in_place(args, kwargs):
+            return args[0] if self._device_type == "meta" else args[0].add_(args[1])
         if answer is not None:
             made = answer(args, kwargs or {})
         else:
@@ -173,7 +177,7 @@ class Recorder(TorchDispatchMode):
     def _plan(self, func: Any) -> tuple[int, Inside | None, Answer | None, str]:
         """Whether an operator can make storages, what it takes inside, and what stands in for it."""
         returns = func._schema.returns
-        makes = _MAKES if any(each.alias_info is None for each in returns) or func is _OWN.lift_fresh.default else _VIEW
+        makes = _MAKES if any(each.alias_info is None for each in returns) or func is _LIFT else _VIEW
         name = str(func).removesuffix(".default")
         return makes, self._inside.get(func), self._answers.get(func), name
 
@@ -231,6 +235,7 @@ class Recorder(TorchDispatchMode):
         return self._origins[max(index, 0)]
 
     def __enter__(self) -> Any:
+        lone_holders()
         self._plain_call = torch.nn.Module.__call__
         torch.nn.Module.__call__ = _named_call(self, self._plain_call)
         self._is_open = True

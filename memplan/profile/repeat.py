@@ -36,26 +36,21 @@ def write_steps(log: EventLog, before: Step, last: Step, distances: list[int]) -
     of `last` to those of the final step.
     """
     count = last.end - last.first
-    grown = [
-        later - earlier
-        for earlier, later in zip(log.sizes[before.first : before.end], log.sizes[last.first : last.end], strict=True)
-    ]
-    base = last.first
+    sizes = log.sizes[last.first : last.end]
+    grown = [later - earlier for earlier, later in zip(log.sizes[before.first : before.end], sizes, strict=True)]
+    labels, categories = log.label_of[last.first : last.end], log.category_of[last.first : last.end]
+    streams = log.stream_of[last.first : last.end]
+    events = log.order[last.start : last.stop]
     for distance in distances:
-        first = len(log.sizes)
+        shift = len(log.sizes) - last.first
+        log.sizes.extend([size + step * distance for size, step in zip(sizes, grown, strict=True)])
         is_final = distance == distances[-1]
-        for event in log.order[last.start : last.stop]:
-            if event > 0:
-                index = event - 1 - last.first
-                label = log.label_of[last.first + index]
-                if is_final and grown[index]:
-                    label = _grown_label(log, before.first + index, last.first + index, distance)
-                number = log.allocate_as(log.sizes[last.first + index] + grown[index] * distance, label)
-                log.category_of[number] = log.category_of[last.first + index]
-            else:
-                index = -event - 1 - last.first
-                log.free(first + index if index >= 0 else base + count + index)
-        base = first
+        log.label_of.extend(_grown_labels(log, before, last, distance) if is_final else labels)
+        log.category_of.extend(categories)
+        log.stream_of.extend(streams)
+        # Steps follow each other at once, so that what one frees of the step before it is as far back in every one.
+        log.order.extend([event + shift if event > 0 else event - shift for event in events])
+    base = len(log.sizes) - count
     return {last.first + index: base + index for index in range(count)}
 
 
@@ -83,8 +78,13 @@ def _shape(log: EventLog, step: Step) -> list[tuple[int, int]] | None:
     return shape
 
 
-def _grown_label(log: EventLog, before: int, last: int, distance: int) -> int:
-    """The label of an allocation `distance` steps on, with the shape that it has by then."""
-    earlier, later = log.labels[log.label_of[before]], log.labels[log.label_of[last]]
-    shape = tuple(new + (new - old) * distance for old, new in zip(earlier.shape, later.shape, strict=False))
-    return log.label_number(replace(later, shape=shape))
+def _grown_labels(log: EventLog, before: Step, last: Step, distance: int) -> list[int]:
+    """Labels of a step `distance` steps on, with the shapes that its allocations have by then."""
+    numbers = []
+    for old, new in zip(range(before.first, before.end), range(last.first, last.end), strict=True):
+        earlier, later = log.labels[log.label_of[old]], log.labels[log.label_of[new]]
+        if earlier.shape != later.shape and len(earlier.shape) == len(later.shape):
+            pairs = zip(earlier.shape, later.shape, strict=True)
+            later = replace(later, shape=tuple(axis + (axis - was) * distance for was, axis in pairs))
+        numbers.append(log.label_number(later))
+    return numbers

@@ -6,6 +6,7 @@ On the meta device no weight is read, and the model is as large as it likes. Wit
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -104,10 +105,14 @@ def _denoiser(raw: Mapping[str, object], request: ProfileRequest, device: str) -
     maker = getattr(diffusers, str(raw["_class_name"]), None)
     if maker is None:
         raise UnsupportedModel(f"diffusers does not know the class `{show(str(raw['_class_name']))}`")
-    with torch.device(device):
-        model = maker.from_config(dict(raw))
-    dtype = getattr(torch, request.dtype.value) if request.dtype else torch.float16
-    return model.config, model.to(dtype).eval()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, request.dtype.value) if request.dtype else torch.float16)
+    try:
+        with torch.device(device):
+            model = maker.from_config(dict(raw))
+    finally:
+        torch.set_default_dtype(usual)
+    return model.config, model.eval()
 
 
 def _settle(config: Any, request: ProfileRequest) -> None:
@@ -144,4 +149,5 @@ def _kind(config: Any, model: Any) -> SubjectKind:
         return "encoder_decoder"
     if hasattr(model, "generate") and model.can_generate():
         return "decoder"
-    return "vision" if getattr(model, "main_input_name", "") == "pixel_values" else "encoder"
+    reads_pictures = "pixel_values" in inspect.signature(type(model).forward).parameters
+    return "vision" if reads_pictures else "encoder"

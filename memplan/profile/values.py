@@ -81,6 +81,7 @@ def meta_answers() -> dict[Any, Answer]:
         _OPS.index.Tensor: _index,
         _OPS.masked_select.default: _masked_select,
         _OPS.equal.default: _equal,
+        _OPS._grouped_mm.default: _grouped_mm,
         _OPS.repeat_interleave.Tensor: _repeat_interleave,
         _OPS._unique2.default: _valued(_OPS._unique2.default),
         _OPS.unique_consecutive.default: _valued(_OPS.unique_consecutive.default),
@@ -162,6 +163,21 @@ def _repeat_interleave(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if value is not None:
         return _on_meta(_OPS.repeat_interleave.Tensor(value, **kwargs))
     return torch.empty((kwargs.get("output_size") or repeats.numel(),), dtype=repeats.dtype, device="meta")
+
+
+def _grouped_mm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Products of groups of rows: torch's own shapes are given for 16 bit floats alone. Rows begin at 16 bytes."""
+    left, right = args[:2]
+    if not left.is_meta:
+        return _OPS._grouped_mm.default(*args, **kwargs)
+    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    groups = () if left.dim() + right.dim() == 5 else (offsets.shape[0] if left.dim() == 2 else left.shape[0],)
+    shape = (*groups, left.shape[-2], right.shape[-1])
+    dtype = kwargs.get("out_dtype") or left.dtype
+    step = 16 // dtype.itemsize
+    width = -(-shape[-1] // step) * step
+    strides = (shape[-2] * width, width, 1)[-len(shape) :]
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def _valued(func: Any) -> Answer:
