@@ -131,7 +131,7 @@ tr.part th { padding-left: 1.6rem }
 tr.best th { font-weight: 600 }
 table.lines { min-width: 46rem }
 table.largest { min-width: 54rem }
-.largest th, .largest td:nth-child(3) { white-space: nowrap }
+.largest th, .largest td:nth-child(2), .largest td:nth-child(3) { white-space: nowrap }
 .largest td { overflow-wrap: anywhere }
 table.wide { font-size: .85rem }
 .wide th, .wide td { white-space: nowrap; padding: .3rem .45rem }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memplan.domain.timeline import Category, MemoryTimeline, Sample
+from memplan.domain.timeline import Category, MemoryTimeline, PhaseMemory, Sample
 from memplan.report import profile_words as words
 from memplan.report.layout import Style
 from memplan.report.run_axis import RunAxis
@@ -34,18 +34,28 @@ def bars(timeline: MemoryTimeline, style: Style) -> str:
     width = min(style.width, _WIDEST) - longest - 3
     lines = []
     for phase, _ in merged:
-        sizes = [(name, phase.by_category.get(name, 0)) for name in words.categories(timeline)]
-        drawn, reached, total = "", 0, 0
-        for name, size in sizes:
-            total += size
-            cells = max(1 if size else 0, round(total / scale * width) - reached)
-            reached += cells
-            drawn += style.paint(_symbol(name, style) * cells, _SYMBOLS[name][2])
+        cells = _cells(phase, words.categories(timeline), scale, width)
+        drawn = "".join(style.paint(_symbol(name, style) * number, _SYMBOLS[name][2]) for name, number in cells.items())
+        reached = sum(cells.values())
         held = max(0, round(phase.peak_reserved_bytes / scale * width) - reached)
         rest = "·" if style.unicode else "."
         drawn += style.paint(rest * held, "90") + " " * max(0, width - reached - held)
         lines.append(f"{phase.phase.ljust(longest)} [{drawn}]")
     return "\n".join([*lines, _legend(timeline, style), f" the bars end at {_end(scale, words.room_bytes(timeline))}"])
+
+
+def _cells(phase: PhaseMemory, names: Sequence[Category], scale: int, width: int) -> dict[Category, int]:
+    """How many cells of a bar each category has: one at least, which the largest pays for."""
+    cells: dict[Category, int] = {}
+    total = 0
+    for name in names:
+        size = phase.by_category.get(name, 0)
+        total += size
+        cells[name] = max(1 if size else 0, round(total / scale * width) - sum(cells.values()))
+    largest = max(cells, key=lambda name: cells[name], default=None)
+    if largest is not None:
+        cells[largest] -= max(0, sum(cells.values()) - width)
+    return cells
 
 
 def _end(scale_bytes: int, capacity_bytes: int | None) -> str:
@@ -62,11 +72,19 @@ def _symbol(name: Category, style: Style) -> str:
 
 def _legend(timeline: MemoryTimeline, style: Style) -> str:
     parts = [
-        style.paint(_symbol(name, style), _SYMBOLS[name][2]) + f" {words.CATEGORY_NAMES[name]}"
-        for name in words.categories(timeline)
+        (_symbol(name, style), words.CATEGORY_NAMES[name], _SYMBOLS[name][2]) for name in words.categories(timeline)
     ]
-    parts.append(f"{'·' if style.unicode else '.'} reserved, free")
-    return " " + "   ".join(parts)
+    parts.append(("·" if style.unicode else ".", "reserved, free", ""))
+    lines: list[list[str]] = [[]]
+    reached = 0
+    for symbol, name, code in parts:
+        length = len(name) + 2
+        if lines[-1] and reached + 3 + length > style.width - 1:
+            lines.append([])
+            reached = 0
+        reached += length + (3 if lines[-1] else 0)
+        lines[-1].append(f"{style.paint(symbol, code)} {name}")
+    return "\n".join(" " + "   ".join(line) for line in lines)
 
 
 def curve(timeline: MemoryTimeline, style: Style) -> str:

@@ -136,10 +136,14 @@ def findings(found: Sequence[Finding]) -> str:
     """Return every diagnosis with its evidence and its mend."""
     return "".join(
         f'<div class="verdict {_SEVERITY_CLASSES[one.severity]}"><p><span class="word">{one.severity}</span>: '
-        f"{escape(one.title)}</p><p>{escape(one.evidence)}</p>"
-        f"<p>{escape(one.mend + words.mended(one.saves_bytes))}</p></div>"
+        f"{escape(one.title)}.</p><p>{_sentence(one.evidence)}</p>"
+        f"<p>Mend: {escape(one.mend + words.mended(one.saves_bytes))}.</p></div>"
         for one in found
     )
+
+
+def _sentence(text: str) -> str:
+    return escape(f"{text[:1].upper()}{text[1:]}.")
 
 
 def _phases(timeline: MemoryTimeline) -> str:

@@ -39,7 +39,8 @@ def legend(timeline: MemoryTimeline) -> str:
     """Return what the colours say, and the line of what is reserved."""
     items = [
         f'<li><span class="c-{COLORS[name]}"></span>{words.CATEGORY_NAMES[name]}</li>'
-        for name in words.categories(timeline)
+        for name in COLORS
+        if name in words.categories(timeline) or any(sample.by_category.get(name) for sample in timeline.samples)
     ]
     return f'<ul class="key">{"".join(items)}<li><span class="line"></span>reserved</li></ul>'
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from memplan.domain.timeline import Finding, MemoryTimeline
+from memplan.domain.timeline import Finding, MemoryTimeline, PhaseMemory
 from memplan.report import module_tree, profile_figures
 from memplan.report import profile_comparison as comparison
 from memplan.report import profile_words as words
@@ -139,10 +139,14 @@ def _largest(timeline: MemoryTimeline, style: Style) -> str:
     peak = timeline.peak
     if not peak.largest:
         return ""
-    rows: list[list[Cell]] = [[(name, _DIM) for name in words.LARGEST_COLUMNS]]
-    rows += [list(row) for row in words.largest_rows(peak)]
+    rows: list[list[Cell]] = [[(name, _DIM) for name in ("size", "for", "tensor, what made it, where")]]
+    rows += [[size, kind, ", ".join(part for part in rest if part)] for size, kind, *rest in _kind_first(peak)]
     title = style.paint(f"largest alive at the peak of {peak.phase}", _BOLD)
-    return f"{title}\n{table(rows, style, right=frozenset({0}), indent='  ', narrowest_first=10, narrowest_last=18)}"
+    return f"{title}\n{table(rows, style, right=frozenset({0}), indent='  ', narrowest_first=10)}"
+
+
+def _kind_first(peak: PhaseMemory) -> list[list[str]]:
+    return [[size, kind, found, *rest] for size, found, kind, *rest in words.largest_rows(peak)]
 
 
 def _work(timeline: MemoryTimeline, style: Style) -> str:
