@@ -59,8 +59,10 @@ def _kind(tensor: LiveTensor, phase: PhaseMemory, timeline: MemoryTimeline) -> s
 
 def _are_scores(tensor: LiveTensor, timeline: MemoryTimeline) -> bool:
     """Whether a tensor has a side of queries and a side of keys."""
-    tokens = _tokens(timeline)
-    return "softmax" in tensor.operator or (tokens > 1 and tensor.shape[-2] == tokens and tensor.shape[-1] >= tokens)
+    tokens, shape = _tokens(timeline), tensor.shape
+    if "softmax" in tensor.operator:
+        return True
+    return tokens > 1 and shape[-2] == tokens and (shape[-1] == tokens or (len(shape) == 4 and shape[-1] > tokens))
 
 
 def _tokens(timeline: MemoryTimeline) -> int:
