@@ -6,6 +6,7 @@
 - `<!-- servable: ENGINE WHAT -->` gets a table of servable_tables.py;
 - `<!-- errors -->`, `<!-- errors: short -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from
   benchmarks/results/;
+- `<!-- engines: PART -->` gets a table that engines/check_all.py recorded in benchmarks/results/engines.json;
 - `<!-- plans -->` gets the recipes of recipes/plan/ with what the planner answers now, from plan_tables.py;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
   shows a file, which is made from what stands below it; `...` at the end of a block cuts the output there.
@@ -33,6 +34,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "engines").glob("*.md")))
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PLANS = re.compile(r"(<!-- plans -->\n).*?(<!-- end -->)", re.DOTALL)
+_ENGINES = re.compile(r"(<!-- engines: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SERVABLE = re.compile(r"(<!-- servable: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ERRORS = re.compile(r"(<!-- errors(: short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
@@ -191,6 +193,7 @@ def rendered(text: str, page: Path) -> str:
         from servable_tables import tables
 
         text = _SERVABLE.sub(lambda match: f"{match[1]}{tables(match[2], match[3])}\n{match[4]}", text)
+    text = _ENGINES.sub(lambda match: f"{match[1]}{engines_table(match[2])}\n{match[3]}", text)
     if "<!-- plans -->" in text:
         sys.path.insert(0, str(ROOT / "benchmarks"))
         from plan_tables import plans_table
@@ -202,6 +205,17 @@ def rendered(text: str, page: Path) -> str:
         return text
     with tempfile.TemporaryDirectory() as folder:
         return _CONSOLE.sub(lambda match: match[1] + printed(match[2], Path(folder)) + match[3], text)
+
+
+def engines_table(part: str) -> str:
+    """A part of what engines/check_all.py recorded, as it prints it."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "engines"))
+    import outcome
+    import serving
+
+    kind, table = (serving.Run, serving.table) if part == "serving" else (outcome.Row, outcome.table)
+    recorded = json.loads((RESULTS / "engines.json").read_text(encoding="utf-8"))[part]
+    return "\n".join(table([kind(**each) for each in recorded]))
 
 
 def printed(block: str, folder: Path) -> str:

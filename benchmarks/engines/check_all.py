@@ -1,151 +1,97 @@
-"""Puts what emit-config writes before every real engine that is installed here, and prints a table.
+"""Puts what emit-config writes before every real reader that is installed here, and prints tables.
 
-    python benchmarks/engines/check_all.py [--quick] [--verbose]
-        --vllm PYTHON ...       interpreters that have vLLM (the CPU build will do)
-        --vllm-source DIR ...   unpacked wheels of other releases, for the first of those interpreters
-        --sglang PYTHON         an interpreter that has SGLang
-        --llama-server PROGRAM  a llama-server
+    python benchmarks/engines/check_all.py [--quick] [--verbose] [--record FILE]
+        --vllm PYTHON ...          interpreters that have vLLM (the CPU build will do)
+        --vllm-source DIR ...      unpacked wheels of other releases, for the first of those interpreters
+        --serve                    start `vllm serve` from emitted files, with the interpreters that have a CPU build
+        --sglang PYTHON            an interpreter that has SGLang
+        --llama-server PROGRAM     a llama-server
+        --transformers PYTHON      an interpreter with transformers, torch and accelerate
+        --ollama "COMMAND"         reads the Modelfile named behind it: "ollama create checked -f"
+        --surroundings             the validators of surroundings.py as well
+        --compose-schema FILE      the schema of the Compose specification, for those
 
 Where an option is left out, the interpreter that runs this and the PATH are looked at; what is not found is skipped,
-and the table says so. Exits 1 when an engine refuses something.
+and the table says so. `--record` keeps the tables as JSON, from which benchmarks/render_docs.py writes the pages.
+Exits 1 when a reader refuses something.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from emitting import Batch, write_all
-from setups import setups
-
-HERE = Path(__file__).parent
-_PROBES = {"vllm": "import vllm; print(vllm.__version__)", "sglang": "import sglang.version as v; print(v.__version__)"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    engine: str
-    version: str
-    checked: int
-    failed: int
-    refused: int
-    remark: str
+import serving
+import surroundings
+from outcome import Row, table
+from readers import by_table, llama_server, ollama, python_engine, transformers
 
 
 def main() -> int:
     """Run every check that can be run."""
+    asked = _options().parse_args()
+    rows = engine_rows(asked)
+    print("\n".join(table(rows)))
+    around = surroundings.rows(asked.compose_schema, is_verbose=asked.verbose) if asked.surroundings else []
+    if around:
+        print("\n" + "\n".join(table(around)))
+    runs = serving_runs(asked) if asked.serve else []
+    if runs:
+        print("\n" + "\n".join(serving.table(runs)))
+    if asked.record:
+        kept = {"engines": rows, "surroundings": around, "serving": runs}
+        text = json.dumps({name: [asdict(one) for one in found] for name, found in kept.items()}, indent=1)
+        asked.record.write_text(text + "\n", encoding="utf-8")
+    return 1 if any(row.refused for row in rows + around) or any(run.errors for run in runs) else 0
+
+
+def engine_rows(asked: argparse.Namespace) -> list[Row]:
+    """What the engines' own readers say."""
+    how = {"quick": asked.quick, "is_verbose": asked.verbose}
+    pythons = asked.vllm or [sys.executable]
+    rows = [python_engine("vllm", python, None, **how) for python in pythons]
+    rows += [python_engine("vllm", pythons[0], source, **how) for source in asked.vllm_source]
+    rows.append(python_engine("sglang", asked.sglang, None, **how))
+    rows += [llama_server(asked.llama_server, name, **how) for name in ("llama.cpp", "llama.cpp-presets")]
+    rows.append(ollama(asked.ollama, **how))
+    rows.append(transformers(asked.transformers, **how))
+    for release in ("1.0.0", "1.3.0"):
+        rows.append(by_table("tensorrt-llm", f"tensorrt-llm@{release}", release, **how))
+    rows.append(by_table("tgi", "vllm", "3.3.7", **how))
+    return rows
+
+
+def serving_runs(asked: argparse.Namespace) -> list[serving.Run]:
+    """What vLLM says of its cache when it is started on a CPU."""
+    found: list[serving.Run] = []
+    for python in asked.vllm or [sys.executable]:
+        version = serving.vllm_version(python)
+        if version is None:
+            print(f"serving: skipped: no CPU build of vLLM in {python}", file=sys.stderr)
+            continue
+        found += serving.all_runs(python, version, quick=asked.quick, verbose=asked.verbose)
+    return found
+
+
+def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--vllm", action="append", default=[])
     parser.add_argument("--vllm-source", action="append", default=[])
+    parser.add_argument("--serve", action="store_true")
     parser.add_argument("--sglang", default=sys.executable)
     parser.add_argument("--llama-server", default=shutil.which("llama-server"))
-    asked = parser.parse_args()
-    pythons = asked.vllm or [sys.executable]
-    rows = [python_engine("vllm", python, None, asked) for python in pythons]
-    rows += [python_engine("vllm", pythons[0], source, asked) for source in asked.vllm_source]
-    rows.append(python_engine("sglang", asked.sglang, None, asked))
-    rows += [llama_server(asked, name) for name in ("llama.cpp", "llama.cpp-presets")]
-    print_table(rows)
-    return 1 if any(row.failed for row in rows) else 0
-
-
-def python_engine(engine: str, python: str, source: str | None, asked: argparse.Namespace) -> Row:
-    """Check one engine that is a Python package, under its own interpreter."""
-    environment = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", **({"PYTHONPATH": source} if source else {})}
-    probe = subprocess.run([python, "-c", _PROBES[engine]], capture_output=True, text=True, env=environment)
-    if probe.returncode:
-        last = (probe.stderr.strip().splitlines() or ["?"])[-1]
-        return Row(engine, "-", 0, 0, 0, f"skipped: not in {python} ({last[:60]})")
-    version = probe.stdout.strip().splitlines()[-1].partition("+")[0]
-    with tempfile.TemporaryDirectory() as folder:
-        batch = write_all(setups(quick=asked.quick), f"{engine}@{version}", engine, Path(folder))
-        done = subprocess.run(
-            [python, str(HERE / f"{engine}_worker.py")],
-            input=json.dumps([asdict(one) for one in batch.written]),
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        answers = [json.loads(line) for line in done.stdout.splitlines()]
-    errors = {answer["path"]: answer["errors"] for answer in answers}
-    shallow = sum(answer.get("is_shallow", False) for answer in answers)
-    if len(answers) < len(batch.written):
-        last = (done.stderr.strip().splitlines() or ["?"])[-1]
-        errors |= {one.path: [f"the engine died: {last[:200]}"] for one in batch.written if one.path not in errors}
-    remark = "its parser, then its own checks of the config"
-    remark += f" ({shallow} by the parser alone: the model's code or the draft is not here)" if shallow else ""
-    return row(engine, version, batch, errors, remark, asked)
-
-
-def llama_server(asked: argparse.Namespace, format_name: str) -> Row:
-    """Check arguments and presets with llama-server itself, which reads them all before it prints its version."""
-    program = asked.llama_server
-    if not program or not shutil.which(program):
-        return Row(format_name, "-", 0, 0, 0, "skipped: no llama-server here")
-    probe = subprocess.run([program, "--version"], capture_output=True, text=True)
-    errors: dict[str, list[str]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        batch = write_all(llama_setups(asked.quick), "llama.cpp", format_name, Path(folder))
-        for one in batch.written:
-            arguments = ["--models-preset", one.path] if format_name.endswith("presets") else words(one.path)
-            done = subprocess.run([program, *arguments, "--version"], capture_output=True, text=True)
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower()]
-            errors[one.path] = (lines or [f"exit code {done.returncode}"])[:1] if done.returncode else []
-    lines = (probe.stdout + probe.stderr).splitlines()
-    version = next((line.partition(":")[2].split()[0] for line in lines if line.startswith("version:")), "?")
-    return row(format_name, version, batch, errors, "its own parser", asked)
-
-
-def llama_setups(quick: bool) -> list[dict[str, object]]:
-    """The setups that llama.cpp has words for: models, cards, lengths, slots and mixes."""
-    kept = ("model", "gpu", "context", "concurrency")
-    found: list[dict[str, object]] = []
-    for number, options in enumerate(setups(quick=quick)):
-        one = {name: value for name, value in options.items() if name in kept}
-        one["quant"] = ("gguf:q4_k_m", "gguf:q8_0", "gguf:q5_k_m")[number % 3]
-        found.append(one)
-    return found
-
-
-def words(path: str) -> list[str]:
-    """The arguments behind `exec llama-server` in a script."""
-    import shlex
-
-    text = Path(path).read_text(encoding="utf-8").replace("\\\n", " ")
-    line = next(line for line in text.splitlines() if line.startswith("exec "))
-    return shlex.split(line)[2:]
-
-
-def row(
-    name: str, version: str, batch: Batch, errors: dict[str, list[str]], remark: str, asked: argparse.Namespace
-) -> Row:
-    """Count, and print what is wrong."""
-    failed = [one for one in batch.written if errors[one.path]]
-    for one in failed:
-        print(f"{name} {version}: {one.name}\n    {'; '.join(errors[one.path])}", file=sys.stderr)
-    if asked.verbose:
-        for setup, reason in batch.refused:
-            print(f"{name} {version}: not written: {setup}\n    {reason}", file=sys.stderr)
-    return Row(name, version, len(batch.written), len(failed), len(batch.refused), remark)
-
-
-def print_table(rows: list[Row]) -> None:
-    """Print Markdown."""
-    print("| format | engine's release | files put before it | refused by it | not written by memplan | how |")
-    print("|---|---|---:|---:|---:|---|")
-    for each in rows:
-        print(f"| {each.engine} | {each.version} | {each.checked} | {each.failed} | {each.refused} | {each.remark} |")
+    parser.add_argument("--transformers")
+    parser.add_argument("--ollama", default="ollama create checked -f")
+    parser.add_argument("--surroundings", action="store_true")
+    parser.add_argument("--compose-schema", type=Path)
+    parser.add_argument("--record", type=Path)
+    return parser
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from typing import Any
 from memplan.catalog.models import find_model
 from memplan.cli.choosing import chosen_setup
 from memplan.cli.emit_subject import subject_of
+from memplan.domain.emission import Emission, EmitSubject
 from memplan.emit.checks import settled
+from memplan.emit.file_checks import refuse_traps
 from memplan.emit.registry import find_format, load_emitter
 from memplan.errors import MemplanError
 
@@ -42,10 +44,7 @@ def write_all(setups: Iterable[Mapping[str, Any]], engine: str, format_name: str
     for number, options in enumerate(setups):
         name = " ".join(f"{key}={value}" for key, value in options.items())
         try:
-            wanted = find_format(format_name, engine)[1]
-            setup = chosen_setup({**options, "engine": engine, "offline": True}, wanted, strict=False)
-            subject = settled(subject_of(setup, format_name))
-            emission = load_emitter(wanted)(subject)
+            subject, emission = emitted(options, engine, format_name)
         except MemplanError as error:
             refused.append((name, f"{error.message}{f' ({error.hint})' if error.hint else ''}"))
             continue
@@ -57,6 +56,14 @@ def write_all(setups: Iterable[Mapping[str, Any]], engine: str, format_name: str
         path = str(place / emission.files[0].name)
         written.append(Written(path=path, name=name, model_dir=model_dir, chips=subject.budget.num_gpus))
     return Batch(written=tuple(written), refused=tuple(refused))
+
+
+def emitted(options: Mapping[str, Any], engine: str, format_name: str) -> tuple[EmitSubject, Emission]:
+    """What `memplan emit-config` makes of options. Raises: MemplanError for what it refuses."""
+    wanted = find_format(format_name, engine)[1]
+    setup = chosen_setup({**options, "engine": engine, "offline": True}, wanted, strict=False)
+    subject = settled(subject_of(setup, format_name))
+    return subject, refuse_traps(subject, format_name, load_emitter(wanted)(subject))
 
 
 def _model_dir(name: str, folder: Path) -> str | None:
