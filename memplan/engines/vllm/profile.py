@@ -22,6 +22,7 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.domain.tensors import Role
+from memplan.engines.vllm.lanes import has_lanes, lanes_peak_bytes
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.engines.vllm.workspaces import cublas_bytes, shared_workspace_bytes, triton_sampler_bytes
 from memplan.records import dataclass
@@ -77,6 +78,8 @@ def activation_peak(
     forward = forward_peak_bytes(
         layers, spec, tokens, ranks, element_bytes, forward_rules(spec, settings, rules, in_workspace=workspace > 0)
     )
+    if has_lanes(layers):
+        forward = max(forward, lanes_peak_bytes(layers, spec, settings))
     media = media_peak(spec, asked, settings, element_bytes) if is_first else MediaPeak()
     received = 0 if is_first else 2 * hidden_bytes
     buffers = round(kept_mib * MIB) if settings.generation == "v1" else 0

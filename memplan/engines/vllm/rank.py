@@ -15,6 +15,7 @@ from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import Fitted
 from memplan.engines.vllm.graphs import GraphMemory, graph_memory
 from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
+from memplan.engines.vllm.lanes import predictor_buffer_bytes
 from memplan.engines.vllm.loading import copied_bytes, map_tensors, starts_from_16_bits
 from memplan.engines.vllm.overheads import Outside, outside_torch
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
@@ -67,7 +68,8 @@ def plan_rank(
     tables = rotary_bytes(spec, settings, rules)
     copies = copied_bytes(layers, spec, rules, layout.tensor)
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
-    weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *copies, *tables))
+    kept = (predictor_buffer_bytes(spec, settings),) if is_last else ()
+    weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *copies, *tables, *kept))
     weight_bytes = max(0, weight_bytes - asked.weight_offload_bytes)
     activation = activation_peak(
         spec,

@@ -1,8 +1,8 @@
 """Buffers that stay allocated while the profiling run goes on to the sampler.
 
 Since 0.13 one shared workspace grows to the largest that any layer asks for, and is never freed: the two scratch
-tensors of routed experts, or the gathered keys of a sparse-attention indexer. cuBLAS keeps a workspace of its own; the
-Triton sampler one row of logits for every multiprocessor.
+tensors of routed experts, the gathered keys of a sparse-attention indexer, or DeepSeek V4's gathered latents. cuBLAS
+keeps a workspace of its own; the Triton sampler one row of logits for every multiprocessor.
 
 Source: vllm/v1/worker/workspace.py; fused_moe/modular_kernel.py (_allocate_buffers, workspace_shapes), whose chunks of
 16,384 tokens ended with 0.19; sparse_attn_indexer.py; vllm/v1/sample/ops/topk_topp_triton.py; PyTorch's
@@ -16,6 +16,7 @@ from memplan.domain.attention import IndexerKeys
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer, ModelSpec, count_layers
 from memplan.domain.tensors import Role
+from memplan.engines.vllm.lanes import gathered_bytes, has_lanes
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.units import MIB
 
@@ -45,13 +46,13 @@ def shared_workspace_bytes(
         (
             _expert_bytes(layer, spec, settings, rules)
             for layer, _ in count_layers(layers)
-            if not _has_own_buffers(layer, gpu)
+            if not _has_own_buffers(layer, spec, gpu)
         ),
         default=0,
     )
-    has_indexer = any(isinstance(cache, IndexerKeys) for layer in layers for cache in layer.caches)
-    indexer = _INDEXER_REQUESTS * settings.context_tokens * _INDEXER_BYTES_PER_TOKEN if has_indexer else 0
-    return max(experts, indexer)
+    ratios = [cache.ratio for layer in layers for cache in layer.caches if isinstance(cache, IndexerKeys)]
+    keys = _INDEXER_REQUESTS * settings.context_tokens // min(ratios) if ratios else 0
+    return max(experts, keys * _INDEXER_BYTES_PER_TOKEN, gathered_bytes(layers, settings))
 
 
 def _expert_bytes(layer: Layer, spec: ModelSpec, settings: VllmSettings, rules: Rules) -> int:
@@ -65,17 +66,18 @@ def _expert_bytes(layer: Layer, spec: ModelSpec, settings: VllmSettings, rules: 
     return round(tokens * mlp.experts_per_token * width * settings.dtype.bits / 8)
 
 
-def _has_own_buffers(layer: Layer, gpu: GpuSpec) -> bool:
+def _has_own_buffers(layer: Layer, spec: ModelSpec, gpu: GpuSpec) -> bool:
     """Whether the experts' kernels bring buffers of their own: weights of 4 bits, experts without a gate, and
-    quantized experts on data-centre Blackwell (TRT-LLM's kernels).
+    quantized experts on data-centre Blackwell (TRT-LLM's kernels). DeepSeek V4's MXFP4 runs on Marlin elsewhere, as
+    one of the kernels that share the workspace.
     """
     storages = [tensor.storage for tensor in layer.tensors if tensor.role is Role.EXPERT]
     quantized = [storage for storage in storages if storage is not None]
     if layer.mlp and not layer.mlp.gated:
         return True
-    return any(storage.bits <= 4 for storage in quantized) or (
-        bool(quantized) and gpu.cuda_capability in _TRTLLM_CAPABILITIES
-    )
+    if quantized and gpu.cuda_capability in _TRTLLM_CAPABILITIES:
+        return True
+    return any(storage.bits <= 4 for storage in quantized) and not has_lanes(spec.layers)
 
 
 def triton_sampler_bytes(gpu: GpuSpec, sequences: int, vocab_size: int) -> int:
