@@ -101,6 +101,10 @@ def _loadable(asked: Asked, own: QuantizedOutput | None) -> Asked:
     if scheme is None or scheme == "none" or (engine == "llama.cpp" and scheme.startswith("gguf:")):
         return asked  # a GGUF file is made from any checkpoint
     forms = list(_forms(asked, scheme, own))
+    if not forms and scheme.startswith("gguf:"):
+        raise UsageError(
+            f"{engine} does not make {scheme} weights", hint="use --engine llama.cpp, or name a .gguf file"
+        )
     if not forms:
         raise UsageError(
             f"no published {scheme} checkpoint of {asked.spec.name} is known",
