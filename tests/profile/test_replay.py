@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from traces import traces
 
-from memplan.domain.timeline import Category, PhaseMemory, Work
+from memplan.domain.timeline import PhaseMemory, Work
 from memplan.errors import CorruptFile
 from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog, Label
@@ -201,29 +202,6 @@ def test_the_curve_is_short_in_order_and_has_every_peak() -> None:
     assert all(sum(sample.by_category.values()) == sample.allocated_bytes for sample in result.samples)
     assert max(sample.reserved_bytes for sample in result.samples) == result.peak_reserved_bytes
     assert replay(long_trace(2, 9), DEFAULT, num_samples=0).samples == ()
-
-
-CATEGORY = st.sampled_from(["weights", "activations", "kv_cache", None])
-
-
-@st.composite
-def traces(draw: st.DrawFn) -> EventLog:
-    log, live = EventLog(), []
-    for _ in range(draw(st.integers(0, 60))):
-        what = draw(st.integers(0, 9))
-        if what < 5:
-            category: Category | None = draw(CATEGORY)
-            module = f"m.{draw(st.integers(0, 3))}"
-            live.append(log.allocate(draw(st.integers(1, 90 * MIB)), label(module), category, draw(st.integers(0, 1))))
-            if what == 0:
-                log.used_until(live[-1], len(log.order) + draw(st.integers(1, 9)))
-        elif what < 8 and live:
-            log.free(live.pop(draw(st.integers(0, len(live) - 1))))
-        elif what == 8:
-            log.begin(draw(st.sampled_from(["load", "decode", "capture"])))
-        else:
-            log.empty_cache()
-    return log
 
 
 @given(

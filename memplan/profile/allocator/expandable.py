@@ -175,9 +175,7 @@ class ExpandableAllocator(CachingAllocator):
         """Nothing: only whole segments are collected, and an expandable one never is."""
 
     def _release_cached(self) -> None:
-        for _, block in self._pending:
-            self._cache(block)
-        self._pending.clear()
+        self._synchronize()
         for pool in self._releasable_pools():
             for block in list(pool.blocks):
                 self._unmap(block)

@@ -30,7 +30,8 @@ class CachingAllocator:
 
     `room_bytes` is what the device has for it in all (None: no limit), of `capacity_bytes` that the device calls its
     own; `on_reserve` is called whenever memory is taken of the device or returned to it, with the address, the bytes
-    taken (less than 0 where returned) and the pool. The peaks are those since `reset_peak`, which phases begin with.
+    taken (less than 0 where returned) and the pool; `on_ready` with each block that other streams are done with. The
+    peaks are those since `reset_peak`, which phases begin with.
     """
 
     splits_all = False
@@ -48,6 +49,7 @@ class CachingAllocator:
         fraction = settings.memory_fraction
         self._allowed = int(fraction * capacity_bytes) if fraction and capacity_bytes is not None else _NO_LIMIT
         self.on_reserve: Callable[[int, int, Pool], None] | None = None
+        self.on_ready: Callable[[Block], None] | None = None
         self._collects = settings.gc_threshold > 0 and self._allowed < _NO_LIMIT
         self._limit = settings.max_split_bytes or _NO_LIMIT
         self._is_plain = self._limit == _NO_LIMIT and not self._collects and not self.splits_all
@@ -69,7 +71,7 @@ class CachingAllocator:
 
     def allocate(self, requested: int, stream: int = 0) -> Block:
         """Return a live block of at least `requested` bytes. Raises: DeviceFull."""
-        size = self._rounded(requested) if self._divisions else (requested + _BELOW) & _WHOLE or ROUND_BYTES
+        size = self.rounded(requested) if self._divisions else (requested + _BELOW) & _WHOLE or ROUND_BYTES
         streams = self._small if size <= SMALL_REQUEST_BYTES else self._large
         pool = streams.get(stream) or self._new_pool(streams, stream)
         keys = pool.keys
@@ -121,12 +123,20 @@ class CachingAllocator:
         if self._pending and self._capturing is None:
             done = [block for ready, block in self._pending if ready <= now]
             self._pending = [entry for entry in self._pending if entry[0] > now]
-            for block in done:
-                self._cache(block)
+            self._finish(done)
 
     def empty_cache(self) -> None:
         """Return to the device every segment that holds nothing, as torch.cuda.empty_cache does."""
         self._release_cached()
+
+    def rounded(self, requested: int) -> int:
+        """A request rounded to 512 bytes, or to steps of its power of two where it is large enough for that many."""
+        if self._divisions and requested >= ROUND_BYTES:
+            power = requested.bit_length() - 1
+            divisions = self._divisions[min(max(power - (MIB.bit_length() - 1), 0), NUM_INTERVALS - 1)]
+            if divisions > 1 and requested > ROUND_BYTES * divisions:
+                return round_up(requested, (1 << power) // divisions)
+        return round_up(requested, ROUND_BYTES) or ROUND_BYTES
 
     # Graph capture.
 
@@ -202,15 +212,6 @@ class CachingAllocator:
             splits_all=self.splits_all,
         )
         return pool
-
-    def _rounded(self, requested: int) -> int:
-        """A request rounded to steps of its power of two, where it is large enough for that many steps."""
-        if requested >= ROUND_BYTES:
-            power = requested.bit_length() - 1
-            divisions = self._divisions[min(max(power - (MIB.bit_length() - 1), 0), NUM_INTERVALS - 1)]
-            if divisions > 1 and requested > ROUND_BYTES * divisions:
-                return round_up(requested, (1 << power) // divisions)
-        return round_up(requested, ROUND_BYTES) or ROUND_BYTES
 
     def _chosen(self, pool: Pool, size: int, index: int) -> int:
         """Which free block serves a request, where the smallest one at `index` may not; past the end for none."""
@@ -310,10 +311,19 @@ class CachingAllocator:
             for is_small in (False, True):
                 yield from self._pools.get((owner, is_small), {}).values()
 
-    def _release_cached(self) -> None:
-        for _, block in self._pending:
+    def _synchronize(self) -> None:
+        """Wait for all that other streams still use."""
+        waiting, self._pending = self._pending, []
+        self._finish([block for _, block in waiting])
+
+    def _finish(self, blocks: list[Block]) -> None:
+        for block in blocks:
+            if self.on_ready is not None:
+                self.on_ready(block)
             self._cache(block)
-        self._pending.clear()
+
+    def _release_cached(self) -> None:
+        self._synchronize()
         for pool in self._releasable_pools():
             for block in list(pool.blocks):
                 if block.before is None and block.after is None:
