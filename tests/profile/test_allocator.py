@@ -280,3 +280,12 @@ def test_free_parts_of_shared_pages_are_the_fragmentation_of_expandable_segments
     assert allocator.inactive_split_bytes == 15 * MIB
     allocator.empty_cache()
     assert allocator.reserved_bytes == 20 * MIB
+
+
+def test_a_request_that_no_page_is_left_for_leaves_no_segment_behind() -> None:
+    allocator = made("expandable_segments:True", capacity=200 * MIB)
+    for _ in range(10):
+        allocator.allocate(20 * MIB)
+    with pytest.raises(DeviceFull):
+        allocator.allocate(50 * MIB)
+    assert (allocator.num_segments, allocator.reserved_bytes) == (1, 200 * MIB)

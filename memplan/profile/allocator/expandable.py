@@ -103,6 +103,9 @@ class ExpandableAllocator(CachingAllocator):
         if not block.is_mapped:
             mapped = self._map(block, min(block.size, size))
             if mapped is None:
+                if not block.is_split:  # nothing of this segment was ever mapped
+                    pool.unmapped.remove(block)
+                    self._forget(block)
                 return None
             block = mapped
         while block.size < size:
@@ -207,8 +210,12 @@ class ExpandableAllocator(CachingAllocator):
         if block.is_split:
             insort(pool.unmapped, block, key=_start)
         else:
-            del self._heads[block.start]
-            self.num_segments -= 1
+            self._forget(block)
+
+    def _forget(self, block: Block) -> None:
+        """The addresses of a whole segment are given back."""
+        del self._heads[block.start]
+        self.num_segments -= 1
 
 
 def _could_be(block: Block) -> int:
