@@ -68,6 +68,19 @@ def parse_count(text: str, *, what: str = "number", minimum: int = 1) -> int:
     return number
 
 
+def parse_fraction(text: str, *, what: str = "rise of perplexity") -> float:
+    """Return the part that `text` names: `2%` or `0.02`. Raises: UsageError for anything else."""
+    digits = text.strip().removesuffix("%").strip()
+    is_percent = text.strip().endswith("%")
+    try:
+        number = float(digits) / (100 if is_percent else 1)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 10 or (number >= 1 and not is_percent):
+        raise UsageError(f"not a {what}: `{text:.60}`", hint="write it as 2% or 0.02")
+    return number
+
+
 def _times(digits: str, unit: int) -> tuple[int, bool]:
     """A decimal number times `unit`, rounded down, and whether it came out whole: exact, where a float is not."""
     whole, _, part = digits.replace("_", "").replace(",", "").partition(".")

@@ -29,6 +29,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "plan": ("memplan.cli.plan:plan_command", "The best way to serve a model, found by search, and what it costs."),
     "profile": ("memplan.cli.profile:profile_command", "What memory a model really takes, phase by phase, and why."),
+    "evaluate": (
+        "memplan.cli.evaluate:evaluate_command",
+        "How well a model predicts text, and how much worse than the one it was made from.",
+    ),
     "models": ("memplan.cli.models:models_command", "List, search and show the models that memplan knows by name."),
     "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
 }

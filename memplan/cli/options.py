@@ -142,6 +142,19 @@ PROFILE_OPTIONS = (
     ),
 )
 
+EVALUATE_OPTIONS = (
+    Option(name="against", help="The model to compare with: the one that MODEL was made from.", is_workload=False),
+    Option(name="text", help="Text set: builtin, code, wikitext-2, FILE.jsonl, a folder ...", is_workload=False),
+    Option(name="calibration", help="Text that the scales of --kv-dtype are measured on.", is_workload=False),
+    Option(name="window", kind=int, help="Tokens of a window (default 2048, or the context).", is_workload=False),
+    Option(name="stride", kind=int, help="Windows start this far apart (default: no overlap).", is_workload=False),
+    Option(name="max_documents", kind=int, help="Documents of every domain at most.", is_workload=False),
+    Option(name="max_perplexity_increase", help="Exit 6 above this rise (default 2%).", is_workload=False),
+    Option(name="max_ram", help="Memory to run in; block by block where it is short.", is_workload=False),
+    Option(name="device", help="auto, cpu or cuda.", is_workload=False),
+    Option(name="seed", kind=int, help="Order of documents (default 0).", is_workload=False),
+)
+
 OUTPUT_OPTIONS = (
     Option(name="json", kind=bool, flags=("--json",), help="One JSON object.", is_workload=False),
     Option(name="output", kind=Path, flags=("--output", "-o"), help="Write to a file.", is_workload=False),
