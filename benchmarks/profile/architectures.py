@@ -94,7 +94,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral (MoE)": _moe("mixtral", "MixtralForCausalLM", intermediate_size=512),
     "qwen3-moe (MoE)": _moe("qwen3_moe", "Qwen3MoeForCausalLM", head_dim=64),
     "olmoe (MoE)": _moe("olmoe", "OlmoeForCausalLM", intermediate_size=512),
-    "gpt-oss (MoE, sinks)": _moe("gpt_oss", "GptOssForCausalLM", intermediate_size=512, head_dim=64, sliding_window=128),
+    "gpt-oss (MoE, sinks)": _moe(
+        "gpt_oss", "GptOssForCausalLM", intermediate_size=512, head_dim=64, sliding_window=128
+    ),
     "deepseek-v3 (MLA, MoE)": _moe("deepseek_v3", "DeepseekV3ForCausalLM", **_LATENT),
     "mamba": {
         "model_type": "mamba",
@@ -179,7 +181,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
         "projection_dim": 256,
-        "text_config": {**_CLIP_PART, "vocab_size": 8192, "max_position_embeddings": 77, "model_type": "clip_text_model"},
+        "text_config": {
+            **_CLIP_PART,
+            "vocab_size": 8192,
+            "max_position_embeddings": 77,
+            "model_type": "clip_text_model",
+        },
         "vision_config": {**_CLIP_PART, "image_size": 224, "patch_size": 16, "model_type": "clip_vision_model"},
     },
     "unet 256px": {**_UNET, "resolution": 256},

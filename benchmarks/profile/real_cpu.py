@@ -7,14 +7,13 @@ inside. Nothing of memplan's recorder has a part in it.
 from __future__ import annotations
 
 import gc
-import threading
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from memplan.domain.timeline import Category, Phase
-from memplan.profile.execute import _settled
+from memplan.profile.execute import settled
 from memplan.profile.request import ProfileRequest
 from memplan.profile.runs import run
 from memplan.profile.subject import load_subject
@@ -59,9 +58,8 @@ class _NoLog:
 
 def real_peaks(request: ProfileRequest) -> dict[str, int]:
     """The most bytes that were taken at once in each phase of a real run, over what was taken before the model."""
-    assert threading.active_count() >= 1
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        with _settled(request):
+        with settled(request):
             subject = load_subject(request, runs_as="cpu")
             run(subject, Marks(), request)  # type: ignore[arg-type]
         del subject

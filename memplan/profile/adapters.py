@@ -35,10 +35,11 @@ class AdaptedLinear(torch.nn.Module):
         return summed.to(base.dtype)
 
 
-def add_adapters(model: Any, rank: int) -> None:
-    """Freeze a model and put an adapter beside every linear layer but its output head.
+def add_adapters(model: Any, rank: int, targets: tuple[str, ...] = ()) -> None:
+    """Freeze a model and put an adapter beside its linear layers of these last names; without names, beside all but
+    its output head.
 
-    Raises: UnsupportedModel when it has no linear layer.
+    Raises: UnsupportedModel when it has no such layer.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -46,9 +47,10 @@ def add_adapters(model: Any, rank: int) -> None:
         (parent, name, child)
         for parent in list(model.modules())
         for name, child in parent.named_children()
-        if type(child) is torch.nn.Linear and child is not head
+        if type(child) is torch.nn.Linear and (name in targets if targets else child is not head)
     ]
     if not found:
-        raise UnsupportedModel("no linear layer to put an adapter beside")
+        named = f" named {', '.join(targets)}" if targets else ""
+        raise UnsupportedModel(f"no linear layer{named} to put an adapter beside")
     for parent, name, child in found:
         setattr(parent, name, AdaptedLinear(child, rank))

@@ -18,7 +18,7 @@ from memplan.profile.request import ProfileRequest
 from memplan.profile.runs import run
 from memplan.profile.subject import load_subject
 from memplan.profile.values import meta_answers, note_value
-from memplan.profile.workspaces import insides
+from memplan.profile.workspaces import MATRIX_PRODUCTS, cublas_workspace_bytes, insides
 from memplan.records import dataclass
 
 
@@ -40,7 +40,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
     """
     subject = load_subject(request, runs_as="cpu" if request.device == "cpu" else target)
     recorder = _recorder(request, target)
-    with _settled(request), _kernels(request, target):
+    with settled(request), _kernels(request, target):
         notes = run(subject, recorder, request)
     return Recorded(
         log=recorder.log,
@@ -54,8 +54,14 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
 def _recorder(request: ProfileRequest, target: Target) -> Recorder:
     if request.device == "cpu":
         return Recorder("cpu")
-    inside = insides(target, request.compute_capability)
-    return Recorder("meta", inside=inside, answers=meta_answers(), note_value=note_value)
+    kept = dict.fromkeys(MATRIX_PRODUCTS, cublas_workspace_bytes(request.compute_capability))
+    return Recorder(
+        "meta",
+        inside=insides(target),
+        answers=meta_answers(),
+        note_value=note_value,
+        kept=kept if target == "cuda" else None,
+    )
 
 
 def _kernels(request: ProfileRequest, target: Target) -> contextlib.AbstractContextManager[Any]:
@@ -65,7 +71,7 @@ def _kernels(request: ProfileRequest, target: Target) -> contextlib.AbstractCont
 
 
 @contextlib.contextmanager
-def _settled(request: ProfileRequest) -> Any:
+def settled(request: ProfileRequest) -> Any:
     """A run with its own seed, and what a model prints while it runs kept off the terminal."""
     import transformers
 

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memplan.domain.timeline import Category, Phase
 from memplan.profile.accumulation import adds_in_place, lone_holders
 from memplan.profile.events import EventLog, Label
+from memplan.profile.shapes import ShapeMemory
 
 Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
 Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -52,7 +53,7 @@ class Recorder(TorchDispatchMode):
 
     `inside` gives, by operator, the sizes in bytes of what it takes and returns while it runs; `answers` stands in for
     operators that cannot run on the device (those that ask for values of tensors that have none), and `note_value` is
-    told what every operator made of what.
+    told what every operator made of what. `kept` is what the first of some operators takes for good, in bytes.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Recorder(TorchDispatchMode):
         inside: dict[Any, Inside] | None = None,
         answers: dict[Any, Answer] | None = None,
         note_value: Callable[[Any, Any, Any, Any], None] | None = None,
+        kept: dict[Any, int] | None = None,
     ) -> None:
         super().__init__()
         self.log = EventLog() if log is None else log
@@ -71,6 +73,8 @@ class Recorder(TorchDispatchMode):
         self._inside = inside or {}
         self._answers = answers or {}
         self._note_value = note_value
+        self._kept = kept or {}
+        self._shapes = ShapeMemory() if device_type == "meta" else None
         self._plans: dict[Any, tuple[int, Inside | None, Answer | None, str]] = {}
         self._alive: dict[int, _Watch] = {}
         self._labels: dict[tuple[Any, ...], int] = {}
@@ -127,10 +131,14 @@ class Recorder(TorchDispatchMode):
         if plan is None:
             plan = self._plans[func] = self._plan(func)
         makes, inside, answer, name = plan
+        if self._kept and func in self._kept:
+            self._keep(func, name)
         if func is _ADD and self._is_backward and adds_in_place(args, kwargs):
             return args[0] if self._device_type == "meta" else args[0].add_(args[1])
         if answer is not None:
             made = answer(args, kwargs or {})
+        elif self._shapes is not None:
+            made = self._shapes(func, args, kwargs or {})
         else:
             made = func(*args, **kwargs) if kwargs else func(*args)
         if self._note_value is not None:
@@ -173,6 +181,11 @@ class Recorder(TorchDispatchMode):
         del self._alive[watch.key]
         if self._is_open:
             self.log.free(watch.number)
+
+    def _keep(self, func: Any, name: str) -> None:
+        """Note what a library takes when it is first used; those who share it find it there."""
+        self.log.allocate_as(self._kept[func], self._label(name, (), ""), "workspace")
+        self._kept = {}
 
     def _plan(self, func: Any) -> tuple[int, Inside | None, Answer | None, str]:
         """Whether an operator can make storages, what it takes inside, and what stands in for it."""

@@ -30,7 +30,8 @@ class ProfileRequest:
     `eager` the model's own formula, `paged` a kernel that reads its keys and values from a pool of blocks.
     `iterations` repeats every phase but load. `allocator` is written as in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes`
     None does not limit the device. `compute_capability` is the GPU's that is simulated: cuBLAS sizes its workspace by
-    it, and kernels choose by it. `resolution` is the side of a picture in pixels, None for the model's own.
+    it, and kernels choose by it. `lora_targets` are last names of the modules that get an adapter, none for
+    every linear layer but the output head. `resolution` is the side of a picture in pixels, None for the model's own.
     """
 
     model: str
@@ -47,6 +48,7 @@ class ProfileRequest:
     optimizer: Optimizer = "adamw"
     checkpointing: bool = False
     lora_rank: int | None = None
+    lora_targets: tuple[str, ...] = ()
     iterations: int = 1
     warmup: int = 0
     allocator: str = ""

@@ -23,7 +23,7 @@ def prepare(subject: Subject, request: ProfileRequest) -> None:
         return
     model.train()
     if request.lora_rank is not None:
-        add_adapters(model, request.lora_rank)
+        add_adapters(model, request.lora_rank, request.lora_targets)
     if request.checkpointing:
         _checkpoint(model, with_adapters=request.lora_rank is not None)
 

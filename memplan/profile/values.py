@@ -170,7 +170,7 @@ def _grouped_mm(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     left, right = args[:2]
     if not left.is_meta:
         return _OPS._grouped_mm.default(*args, **kwargs)
-    offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    offsets: Any = args[2] if len(args) > 2 else kwargs.get("offs")
     groups = () if left.dim() + right.dim() == 5 else (offsets.shape[0] if left.dim() == 2 else left.shape[0],)
     shape = (*groups, left.shape[-2], right.shape[-1])
     dtype = kwargs.get("out_dtype") or left.dtype
