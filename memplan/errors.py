@@ -9,7 +9,9 @@
     │   ├── GatedModel           3  the repository wants a licence or a token
     │   └── Offline              3  the network is needed and cannot be reached, or must not be used
     ├── UnsupportedModel         4  a family or key that is not understood
-    └── MissingExtra             5  an optional package or a device that is not there
+    ├── MissingExtra             5  an optional package or a device that is not there
+    ├── QualityMissed            6  a result that is worse than was allowed
+    └── Unfinished               7  work that stopped part-way and can be gone on with
 
 An error is one line that says what was wrong, with the value, and a hint that says how to mend it. `cli` prints both
 and exits with the code; anything else that escapes is a bug of ours (exit 70).
@@ -75,6 +77,18 @@ class MissingExtra(MemplanError):
     """An optional package that is not installed, or a device that is not there."""
 
     exit_code = 5
+
+
+class QualityMissed(MemplanError):
+    """A result that lost more quality than was allowed."""
+
+    exit_code = 6
+
+
+class Unfinished(MemplanError):
+    """Work that stopped part-way; what is finished is kept."""
+
+    exit_code = 7
 
 
 def did_you_mean(word: str, known: list[str], *, limit: int = 3) -> str | None:

@@ -29,6 +29,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "plan": ("memplan.cli.plan:plan_command", "The best way to serve a model, found by search, and what it costs."),
     "profile": ("memplan.cli.profile:profile_command", "What memory a model really takes, phase by phase, and why."),
+    "quantize": (
+        "memplan.cli.quantize:quantize_command",
+        "Make a model smaller, and prove that it is still good before it is accepted.",
+    ),
     "evaluate": (
         "memplan.cli.evaluate:evaluate_command",
         "How well a model predicts text, and how much worse than the one it was made from.",

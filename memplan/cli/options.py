@@ -109,7 +109,7 @@ PLAN_OPTIONS = (
     Option(name="max_perplexity_increase", help="Largest rise of perplexity, such as 2%."),
     Option(name="precision", help="Widths of weights that are allowed, such as 16,8."),
     Option(name="draft_acceptance", kind=float, help="Part of drafted tokens that is accepted, such as 0.7."),
-    Option(name="disaggregated", kind=bool, help="Pools of their own for prefill and decode; --no- leaves them out."),
+    Option(name="disaggregated", kind=bool, help="Prefill and decode on GPUs of their own, or not."),
 )
 
 PROFILE_OPTIONS = (
@@ -140,6 +140,33 @@ PROFILE_OPTIONS = (
         help="Let estimate learn what this GPU and model really take.",
         is_workload=False,
     ),
+)
+
+QUANTIZE_OPTIONS = (
+    Option(name="method", help="gptq, awq, awq+gptq, int8 or rtn (default awq).", is_workload=False),
+    Option(name="bits", kind=int, help="Bits of a weight, 2 to 8.", is_workload=False),
+    Option(name="group_size", kind=int, help="In features that share a scale; 0 for whole rows.", is_workload=False),
+    Option(name="symmetric", kind=bool, help="No zero points.", is_workload=False),
+    Option(
+        name="weights_only", kind=bool, flags=("--weights-only",), help="int8: leave activations.", is_workload=False
+    ),
+    Option(name="format", help="compressed-tensors, gptq or awq.", is_workload=False),
+    Option(name="keep", kind=list[str], help="Layers to leave in 16 bit, such as '*.down_proj'.", is_workload=False),
+    Option(name="calibration", help="Texts: a set, FILE.jsonl or a folder.", is_workload=False),
+    Option(name="num_samples", kind=int, help="Windows of text to calibrate on (default 128).", is_workload=False),
+    Option(name="window", kind=int, help="Tokens of a window (default 512).", is_workload=False),
+    Option(name="batch_size", kind=int, help="Windows at once (default 8).", is_workload=False),
+    Option(name="damping", kind=float, help="GPTQ: added to the Hessian (default 0.01).", is_workload=False),
+    Option(name="seed", kind=int, help="Which windows are drawn (default 0).", is_workload=False),
+    Option(name="device", help="cpu or cuda.", is_workload=False),
+    Option(name="max_ram", help="Host memory that may be used, such as 12GiB.", is_workload=False),
+    Option(name="max_gpu_memory", help="GPU memory that may be used.", is_workload=False),
+    Option(
+        name="max_perplexity_increase", help="Largest rise of perplexity in any domain (default 2%).", is_workload=False
+    ),
+    Option(name="resume", kind=bool, flags=("--resume",), help="Go on with unfinished work.", is_workload=False),
+    Option(name="dry_run", kind=bool, flags=("--dry-run",), help="Only the forecast.", is_workload=False),
+    Option(name="output", kind=Path, flags=("--output", "-o"), help="Folder of the result.", is_workload=False),
 )
 
 EVALUATE_OPTIONS = (

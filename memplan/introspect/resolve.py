@@ -133,6 +133,33 @@ def find_config(name: str, *, revision: str | None, offline: bool) -> tuple[Mapp
         return read_object(found, CONFIG_FILE), found.label
 
 
+def weights_folder(name: str, *, revision: str | None = None) -> Path | None:
+    """Return the folder on this disk that holds the safetensors of a model, None when they are not at hand.
+
+    Raises: SourceNotFound for a path that is not there; UsageError for a name that is none.
+    """
+    from memplan.introspect.hub_cache import find_snapshot
+
+    path = _DEMO_FOLDER if name == "demo" else _existing_path(name)
+    if path is None and _is_path_like(name):
+        raise _no_such_path(name)
+    if path is not None:
+        found = _snapshot_of(path) if path.is_dir() else path.parent
+        return found if _has_safetensors(LocalFolder(found)) else None
+    known = _in_catalogue(name) if revision is None else None
+    hub_name = HubName(repo=known.name) if known is not None else _from_url(name) or _hub_name(name, revision)
+    snapshot = find_snapshot(hub_name.repo, hub_name.revision)
+    if snapshot is None or not _has_safetensors(LocalFolder(snapshot[0])):
+        return None
+    return snapshot[0] if _is_whole(LocalFolder(snapshot[0]), hub_name) else None
+
+
+def _has_safetensors(folder: LocalFolder) -> bool:
+    from memplan.introspect.checkpoint import INDEX_NAMES, SINGLE_NAMES
+
+    return any(name in folder.names for name in (*INDEX_NAMES, *SINGLE_NAMES))
+
+
 def _demo() -> ModelSpec:
     """The small model that comes with memplan: a Llama of six layers, to try commands on without a download."""
     spec = spec_from_folder(LocalFolder(_DEMO_FOLDER, "demo"), Wish(name="demo"))

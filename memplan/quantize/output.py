@@ -36,12 +36,11 @@ def write_checkpoint(work: Quantization, workspace: Workspace, facts: Mapping[st
     return staging
 
 
-def accept(workspace: Workspace, staging: Path) -> None:
+def accept(workspace: Workspace, staging: Path, place: Path) -> None:
     """Give a written checkpoint its place, and remove the work that led to it."""
-    if workspace.output.exists():
-        old = workspace.folder / "replaced"
-        os.replace(workspace.output, old)
-    os.replace(staging, workspace.output)
+    if place.exists():
+        os.replace(place, workspace.folder / "replaced")
+    os.replace(staging, place)
     shutil.rmtree(workspace.folder)
 
 

@@ -36,7 +36,7 @@ class QuantizeRequest:
     activation_order: bool = True
     true_sequential: bool = True
     keeps: tuple[str, ...] = ()
-    calibration: str = "general"
+    calibration: str = "builtin"
     num_samples: int = 128
     window_tokens: int = 512
     batch_size: int = 8

@@ -1,0 +1,208 @@
+"""A quantization carried out: texts, blocks, checkpoint, proof. Torch is imported here and below."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memplan.cli.options import Given
+from memplan.cli.quantize_request import AskedQuantization
+from memplan.errors import MissingExtra, QualityMissed, Unfinished
+from memplan.quantize.gate import GateResult, judge
+from memplan.quantize.request import QuantizeRequest
+from memplan.quantize.result import QuantizeResult
+
+if TYPE_CHECKING:
+    from memplan.domain.quality import QualityReport
+    from memplan.quantize.pipeline import Quantization
+
+_VALIDATION_TOKENS = 2048  # of a window, as in the papers; less where the model's context is shorter
+
+
+def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
+    """Quantize, prove and accept.
+
+    Raises: Unfinished when it was interrupted; QualityMissed when the result lost too much; MissingExtra, and what the
+    pipeline raises.
+    """
+    _require()
+    _quiet()
+    from memplan.quantize.output import accept, write_checkpoint
+    from memplan.quantize.workspace import Workspace
+
+    assert asked.folder is not None
+    assert asked.output is not None
+    start = time.monotonic()
+    work, notes = _quantization(asked, given)
+    workspace = Workspace(asked.output, work.identity())
+    workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
+    try:
+        work.run(workspace, _progress("block"))
+        staging = write_checkpoint(work, workspace, _facts(asked.request))
+        quality, gate = _prove(asked, work, staging, given)
+    except KeyboardInterrupt:
+        raise Unfinished(
+            f"stopped after {len(workspace.blocks)} of {len(work.skeleton.blocks)} blocks; they are kept",
+            hint="the same command with --resume goes on",
+        ) from None
+    blocks = tuple(workspace.blocks)
+    aside = asked.output if gate.verdict == "passed" else asked.output.with_name(asked.output.name + ".rejected")
+    accept(workspace, staging, aside)
+    result = QuantizeResult(
+        model_name=asked.spec.name,
+        request=asked.request,
+        forecast=asked.forecast,
+        folder=aside,
+        quality=quality,
+        gate=gate,
+        blocks=blocks,
+        output_bytes=sum(path.stat().st_size for path in aside.iterdir()),
+        seconds=time.monotonic() - start,
+        peak_bytes=_peak_bytes(),
+        notes=(*notes, *(note for block in blocks for note in block["notes"])),
+    )
+    if gate.verdict == "missed":
+        _refuse(result)
+    _remember(asked, result)
+    return result
+
+
+def _require() -> None:
+    import importlib.util
+
+    missing = [
+        name
+        for name in ("torch", "transformers", "safetensors", "compressed_tensors")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise MissingExtra(f"memplan quantize needs {', '.join(missing)}", hint="pip install 'memplan[quantize]'")
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+
+
+def _quantization(asked: AskedQuantization, given: Given) -> tuple[Quantization, list[str]]:
+    from memplan.quantize.pipeline import Quantization
+    from memplan.quantize.text_sets import read_set
+    from memplan.quantize.windows import calibration_windows, check_enough, load_tokenizer
+
+    request = asked.request
+    assert asked.folder is not None
+    tokenizer = load_tokenizer(asked.folder)
+    texts = read_set(request.calibration, "calibrate", seed=request.seed, offline=bool(given.get("offline")))
+    windows = calibration_windows(
+        texts,
+        tokenizer,
+        window_tokens=min(request.window_tokens, asked.spec.max_context_tokens),
+        num_windows=request.num_samples,
+    )
+    notes: list[str] = []
+    if request.method.needs_calibration:
+        widest = max(
+            tensor.shape[1] for layer in asked.spec.layers for tensor in layer.tensors if len(tensor.shape) == 2
+        )
+        thin = check_enough(windows, widest_inputs=widest)
+        notes += [thin] if thin else []
+    return Quantization(request, asked.folder, list(windows.split(request.batch_size))), notes
+
+
+def _prove(
+    asked: AskedQuantization, work: Quantization, staging: Path, given: Given
+) -> tuple[QualityReport, GateResult]:
+    """Measure the written checkpoint beside the model that it was made from, on text that it was not calibrated on."""
+    from memplan.domain.quality import QualityReport
+    from memplan.quantize.forward import StreamedModel
+    from memplan.quantize.perplexity import measure
+    from memplan.quantize.text_sets import read_set
+    from memplan.quantize.windows import load_tokenizer, scoring_windows
+    from memplan.quantize.written import written_model
+
+    assert asked.folder is not None
+    texts = read_set(asked.request.calibration, "validate", seed=0, offline=bool(given.get("offline")))
+    window = min(_VALIDATION_TOKENS, asked.spec.max_context_tokens)
+    windows = scoring_windows(texts, load_tokenizer(asked.folder), window_tokens=window)
+    domains, overall = measure(
+        written_model(staging, work.layout, asked.request.format, device=asked.request.device),
+        windows,
+        base=StreamedModel(asked.folder, device=asked.request.device),
+        progress=_progress("checking block"),
+    )
+    report = QualityReport(
+        model=str(asked.output),
+        base=asked.spec.name,
+        text_set=texts.name,
+        text_digest=texts.digest,
+        window_tokens=window,
+        stride_tokens=window,
+        domains=domains,
+        overall=overall,
+    )
+    return report, judge(report, asked.max_increase_fraction)
+
+
+def _refuse(result: QuantizeResult) -> None:
+    """Raises: QualityMissed, with the figures on stderr and the checkpoint put aside."""
+    from memplan.report.quantize_text import render_quality
+
+    print(render_quality(result), file=sys.stderr, end="")
+    worst = result.gate.worst
+    raise QualityMissed(
+        f"perplexity on {worst.domain} rises by {worst.increase_fraction:.1%}, {worst.limit_fraction:.1%} is allowed; "
+        f"the checkpoint is put aside in {result.folder}",
+        hint="--method awq+gptq, --group-size 32, --method int8, or a larger --max-perplexity-increase",
+    )
+
+
+def _remember(asked: AskedQuantization, result: QuantizeResult) -> None:
+    from memplan.cli.state import QuantizedOutput, remember_quantized
+    from memplan.quantize.forecast import scheme_name
+
+    difference = result.quality.overall.difference
+    words = f"perplexity {result.quality.overall.perplexity:.2f}"
+    if difference is not None:
+        words += f", {difference.base_perplexity:.2f} before"
+    remember_quantized(
+        QuantizedOutput(model=asked.spec.name, output=result.folder, scheme=scheme_name(asked.request), quality=words)
+    )
+
+
+def _facts(request: QuantizeRequest) -> dict[str, Any]:
+    from memplan.report.quantize_json import request_facts
+
+    return {"request": request_facts(request)}
+
+
+def _progress(what: str) -> Callable[..., None]:
+    """A line on stderr that is written over on a terminal, with the time left."""
+    start = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+
+    def show(done: int, total: int, name: str = "") -> None:
+        spent = time.monotonic() - start
+        left = f", {spent / done * (total - done):.0f} s left" if done and done < total else ""
+        text = f"{what} {done} of {total}{left} {name}"
+        print(f"\r{text:<78}" if on_terminal else text, file=sys.stderr, end="" if on_terminal else "\n", flush=True)
+        if on_terminal and done == total:
+            print(file=sys.stderr)
+
+    return show
+
+
+def _peak_bytes() -> int | None:
+    """The largest resident size of this process, where the system says it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024

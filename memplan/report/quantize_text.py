@@ -1,0 +1,86 @@
+"""A quantization on a terminal: the forecast, and what came of it."""
+
+from __future__ import annotations
+
+from memplan.quantize.forecast import Forecast
+from memplan.quantize.request import QuantizeRequest
+from memplan.quantize.result import QuantizeResult
+from memplan.units import format_gib
+
+_NAME = 24
+_WORST = 3
+
+
+def render_forecast(forecast: Forecast, request: QuantizeRequest) -> str:
+    """Return what a quantization will take."""
+    lines = [f"{forecast.model_name}: {describe(request)}", ""]
+    where = "memory" if forecast.device == "cpu" else "GPU memory"
+    hungriest = forecast.hungriest
+    needed = forecast.host_bytes if forecast.device == "cpu" else forecast.device_bytes
+    lines.append(f"  {where:<{_NAME}}{format_gib(needed):>12}   at its peak: {hungriest.name}")
+    if forecast.device != "cpu":
+        lines.append(f"  {'host memory':<{_NAME}}{format_gib(forecast.host_bytes):>12}")
+    lines.append(f"  {'disk while it works':<{_NAME}}{format_gib(forecast.disk_bytes):>12}")
+    lines.append(f"  {'checkpoint':<{_NAME}}{format_gib(forecast.output_bytes):>12}")
+    lines.append(f"  {'work':<{_NAME}}{forecast.flops / 1e12:>8,.1f} TFLOP   {forecast.num_blocks} blocks")
+    lines += ["", "  one block at a time; each step holds"]
+    for step in forecast.steps:
+        held = ", ".join(f"{what} {format_gib(size)}" for what, size in step.holds.items() if size)
+        lines.append(f"  {step.name:<{_NAME}}{format_gib(step.total_bytes):>12}   {held}")
+    return "\n".join(lines) + "\n"
+
+
+def describe(request: QuantizeRequest) -> str:
+    """What is done, in words."""
+    group = f"groups of {request.group_size}" if request.group_size else "whole rows"
+    kind = "symmetric" if request.symmetric else "asymmetric"
+    activations = (
+        f", activations of {request.method.activation_bits} bits" if request.method.activation_bits < 16 else ""
+    )
+    return f"{request.method.name}, {request.bits} bits, {group}, {kind}{activations}, as {request.format}"
+
+
+def render_result(result: QuantizeResult) -> str:
+    """Return what a quantization came to."""
+    lines = [f"{result.model_name}: {describe(result.request)}", ""]
+    lines.append(f"  {'checkpoint':<{_NAME}}{format_gib(result.output_bytes):>12}   {result.folder}")
+    lines.append(f"  {'took':<{_NAME}}{result.seconds:>10.0f} s")
+    if result.peak_bytes is not None:
+        forecast = format_gib(result.forecast.host_bytes)
+        lines.append(f"  {'memory at its peak':<{_NAME}}{format_gib(result.peak_bytes):>12}   forecast {forecast}")
+    lines += ["", render_quality(result).rstrip("\n")]
+    worst = _worst_layers(result)
+    if worst:
+        lines += ["", "  most noise added (error over signal)"]
+        lines += [f"  {name:<{2 * _NAME}}{error:>8.2%}   rounding alone {plain:.2%}" for error, plain, name in worst]
+    lines += [f"  note: {note}" for note in result.notes]
+    lines += ["", "hint: memplan emit-config > vllm.yaml"]
+    return "\n".join(lines) + "\n"
+
+
+def render_quality(result: QuantizeResult) -> str:
+    """Return the perplexities before and after, domain by domain, against their limit."""
+    lines = [f"  {'perplexity':<{_NAME}}{'before':>10}{'after':>10}{'rise':>9}{'+/-':>8}{'limit':>8}"]
+    verdicts = {each.domain: each for each in result.gate.domains}
+    for quality in (*result.quality.domains, result.quality.overall):
+        difference = quality.difference
+        if difference is None:
+            continue
+        verdict = verdicts.get(quality.domain)
+        limit = f"{verdict.limit_fraction:>8.1%}" if verdict else ""
+        mark = "   missed" if verdict and verdict.verdict == "missed" else ""
+        lines.append(
+            f"  {quality.domain:<{_NAME}}{difference.base_perplexity:>10.3f}{quality.perplexity:>10.3f}"
+            f"{difference.perplexity_increase:>9.2%}{difference.perplexity_increase_standard_error:>8.2%}{limit}{mark}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _worst_layers(result: QuantizeResult) -> list[tuple[float, float, str]]:
+    found = [
+        (facts["relative_error"], facts["relative_error_of_rounding"], f"{block['name']}.{layer}")
+        for block in result.blocks
+        for layer, facts in block["layers"].items()
+        if facts["relative_error"] is not None
+    ]
+    return sorted(found, reverse=True)[:_WORST]
