@@ -110,7 +110,7 @@ class _Tape:
         try:
             block = self.allocator.allocate(size, stream)
         except DeviceFull as full:
-            self._note("oom", 0, full.wanted_bytes, stream, number)
+            self._note("oom", 0, self.allocator.rounded(size), stream, number)
             self.entries[-1]["device_free"] = full.free_bytes
             return False
         self._blocks.append(block)

@@ -52,7 +52,7 @@ class History:
         self._now = Device()
         self.end: dict[int, tuple[int, Made]] = {}
         self._settings = settings
-        self._rounded = make_allocator(settings).rounded
+        self._rules = make_allocator(settings)
         self._neighbours = Neighbours(settings, {})
         self._streams = {0: 0}
         self._origins = Origins()
@@ -148,7 +148,7 @@ class History:
         # A trace counts streams from 0, the default one; of more than 256 the rest share a number.
         stream = self._streams.setdefault(made.stream, min(len(self._streams), 255))
         number = self.log.allocate(made.size_bytes, origin.label, category, stream)
-        self.held.append(self._neighbours.take(made.address, self._rounded(made.size_bytes)))
+        self.held.append(self._neighbours.take(made.address, self._rules.rounded(made.size_bytes)))
         self._alive[made.address] = number
         if made.category is None and origin.category is None:
             self._note_training(number, origin)
@@ -212,7 +212,7 @@ class History:
         scratch.allocate(wanted, origin.label, origin.category)
         self.out_of_memory = OutOfMemory(
             phase="run",
-            wanted_bytes=wanted,
+            wanted_bytes=self._rules.segment_bytes(self._rules.rounded(wanted)),
             free_bytes=free,
             capacity_bytes=reserved + free,
             reserved_bytes=reserved,

@@ -162,7 +162,7 @@ def test_a_process_may_hold_no_more_than_its_fraction() -> None:
 
 
 def test_old_segments_are_collected_above_the_threshold_and_young_ones_stay() -> None:
-    settings = "garbage_collection_threshold:0.5,per_process_memory_fraction:1.0"
+    settings = "garbage_collection_threshold:0.625,per_process_memory_fraction:0.8"
     allocator = made(settings, capacity=200 * MIB)
     old = allocator.allocate(60 * MIB)
     allocator.free(old)
@@ -176,8 +176,9 @@ def test_old_segments_are_collected_above_the_threshold_and_young_ones_stay() ->
     assert allocator.reserved_bytes == 150 * MIB
 
 
-def test_without_a_fraction_nothing_is_collected_as_in_pytorch() -> None:
-    allocator = made("garbage_collection_threshold:0.1", capacity=200 * MIB)
+@pytest.mark.parametrize("fraction", ["", ",per_process_memory_fraction:1.0"])
+def test_where_a_process_may_hold_everything_nothing_is_collected_as_in_pytorch(fraction: str) -> None:
+    allocator = made("garbage_collection_threshold:0.1" + fraction, capacity=200 * MIB)
     allocator.free(allocator.allocate(60 * MIB))
     allocator.allocate(80 * MIB)
     assert allocator.reserved_bytes == 140 * MIB

@@ -97,7 +97,7 @@ class ExpandableAllocator(CachingAllocator):
 
     def _extend(self, pool: Pool, size: int) -> Block | None:
         """Map pages behind the lowest addresses where `size` bytes have room, or None where no memory is left."""
-        if self.reserved_bytes + self._segment_bytes(size) > self._allowed:
+        if self.reserved_bytes + self.segment_bytes(size) > self._allowed:
             return None
         block = self._lowest_room(pool, size)
         if not block.is_mapped:

@@ -18,7 +18,7 @@ class AllocatorSettings:
     Blocks of `max_split_bytes` or more are neither split nor given to smaller requests (None: no limit); they serve
     requests up to `non_split_rounding_bytes` smaller than they are. `roundup_divisions` is empty, or has NUM_INTERVALS
     numbers of steps that a power of two is cut into. Cached segments are collected above `gc_threshold` of what the
-    process may hold, and what it may hold is `memory_fraction` of the device; PyTorch collects only where it was set.
+    process may hold, which is `memory_fraction` of the device; PyTorch collects only where that is less than 1.
     """
 
     expandable_segments: bool = False

@@ -47,7 +47,8 @@ class CachingAllocator:
         self.capacity_bytes = capacity_bytes
         self._room = _NO_LIMIT if capacity_bytes is None else capacity_bytes if room_bytes is None else room_bytes
         fraction = settings.memory_fraction
-        self._allowed = int(fraction * capacity_bytes) if fraction and capacity_bytes is not None else _NO_LIMIT
+        limits = fraction is not None and fraction < 1 and capacity_bytes is not None
+        self._allowed = int((fraction or 1) * (capacity_bytes or 0)) if limits else _NO_LIMIT
         self.on_reserve: Callable[[int, int, Pool], None] | None = None
         self.on_ready: Callable[[Block], None] | None = None
         self._collects = settings.gc_threshold > 0 and self._allowed < _NO_LIMIT
@@ -126,8 +127,9 @@ class CachingAllocator:
             self._finish(done)
 
     def empty_cache(self) -> None:
-        """Return to the device every segment that holds nothing, as torch.cuda.empty_cache does."""
-        self._release_cached()
+        """Return to the device every segment that holds nothing, as torch.cuda.empty_cache does outside of captures."""
+        if self._capturing is None:
+            self._release_cached()
 
     def rounded(self, requested: int) -> int:
         """A request rounded to 512 bytes, or to steps of its power of two where it is large enough for that many."""
@@ -137,6 +139,12 @@ class CachingAllocator:
             if divisions > 1 and requested > ROUND_BYTES * divisions:
                 return round_up(requested, (1 << power) // divisions)
         return round_up(requested, ROUND_BYTES) or ROUND_BYTES
+
+    def segment_bytes(self, size: int) -> int:
+        """The segment that is taken for a request of `size` rounded bytes."""
+        if size <= SMALL_REQUEST_BYTES:
+            return SMALL_SEGMENT_BYTES
+        return self.settings.large_segment_bytes if size < OWN_SEGMENT_BYTES else round_up(size, SMALL_SEGMENT_BYTES)
 
     # Graph capture.
 
@@ -267,7 +275,7 @@ class CachingAllocator:
             block = self._extend(pool, size)
         if block is None:
             raise DeviceFull(
-                wanted_bytes=self._segment_bytes(size),
+                wanted_bytes=self.segment_bytes(size),
                 free_bytes=self.free_bytes,
                 capacity_bytes=self.capacity_bytes or 0,
                 allocated_bytes=self.allocated_bytes,
@@ -275,14 +283,9 @@ class CachingAllocator:
             )
         return block
 
-    def _segment_bytes(self, size: int) -> int:
-        if size <= SMALL_REQUEST_BYTES:
-            return SMALL_SEGMENT_BYTES
-        return self.settings.large_segment_bytes if size < OWN_SEGMENT_BYTES else round_up(size, SMALL_SEGMENT_BYTES)
-
     def _extend(self, pool: Pool, size: int) -> Block | None:
         """A new segment as one block, or None where the device has no room for it."""
-        length = self._segment_bytes(size)
+        length = self.segment_bytes(size)
         if self.reserved_bytes + length > min(self._allowed, self._room):
             return None
         block = Block(length, self._next_address, pool, None, None)
