@@ -1,13 +1,13 @@
-"""Has the real `vllm serve` start from emitted files on this machine's CPU, and compares its cache with memplan's.
+"""Has the real vLLM start from emitted files on this machine's CPU, and compares its cache with memplan's.
 
     python benchmarks/engines/serving.py --vllm PYTHON [--quick] [--verbose]
 
 PYTHON is an interpreter with a CPU build of vLLM. For every run below a small model of random weights is made, a file
 is emitted for it as a user would, and vLLM is started with that file as it stands (the command line adds the address
 alone). A run is passed when the server answers a request, refuses a prompt that is a token longer than the file's
-`max-model-len`, and reports as many tokens and blocks of cache as memplan says for the file, exactly. On a CPU
-`gpu-memory-utilization` has another meaning, so every file gives the cache in bytes; and the page is given, because
-vLLM's default is another there.
+`max-model-len`, and reports as many tokens and blocks of cache as memplan says for the file, exactly. A script of
+vLLM's class is run instead of served, and prints its tokens alone. On a CPU `gpu-memory-utilization` has another
+meaning, so every file gives the cache in bytes; and the page is given, because vLLM's default is another there.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ RUNS: tuple[tuple[str, str], ...] = (
     ("experts", "--context 2k --dtype float32 --kv-cache-memory 96MiB --block-size 32 --no-prefix-caching --eager"),
     ("latent", "--context 2k --concurrency 8 --kv-cache-memory 100MiB --block-size 16 --eager"),
     ("int8", "--context 2k --concurrency 4 --kv-cache-memory 32MiB --block-size 128 --eager"),
+    ("grouped-query", "--format vllm-python --context 2k --kv-cache-memory 60MiB --block-size 64 --eager"),
     ("multi-query", "--context 3000 --kv-cache-memory 33000000 --max-num-batched-tokens 512 --block-size 32 --eager"),
 )
 _START_S = 600
+_QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 _STOP_S = 30
 
 
@@ -94,25 +96,42 @@ def all_runs(python: str, version: str, *, quick: bool = False, verbose: bool = 
 
 def one_run(python: str, version: str, shape: str, options: str, folder: Path) -> Run:
     """One model, its file and its server."""
-    model, file = folder / shape, folder / "vllm.yaml"
+    model, file = folder / shape, folder / ("batch.py" if "vllm-python" in options else "vllm.yaml")
     subprocess.run([python, str(HERE / "tiny_models.py"), shape, str(model)], check=True, capture_output=True)
     memplan("emit-config", str(model), "--gpu", "l4", "--engine", f"vllm@{version}", *options.split(), "--output", file)
     said = memplan("estimate", "--config", file, "--gpu", "l4", "--engine", f"vllm@{version}", "--json")
     estimate = json.loads(said)
     cache = estimate["kv_cache"]
     predicted = {"tokens": cache["capacity_tokens"], "blocks": cache["blocks"]}
-    longest = estimate["settings"]["max_model_len"]
     began = time.monotonic()
-    with served(python, file, folder / "log") as address:
+    if file.suffix == ".py":
+        reported, errors = script_said(python, file)
         start_s = time.monotonic() - began
-        if address is None:
-            lines = [line for line in (folder / "log").read_text().splitlines() if "Error" in line]
-            return Run(version, shape, options, predicted, {}, start_s, tuple(lines[-2:]) or ("it did not start",))
-        reported = reported_cache(address)
-        errors = list(answer_errors(address, str(model), longest))
-    differing = (name for name in predicted if reported[name] != predicted[name])
+    else:
+        with served(python, file, folder / "log") as address:
+            start_s = time.monotonic() - began
+            if address is None:
+                lines = [line for line in (folder / "log").read_text().splitlines() if "Error" in line]
+                reported, errors = {}, lines[-2:] or ["it did not start"]
+            else:
+                reported = reported_cache(address)
+                errors = list(answer_errors(address, str(model), estimate["settings"]["max_model_len"]))
+    differing = (name for name in reported if reported[name] != predicted[name])
     errors += [f"{name}: {reported[name]}, predicted {predicted[name]}" for name in differing]
     return Run(version, shape, options, predicted, reported, start_s, tuple(errors))
+
+
+def script_said(python: str, file: Path) -> tuple[dict[str, Any], list[str]]:
+    """What a script of vLLM's class prints of its cache, and what goes wrong."""
+    environment = {**os.environ, **_QUIET, "VLLM_LOGGING_LEVEL": "INFO"}
+    done = subprocess.run(
+        [python, str(file)], capture_output=True, text=True, env=environment, cwd=file.parent, timeout=_START_S
+    )
+    said = re.search(r"KV cache size: ([\d,]+) tokens", done.stdout + done.stderr)
+    if said is None or done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if "Error" in line]
+        return {}, lines[-2:] or [f"exit code {done.returncode}"]
+    return {"tokens": int(said[1].replace(",", ""))}, []
 
 
 def memplan(*arguments: str | Path) -> str:
@@ -129,8 +148,7 @@ def served(python: str, file: Path, log: Path) -> Iterator[str | None]:
         port = free.getsockname()[1]
     command = [python, "-m", "vllm.entrypoints.cli.main", "serve", "--config", str(file)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-    environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"} | quiet
+    environment = {name: value for name, value in os.environ.items() if name != "VLLM_CPU_KVCACHE_SPACE"} | _QUIET
     address = f"http://127.0.0.1:{port}"
     with log.open("w") as out:
         server = subprocess.Popen(
@@ -199,12 +217,16 @@ def table(runs: list[Run]) -> list[str]:
     heads = ("model made on the spot", "options of `emit-config`", "memplan: tokens, blocks", "vLLM: tokens, blocks")
     lines = [f"| vLLM | {' | '.join(heads)} | starts in |", "|---|---|---|---:|---:|---:|"]
     for run in runs:
-        predicted = f"{run.predicted['tokens']:,}, {run.predicted['blocks']:,}"
-        reported = f"{run.reported['tokens']:,}, {run.reported['blocks']:,}" if run.reported else "did not start"
+        predicted, reported = numbers(run.predicted), numbers(run.reported) if run.reported else "did not start"
         wrong = f" ({'; '.join(run.errors)})" if run.errors else ""
         cells = (run.version, run.shape, f"`{run.options}`", predicted, f"{reported}{wrong}", f"{run.start_s:.0f} s")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def numbers(found: dict[str, Any]) -> str:
+    """Tokens and blocks, as far as they were told."""
+    return ", ".join(f"{found[name]:,}" for name in ("tokens", "blocks") if name in found)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ def emit(subject: EmitSubject) -> Emission:
     options = load_option_table("vllm", subject.version)
     if subject.settings.layout.data > 1:
         raise UsageError("one LLM has one replica", hint="leave --dp out, and start the script once for each replica")
-    lines = [*comment(header(subject, f"python {FILE_NAME}")), "from vllm import LLM, SamplingParams", "", "llm = LLM("]
+    lines = [*comment(header(subject, f"python {FILE_NAME}")), "from vllm import LLM, SamplingParams", "", ""]
+    lines += ["def main() -> None:", "    llm = LLM("]
     if options.form("model") == "command":
-        lines.append(f"    model={json.dumps(subject.model_reference)},")
+        lines.append(f"        model={json.dumps(subject.model_reference)},")
     for entry in entries(subject, options):
-        lines += [f"    {line}" for line in (comment([entry.why]) if entry.why else [])]
-        lines.append(f"    {_argument(entry)},")
-    lines += [")", *_usage()]
+        lines += [f"        {line}" for line in (comment([entry.why]) if entry.why else [])]
+        lines.append(f"        {_argument(entry)},")
+    lines += ["    )", *_usage()]
     return Emission(files=(EmittedFile(name=FILE_NAME, text="\n".join(lines) + "\n", media_type="text/x-python"),))
 
 
@@ -48,8 +49,12 @@ def _pairs(text: str) -> dict[str, int]:
 
 def _usage() -> Iterator[str]:
     yield from (
+        '    prompts = ["Why is the sky blue?"]',
+        "    for output in llm.generate(prompts, SamplingParams(max_tokens=256)):",
+        "        print(output.outputs[0].text)",
         "",
-        'prompts = ["Why is the sky blue?"]',
-        "for output in llm.generate(prompts, SamplingParams(max_tokens=256)):",
-        "    print(output.outputs[0].text)",
+        "",
+        "# The processes that vLLM starts read this file again; without this line they would start more of them.",
+        'if __name__ == "__main__":',
+        "    main()",
     )

@@ -17,16 +17,27 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "engines" / "check_all.py"
 OPTIONS = {
-    "MEMPLAN_VLLM_PYTHON": ("--serve", "--vllm"),
-    "MEMPLAN_SGLANG_PYTHON": ("--sglang",),
-    "MEMPLAN_TRANSFORMERS_PYTHON": ("--transformers",),
-    "MEMPLAN_LLAMA_SERVER": ("--llama-server",),
-    "MEMPLAN_OLLAMA": ("--ollama",),
+    "MEMPLAN_VLLM_PYTHON": ("--parts", "engines,serving", "--vllm"),
+    "MEMPLAN_SGLANG_PYTHON": ("--parts", "engines", "--sglang"),
+    "MEMPLAN_TRANSFORMERS_PYTHON": ("--parts", "engines", "--transformers"),
+    "MEMPLAN_LLAMA_SERVER": ("--parts", "engines", "--llama-server"),
+    "MEMPLAN_OLLAMA": ("--parts", "engines", "--ollama"),
 }
 NOWHERE = str(SCRIPT.with_name("no-such-program"))
 
 
-NOTHING = ("--vllm", sys.executable, "--sglang", sys.executable, "--llama-server", NOWHERE, "--ollama", NOWHERE)
+NOTHING = (
+    "--parts",
+    "engines",
+    "--vllm",
+    sys.executable,
+    "--sglang",
+    sys.executable,
+    "--llama-server",
+    NOWHERE,
+    "--ollama",
+    NOWHERE,
+)
 
 
 def check_all(*arguments: str) -> subprocess.CompletedProcess[str]:
