@@ -44,7 +44,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
     spec = _spec(given)
     if phases is None:
         phases = parse_phases("inference" if spec is None or spec.is_generative else "load,forward")
-    trains = "backward" in phases or "optimizer" in phases
+    writes = not {"decode", "generate"}.isdisjoint(phases)
     gpu = named.gpu if named else None
     fixed: dict[str, Any] = {
         "model": given["model"],
@@ -72,7 +72,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
         ProfileRequest(**fixed, batch=batch, prompt_tokens=prompt, attention=cast("Any", kernel))
         for kernel in _words(given, "attention", KERNELS)
         for batch in _batches(given)
-        for prompt in _prompts(given, spec, fixed["output_tokens"], trains=trains)
+        for prompt in _prompts(given, spec, fixed["output_tokens"], writes=writes)
     ]
     if len(requests) > _MOST_PROFILES:
         raise UsageError(f"too many profiles: {len(requests)}", hint=f"name at most {_MOST_PROFILES} of them")
@@ -88,11 +88,17 @@ def _gpu(given: Given) -> NamedGpu | None:
 
 
 def _device(given: Given, named: NamedGpu | None) -> Device:
-    """The device that was asked for; without a word, a GPU of this machine if it is the one that is meant."""
-    if "device" in given:
-        return cast("Device", _word(given, "device", get_args(Device)))
+    """The device that was asked for; without a word, a GPU of this machine if it is the one that is meant.
+
+    Raises: MissingExtra when a GPU is asked for and there is none.
+    """
     from memplan.catalog.local_gpus import read_local_gpus
 
+    if "device" in given:
+        device = cast("Device", _word(given, "device", get_args(Device)))
+        if device == "cuda":
+            read_local_gpus()
+        return device
     try:
         local = read_local_gpus()[0].name
     except MissingExtra:
@@ -156,11 +162,11 @@ def _batches(given: Given) -> list[int]:
     return [_count(given, "concurrency") or 1]
 
 
-def _prompts(given: Given, spec: ModelSpec | None, output_tokens: int, *, trains: bool) -> list[int]:
+def _prompts(given: Given, spec: ModelSpec | None, output_tokens: int, *, writes: bool) -> list[int]:
     """The lengths of prompts: those named, else what a context leaves for them, else a usual one that fits."""
     if "prompt_tokens" in given:
         return [parse_count(text, what="--prompt-tokens") for text in listed(given, "prompt_tokens")]
-    beside = 0 if trains else output_tokens
+    beside = output_tokens if writes else 0
     context = _count(given, "context")
     if context is not None:
         if context <= beside:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.domain.timeline import Finding, LiveTensor, MemoryTimeline, PhaseMemory
-from memplan.units import format_gib
+from memplan.units import MIB, format_gib
 
 _STATE = frozenset(("weights", "kv_cache", "gradients", "optimizer_state"))
 _HEADS = ("lm_head", "embed_out", "output_projection", "cls.predictions", "decoder")
 _LOSSES = ("log_softmax", "nll_loss", "cross_entropy")
 _LEAST_VOCABULARY = 16_000
-# A spike is worth a word from this part of the peak on, and one kind of tensor from this part of the spike.
+# A spike is worth a word from this size and this part of the peak on, a kind of tensor from this part of the spike.
+_LEAST_BYTES = 64 * MIB
 _LEAST_OF_PEAK = 0.03
 _LEAST_OF_SPIKE = 0.25
 
@@ -22,7 +23,7 @@ def spikes(timeline: MemoryTimeline) -> Iterator[Finding]:
     for phase in sorted(timeline.phases, key=lambda each: -each.peak.allocated_bytes):
         lasting = sum(size for name, size in phase.by_category.items() if name in _STATE)
         spike = phase.peak.allocated_bytes - max(lasting, phase.before.allocated_bytes)
-        if spike < _LEAST_OF_PEAK * timeline.peak.peak.allocated_bytes:
+        if spike < max(_LEAST_BYTES, _LEAST_OF_PEAK * timeline.peak.peak.allocated_bytes):
             continue
         for kind, found in _by_kind(phase, timeline):
             size = sum(tensor.size_bytes for tensor in found)
@@ -62,6 +63,8 @@ def _are_scores(tensor: LiveTensor, timeline: MemoryTimeline) -> bool:
     tokens, shape = _tokens(timeline), tensor.shape
     if "softmax" in tensor.operator:
         return True
+    if "att" not in tensor.module.rpartition(".")[2].lower():
+        return False
     return tokens > 1 and shape[-2] == tokens and (shape[-1] == tokens or (len(shape) == 4 and shape[-1] > tokens))
 
 

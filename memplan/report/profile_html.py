@@ -28,6 +28,7 @@ def html_profiles(timelines: Sequence[MemoryTimeline]) -> str:
     if len(timelines) == 1:
         return page(f"Profile of {words.title(first)}", [*body, _profile(first, "p1")], about=ABOUT)
     names = [f"p{number}" for number in range(1, len(timelines) + 1)]
+    body.append(f'<p class="sub">{escape(words.where(first, with_workload=False))}</p>')
     body.append(_side_by_side(timelines, names))
     for timeline, name in zip(timelines, names, strict=True):
         body.append(f'<h2 id="{name}">{escape(words.label(timeline))}</h2>{_profile(timeline, name)}')

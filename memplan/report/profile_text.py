@@ -53,7 +53,7 @@ def render_side_by_side(timelines: Sequence[MemoryTimeline], style: Style) -> st
     rows += [[*row, ""] for row in found]
     sections = [
         f"{paragraph(words.title(timelines[0]), style, indent='', code=_BOLD)}\n"
-        f"{paragraph(words.where(timelines[0]), style, indent='')}",
+        f"{paragraph(words.where(timelines[0], with_workload=False), style, indent='')}",
         table(rows, style, right=frozenset(range(1, len(head)))),
     ]
     for timeline in timelines:

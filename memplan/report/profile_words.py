@@ -47,8 +47,8 @@ def title(timeline: MemoryTimeline) -> str:
     return f"{timeline.model_name}, {kind}" if kind and kind != timeline.model_name else timeline.model_name
 
 
-def where(timeline: MemoryTimeline) -> str:
-    """Device, size, and the settings that shape a profile."""
+def where(timeline: MemoryTimeline, *, with_workload: bool = True) -> str:
+    """Device, size, and the settings that shape a profile, unless they are told elsewhere."""
     room = room_bytes(timeline)
     size = f" ({format_gib(room)} for torch)" if room is not None else ""
     device = timeline.device_name or (
@@ -56,18 +56,21 @@ def where(timeline: MemoryTimeline) -> str:
     )
     ranks = f"rank {timeline.rank} of {timeline.num_ranks}" if timeline.num_ranks > 1 else ""
     libraries = ", ".join(f"{name} {number}" for name, number in timeline.versions.items())
-    parts = [f"{_PLACES[timeline.device]} {device}{size}", ranks, *_workload(timeline.settings), libraries]
+    workload = _workload(timeline) if with_workload else []
+    parts = [f"{_PLACES[timeline.device]} {device}{size}", ranks, *workload, libraries]
     return ", ".join(part for part in parts if part)
 
 
-def _workload(settings: dict[str, object]) -> list[str]:
+def _workload(timeline: MemoryTimeline) -> list[str]:
     """The settings that a reader looks for first, in words."""
+    settings = timeline.settings
+    writes = any(phase.phase in ("decode", "generate") for phase in timeline.phases)
     found = []
     if dtype := settings.get("dtype"):
         found.append(str(dtype))
     batch, prompt, output = (settings.get(name) for name in ("batch", "prompt_tokens", "output_tokens"))
     if isinstance(batch, int) and isinstance(prompt, int):
-        tokens = f"{prompt:,} + {output:,} tokens" if isinstance(output, int) and output else f"{prompt:,} tokens"
+        tokens = f"{prompt:,} + {output:,} tokens" if isinstance(output, int) and writes else f"{prompt:,} tokens"
         found.append(f"{batch:,} x {tokens}")
     if attention := settings.get("attention"):
         found.append(f"attention {attention}")
@@ -76,7 +79,7 @@ def _workload(settings: dict[str, object]) -> list[str]:
 
 def label(timeline: MemoryTimeline) -> str:
     """What tells this profile from others of a sweep."""
-    return ", ".join(_workload(timeline.settings)) or timeline.model_name
+    return ", ".join(_workload(timeline)) or timeline.model_name
 
 
 def word(timeline: MemoryTimeline) -> str:
@@ -137,7 +140,8 @@ def merged(timeline: MemoryTimeline) -> list[tuple[PhaseMemory, int]]:
 
 
 def phase_rows(timeline: MemoryTimeline) -> list[list[str]]:
-    """One row per phase, in the columns of PHASE_COLUMNS."""
+    """One row per phase, in the columns of PHASE_COLUMNS. What a forward pass keeps for the backward is not left."""
+    trains = any(phase.phase == "backward" for phase in timeline.phases)
     return [
         [
             _times(phase, count),
@@ -146,7 +150,7 @@ def phase_rows(timeline: MemoryTimeline) -> list[list[str]]:
             format_gib(phase.after.allocated_bytes),
             format_gib(phase.peak_reserved_bytes),
             _unless_none(phase.peak.inactive_split_bytes),
-            _unless_none(phase.left_bytes),
+            _unless_none(0 if phase.phase == "forward" and trains else phase.left_bytes),
         ]
         for phase, count in merged(timeline)
     ]

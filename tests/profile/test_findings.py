@@ -1,4 +1,4 @@
-"""Diagnoses: every kind is found in a trace that has it, with its evidence and what its mend returns, and in no other."""
+"""Diagnoses: every kind is found in a trace that has it, with its evidence and what its mend returns."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ def training(*, iterations: int = 1, grows_bytes: int = 0) -> MemoryTimeline:
                 after=base + 3 * GIB,
                 peak={**kept, "activations": 3 * GIB + grows_bytes * number},
                 iteration=number,
-                left=grows_bytes,
+                left=3 * GIB,
             ),
             phase(
                 "backward",
@@ -270,6 +270,7 @@ def training(*, iterations: int = 1, grows_bytes: int = 0) -> MemoryTimeline:
                 after=weights + state + grows_bytes * (number + 1),
                 peak={"weights": weights, "gradients": weights, "optimizer_state": state, "unknown": 16 * MIB},
                 iteration=number,
+                left=grows_bytes,
             ),
         ]
     return MemoryTimeline(
