@@ -4,8 +4,9 @@
 
 Per engine there are six numbers (parts of the sheet's tensor rate and memory bandwidth, overhead per pass, per layer,
 per sequence and per request), per GPU class but Hopper three factors (on the fractions, and on overheads), one latency
-for collectives, numbers for narrow types, packed weights and routed experts; llama.cpp has one more, for cards with
-fast memory, and transformers one for what its offloading reaches of the bus. The fit minimises the sum of
+for collectives, numbers for narrow types, packed weights and routed experts; llama.cpp has three more, for cards with
+fast memory, packed weights in prompts and cards with little power, and transformers one for what its offloading
+reaches of the bus. The fit minimises the sum of
 |log(predicted / measured)| over all rows, each group of rows (one source, model, GPU and scheme) weighing as much as
 the square root of its rows, plus a pull of every number towards its start, which is what decides where rows say
 nothing. Coordinates are searched one after another, in steps that halve. Nothing is random.
@@ -64,7 +65,8 @@ _HEAD = """\
 #           request_us: overhead of a pass, of each of its layers, and of a request before its first token.
 #           rows: measurements behind the entry. pcie: part of the bus that reads of host weights reach, where measured.
 #           sequence_us: of every sequence that a pass extends. half_accumulation: multiplies with FP16 sums.
-#           hbm: factor on the bandwidth of cards above 1.4 TB/s.
+#           hbm: factor on the bandwidth of cards above 1.4 TB/s. packed_compute: part of the rate at which weights
+#           below 8 bit are multiplied. power: what is lost on cards with little board power for their tensor rate.
 # classes   factors on both fractions, and on layer_us and the link's latency, for a generation of GPUs
 # packed    part of the bandwidth at which weights below 8 bit are read that are multiplied in 16 bit
 # experts   part of the bandwidth at which routed experts are read; experts_us: overhead of a layer that routes
@@ -96,6 +98,7 @@ def start_table(measurements: Sequence[Measurement]) -> dict[str, Any]:
         for engine, count in sorted(engines.items())
     }
     rows["llama.cpp"] |= {"computes_on_host": True, "half_accumulation": True, "hbm": 0.8}
+    rows["llama.cpp"] |= {"packed_compute": 0.8, "power": 0.5}
     return {
         "default": dict(_START),
         "engines": rows,
@@ -129,6 +132,8 @@ def knobs_of(table: dict[str, Any], measurements: Sequence[Measurement]) -> Iter
     llama = tuple(index for index in fitted if measurements[index].row["engine"] == "llama.cpp")
     if llama:
         yield Knob(("engines", "llama.cpp", "hbm"), 0.8, llama, 1.0)
+        yield Knob(("engines", "llama.cpp", "packed_compute"), 0.8, llama, 1.0)
+        yield Knob(("engines", "llama.cpp", "power"), 0.5, llama, 1.0)
     for engine in table["engines"]:
         rows = tuple(
             index for index, each in enumerate(measurements) if each.phase == "offload" and each.row["engine"] == engine

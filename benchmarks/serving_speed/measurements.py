@@ -80,6 +80,7 @@ class Measurement:
             self.workload,
             efficiency_from(table, self.row["engine"], self.gpu),
             offload_bytes=int(self.row.get("offload_bytes", 0)),
+            with_working=False,
         )
 
     def predicted(self, table: Mapping[str, Any]) -> float:

@@ -112,12 +112,13 @@ def make_rank(
         raise UsageError(f"the memory bandwidth of {gpu.name} is not known", hint="name a GPU that has one")
     passes = model_passes(spec, layout, dtype)
     rates, assumed = matrix_rates(gpu, dtype)
+    reached = efficiency.compute_fraction * (1.0 - passes.packed_share * (1.0 - efficiency.packed_compute_fraction))
     peers = layout.tensor * layout.data if layout.expert else 1
     return Rank(
         passes=passes,
         form=form,
         rates={
-            name: rate * efficiency.compute_fraction * (1.0 if rate <= rates["16"] else efficiency.narrow_fraction)
+            name: rate * reached * (1.0 if rate <= rates["16"] else efficiency.narrow_fraction)
             for name, rate in rates.items()
         },
         bytes_per_s=gpu.bandwidth_bytes_per_s * efficiency.bandwidth_fraction,

@@ -77,7 +77,8 @@ def serving_speed(
     turn = _decode_round(rank, gpu, layout, slots, context, _draft_rank(rank, gpu, layout, kv, dtype, draft), draft)
     decode_s = steps / tokens_per_step(draft) * turn.seconds
     cycle_s = decode_s + slots * prefill_s
-    waits_s = _waits_s(read, cycle_s, turn.seconds if steps else 0.0, slots, workload)
+    round_s = turn.seconds if steps else 0.0
+    waits_s = _waits_s(read, cycle_s, round_s, slots, workload, efficiency.request_overhead_s)
     ttft_s = efficiency.request_overhead_s + max(read.alone_s, waits_s[0]) + waits_s[1]
     long_ttft_s = efficiency.request_overhead_s + max(read.long_s, waits_s[0]) + waits_s[1]
     tpot_s = (decode_s + (slots - 1) * prefill_s) / steps if steps else 0.0
@@ -230,17 +231,17 @@ def _read_prompts(rank: Rank, workload: SpeedWorkload, slots: int, share: float)
 
 
 def _waits_s(
-    read: _Prompts, cycle_s: float, round_s: float, slots: int, workload: SpeedWorkload
+    read: _Prompts, cycle_s: float, round_s: float, slots: int, workload: SpeedWorkload, request_s: float
 ) -> tuple[float, float]:
     """What a first token waits for beside its own prompt: at least the first time, and the second on top.
 
-    Requests that start at once are read one after another: the middle one waits for half of them. In a steady state
-    C - 1 others are being read for their share of every `cycle_s`, and half a decode step is in the way.
+    Requests that start at once are taken in and read one after another: the middle one waits for half of them. In a
+    steady state C - 1 others are being read for their share of every `cycle_s`, and half a decode step is in the way.
     """
     if slots == 1:
         return 0.0, 0.0
     if workload.arrival == "together":
-        return (slots + 1) / 2 * read.mean_s, 0.0
+        return (slots + 1) / 2 * read.mean_s, (slots - 1) / 2 * request_s
     return 0.0, (slots - 1) * read.square_mean_s2 / cycle_s + round_s / 2
 
 

@@ -24,6 +24,19 @@ _MAX_COMPUTE, _MAX_BANDWIDTH = 0.8, 0.95
 _HALF_ACCUMULATION = 2.0
 # From here on an engine's `hbm` factor counts: what its kernels reach of memory that is faster than GDDR.
 _HBM_BYTES_PER_S = 1.4e12
+# Board power for every TFLOP/s of the tensor rate from which on `power` costs nothing: what GeForce cards have.
+_AMPLE_WATTS = 1.5
+
+
+def _power_limit(own: Mapping[str, Any], gpu: GpuSpec, doubled: float) -> float:
+    """What an engine's kernels lose on a card whose board power is low for its tensor rate.
+
+    (watts per TFLOP/s / 1.5) to the power of the engine's `power`, at most 1: an H100 PCIe has 0.5, an RTX 4080 1.6.
+    """
+    rate = (gpu.flops_per_s or {}).get("fp16")
+    if "power" not in own or not rate or not gpu.power_watts:
+        return 1.0
+    return float(min(1.0, gpu.power_watts / (doubled * rate / 1e12) / _AMPLE_WATTS) ** own["power"])
 
 
 def gpu_class(gpu: GpuSpec) -> str:
@@ -53,6 +66,7 @@ def efficiency_from(table: Mapping[str, Any], engine: str, gpu: GpuSpec) -> Effi
     known: Mapping[str, Any] | None = table["classes"].get(kind)
     factors: Mapping[str, Any] = known or {"compute": 1.0, "bandwidth": 1.0, "overhead": 1.0}
     doubled = _HALF_ACCUMULATION if own.get("half_accumulation") and "GeForce" in gpu.title else 1.0
+    doubled *= _power_limit(own, gpu, doubled)
     fast = own.get("hbm", 1.0) if (gpu.bandwidth_bytes_per_s or 0.0) >= _HBM_BYTES_PER_S else 1.0
     measured = engine in rows and known is not None
     return Efficiency(
@@ -61,6 +75,7 @@ def efficiency_from(table: Mapping[str, Any], engine: str, gpu: GpuSpec) -> Effi
         bandwidth_fraction=min(_MAX_BANDWIDTH, own["bandwidth"] * factors["bandwidth"] * fast),
         narrow_fraction=table["narrow"],
         packed_fraction=table["packed"],
+        packed_compute_fraction=own.get("packed_compute", 1.0),
         experts_fraction=table["experts"],
         step_overhead_s=own["step_us"] * 1e-6,
         layer_overhead_s=own["layer_us"] * factors["overhead"] * 1e-6,

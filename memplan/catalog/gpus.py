@@ -28,6 +28,8 @@ RESERVE_PER_MIB = 0.00255
 SLICE_SHARES = {1: 0.962, 2: 0.989, 4: 0.996, 8: 1.0}
 # How far a total that was derived, or read off one driver, has been seen to move with the driver.
 _DERIVED_LOW, _DERIVED_HIGH = 0.9925, 1.01
+# What a process may take of a machine's own memory. Assumed: firmware and kernel keep 3 %, other programs 1 GiB.
+_HOST_PART, _SYSTEM_MIB = 0.97, 1024
 _SLICE_LOW, _SLICE_HIGH = 0.987, 1.008
 
 _USUAL = (
@@ -159,12 +161,20 @@ def _visible_mib(slices: Slices, memory: Mapping[str, object]) -> tuple[int, int
     if rule == "metal":
         visible = _metal_mib(nominal_mib)
         return visible, visible, visible, "derived"
+    if rule == "host":
+        usable = _host_mib(nominal_mib)
+        return usable, usable, nominal_mib, "derived"
     if rule == "nominal":
         return nominal_mib, round(nominal_mib * 0.95), nominal_mib, "derived"
     driver_mib = cast("int", memory["driver_mib"])
     visible = derived_visible_mib(driver_mib)
     highest = min(driver_mib, round(visible * _DERIVED_HIGH))
     return visible, low or round(visible * _DERIVED_LOW), high or highest, "derived"
+
+
+def _host_mib(installed_mib: int) -> int:
+    """What is left of a machine's memory for a server that runs on its CPU."""
+    return round(installed_mib * _HOST_PART) - _SYSTEM_MIB
 
 
 def _metal_mib(installed_mib: int) -> int:
@@ -183,7 +193,8 @@ def _slice_of(spec: GpuSpec, entry: Mapping[str, object], part: str) -> GpuSpec:
     sizes = cast("list[int]", entry.get("sizes_gib", []))
     size = part.removesuffix("b").removesuffix("g")
     if size.isdigit() and int(size) in sizes:
-        visible_bytes = _metal_mib(int(size) * 1024) * MIB
+        usable_mib = _host_mib if spec.vendor == "cpu" else _metal_mib
+        visible_bytes = usable_mib(int(size) * 1024) * MIB
         return replace(
             spec,
             name=f"{spec.name}:{size}g",

@@ -87,6 +87,11 @@ class Support:
     speed: Speed
 
 
+def known_kv_dtypes() -> frozenset[str]:
+    """Return every name of a cache type that an engine has, in small letters."""
+    return frozenset(_KV_FORMATS) | {name for engine in ENGINES for name in _table(engine)["kv"] if name != "q-others"}
+
+
 def support(
     spec: ModelSpec,
     scheme: str | None,

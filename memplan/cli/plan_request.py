@@ -11,10 +11,10 @@ from memplan.cli.serving_options import Device, listed, parse_devices, serving_s
 from memplan.domain.lengths import FixedLength, Lengths, LogNormalLengths
 from memplan.domain.model import ModelSpec
 from memplan.domain.plan import GOALS, Goal, GpuOffer, Limits, PlanRequest, Speculation, Traffic
-from memplan.domain.serving import ServingSettings
+from memplan.domain.serving import ParallelLayout, ServingSettings
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import replace
-from memplan.units import parse_count
+from memplan.units import parse_count, parse_fraction
 
 if TYPE_CHECKING:
     from memplan.cli.request_files import Side
@@ -24,6 +24,8 @@ _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|)")
 _MONEY = re.compile(r"\$?\s*(\d+(?:\.\d+)?)\s*(?:/\s*h(?:our)?)?")
 _WIDTHS = frozenset({16, 8, 6, 5, 4, 3, 2})
 _LARGEST_OUTPUT = 1024
+# A time from here on without a unit may be milliseconds.
+_NEEDS_A_UNIT = 10
 # Slower than people read (about 240 words a minute): nobody waits for it. Left out for --offline-batch.
 _READING_S = 0.2
 _SERVERS = ("vllm", "sglang", "tensorrt-llm", "llama.cpp")
@@ -37,17 +39,17 @@ def plan_request(given: Given, spec: ModelSpec) -> PlanRequest:
     goal = _goal(given)
     devices = _devices(given)
     settings = replace(serving_settings(given), gpu_free_bytes=devices[0].free_bytes)
-    layout = settings.layout
+    layout = settings.layout if settings.layout.num_ranks > 1 else None
     return PlanRequest(
         goal=goal,
         traffic=_traffic(given, spec, settings),
         limits=_limits(given),
-        offers=tuple(_offer(device, goal) for device in devices),
+        offers=tuple(_offer(device, goal, layout) for device in devices),
         engines=_engines(given),
         settings=settings,
-        schemes=listed(given, "quant"),
-        kv_dtypes=tuple(None if name == "auto" else name for name in listed(given, "kv_dtype")),
-        layout=layout if layout.num_ranks > 1 else None,
+        schemes=_schemes(given),
+        kv_dtypes=_kv_dtypes(given),
+        layout=layout,
         drafts=_drafts(given, spec, goal),
         needs_draft="draft_model" in given and given["draft_model"].lower() != "none",
         apart=given.get("disaggregated"),
@@ -79,12 +81,46 @@ def _devices(given: Given) -> tuple[Device, ...]:
     return tuple(Device(gpu=gpu) for gpu in list_gpus() if gpu.price)
 
 
-def _offer(device: Device, goal: Goal) -> GpuOffer:
-    """Powers of two up to the number that is owned, and that number itself; up to eight where none was given."""
+def _schemes(given: Given) -> tuple[str, ...]:
+    """The weight schemes that were named. Raises: UsageError for one that there is not."""
+    from memplan.catalog.quant_schemes import parse_scheme
+
+    names = listed(given, "quant")
+    for name in names:
+        parse_scheme(name)
+    return names
+
+
+def _kv_dtypes(given: Given) -> tuple[str | None, ...]:
+    """The cache types that were named, None for the model's own. Raises: UsageError for one that no engine has."""
+    from memplan.catalog.servable import known_kv_dtypes
+
+    names = listed(given, "kv_dtype")
+    known = known_kv_dtypes()
+    for name in names:
+        if name.lower() not in known:
+            hint = did_you_mean(name, sorted(known)) or "such as auto, fp8, q8_0"
+            raise UsageError(f"unknown type of cache: `{name}`", hint=hint)
+    return tuple(None if name == "auto" else name for name in names)
+
+
+def _offer(device: Device, goal: Goal, layout: ParallelLayout | None) -> GpuOffer:
+    """Powers of two up to the number that is owned, and that number itself; up to eight where none was given. A layout
+    that is given has its own number.
+
+    Raises: UsageError when it takes more GPUs than there are.
+    """
     counts: tuple[int, ...] = _COUNTS
-    if device.count is not None:
+    if layout is not None:
+        if device.count is not None and layout.num_ranks > device.count:
+            raise UsageError(
+                f"{layout.num_ranks} ranks on {device.count} x {device.gpu.name}",
+                hint="make --tp, --pp and --dp multiply to no more than the number of GPUs",
+            )
+        counts = (layout.num_ranks,)
+    elif device.count is not None:
         counts = tuple(sorted({*(1 << power for power in range(device.count.bit_length())), device.count}))
-    if goal == "single-gpu":
+    if goal == "single-gpu" or device.gpu.vendor == "cpu":
         counts = (1,)
     return GpuOffer(gpu=device.gpu, counts=counts, is_owned=device.count is not None)
 
@@ -146,6 +182,8 @@ def _drafts(given: Given, spec: ModelSpec, goal: Goal) -> tuple[Speculation, ...
     count, acceptance = given.get("num_speculative_tokens"), given.get("draft_acceptance")
     if acceptance is not None and not 0 < acceptance <= 1:
         raise UsageError(f"--draft-acceptance out of range: {acceptance}", hint="it must be above 0 and at most 1")
+    if count == 0:
+        raise UsageError("--num-speculative-tokens out of range: 0", hint="it must be between 1 and 64")
     found: list[Speculation] = []
     for name in named or (known_drafts(spec) if goal == "latency" else ()):
         draft = load_draft(spec, name, revision=None, offline=given.get("offline", False), introspect="auto")
@@ -156,6 +194,9 @@ def _drafts(given: Given, spec: ModelSpec, goal: Goal) -> tuple[Speculation, ...
                 f"{draft.name} has another vocabulary than {spec.name}: {draft.vocab_size:,} and {spec.vocab_size:,}",
                 hint="a draft shares its target's tokenizer",
             )
+    if not found and (count or acceptance):
+        what = "--num-speculative-tokens" if count else "--draft-acceptance"
+        raise UsageError(f"{what} without a draft", hint="name one with --draft-model, or mtp for the model's own")
     return tuple(found)
 
 
@@ -198,7 +239,7 @@ def _seconds(given: Given, name: str) -> float | None:
         return None
     flag, text = f"--{name.replace('_', '-')}", given[name]
     match = _TIME.fullmatch(text.strip().lower())
-    if match is None or (not match[2] and float(match[1]) >= 60):
+    if match is None or (not match[2] and float(match[1]) >= _NEEDS_A_UNIT):
         raise UsageError(f"not a time for {flag}: `{text}`", hint="write it as 500ms or 0.5s")
     seconds = float(match[1]) / (1000 if match[2] == "ms" else 1)
     if seconds <= 0:
@@ -208,16 +249,7 @@ def _seconds(given: Given, name: str) -> float | None:
 
 def _part(text: str | None) -> float | None:
     """A part of the perplexity: `2%` or 0.02."""
-    if text is None:
-        return None
-    digits = text.strip().removesuffix("%").strip()
-    try:
-        number = float(digits) / (100 if text.strip().endswith("%") else 1)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 10 or (number >= 1 and "%" not in text):
-        raise UsageError(f"not a rise of perplexity: `{text}`", hint="write it as 2% or 0.02")
-    return number
+    return None if text is None else parse_fraction(text)
 
 
 def _dollars(text: str | None) -> float | None:

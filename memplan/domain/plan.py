@@ -95,7 +95,7 @@ class PlanRequest:
 
     `settings` holds what the user fixed; the search fills in what is None. Empty `schemes` or `kv_dtypes` mean all
     that an engine has. `layout` None searches layouts. `drafts` are tried beside no draft, unless `needs_draft`.
-    `apart` asks whether prefill and decode may have pools of their own; None leaves it to the search.
+    `apart` asks for pools of their own for prefill and decode, or for none; None leaves it to the search.
     """
 
     goal: Goal

@@ -54,9 +54,10 @@ class Efficiency:
     the vendor's sheet; types narrower than 16 bit reach `narrow_fraction` of that once more (activations are
     quantized on the way), and weights that are unpacked to 16 bit before they are multiplied (GPTQ, AWQ, GGUF below
     8 bit) `packed_fraction` of the bandwidth; routed experts, whose matrices are small and unevenly used,
-    `experts_fraction`. Every pass costs `step_overhead_s`, `layer_overhead_s` for each layer, `experts_overhead_s`
-    for each that routes, (kernels that wait for one another) and `sequence_overhead_s` for each sequence that it
-    extends (sampling, and the host's bookkeeping). A collective among ranks costs `link_latency_s` and runs at
+    `experts_fraction`. Packed ones are multiplied at `packed_compute_fraction` of the rate of plain ones.
+    Every pass costs `step_overhead_s`, `layer_overhead_s` for each layer, `experts_overhead_s` for each that
+    routes, (kernels that wait for one another) and `sequence_overhead_s` for each sequence that it extends
+    (sampling, and the host's bookkeeping). A collective among ranks costs `link_latency_s` and runs at
     `link_fraction` of the link. Weights in host memory are read at `pcie_fraction` of the bus by the GPU, or, where
     `computes_on_host`, by the CPU at `host_bytes_per_s`. `prefill_error` and `decode_error` are the 90 % quantiles
     of |log(predicted / measured)|.
@@ -67,6 +68,7 @@ class Efficiency:
     bandwidth_fraction: float
     narrow_fraction: float = 1.0
     packed_fraction: float = 1.0
+    packed_compute_fraction: float = 1.0
     experts_fraction: float = 1.0
     step_overhead_s: float
     layer_overhead_s: float

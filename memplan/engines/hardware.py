@@ -12,11 +12,11 @@ RUNS_ON: Mapping[str, tuple[str, ...]] = {
     "vllm": ("nvidia", "amd", "intel"),
     "sglang": ("nvidia", "amd"),
     "tensorrt-llm": ("nvidia",),
-    "llama.cpp": ("nvidia", "amd", "intel", "apple"),
+    "llama.cpp": ("nvidia", "amd", "intel", "apple", "cpu"),
     "transformers": ("nvidia", "amd", "intel", "apple"),
 }
 _TITLES: Mapping[str, str] = {"vllm": "vLLM", "sglang": "SGLang", "tensorrt-llm": "TensorRT-LLM"}
-_VENDORS: Mapping[str, str] = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel", "apple": "Apple"}
+_VENDORS: Mapping[str, str] = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel", "apple": "Apple", "cpu": "CPU"}
 
 
 def check_hardware(engine: str, gpu: GpuSpec) -> None:

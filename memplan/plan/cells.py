@@ -148,7 +148,7 @@ def _on(offer: GpuOffer, base: Cell, request: PlanRequest, ledger: Ledger) -> It
             reason = f"${price:,.2f} an hour" if price is not None else "no price is known"
             ledger.rule_out("budget", f"{gpus_text(gpu, count)} and more", reason)
             break
-        for layout in space.layouts(base.stored.spec, request, base.engine, count):
+        for layout in () if request.apart else space.layouts(base.stored.spec, request, base.engine, count):
             ledger.considered += 1
             cell = replace(base, layout=layout, support=runs(layout), usd_per_hour=price)
             refused = _refusal(cell, request)
@@ -175,7 +175,8 @@ def _drafting(cell: Cell, request: PlanRequest, ledger: Ledger) -> Iterator[Cell
     for draft in request.drafts:
         ledger.considered += 1
         if cell.layout.pipeline > 1:
-            ledger.rule_out("servable", cell.region, "drafts are not searched with pipeline stages")
+            region = f"{cell.region}, pipelines"
+            ledger.rule_out("servable", region, "drafts are not searched with pipeline stages")
             continue
         since = draft.engines.get(cell.engine)
         if since is None or (cell.version is not None and parse_release(cell.version) < parse_release(since)):

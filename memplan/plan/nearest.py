@@ -10,9 +10,10 @@ from math import ceil, floor
 
 from memplan.domain.lengths import scaled
 from memplan.domain.plan import Goal, GpuOffer, Limit, Nearest, PlanRequest, ServingPlan
+from memplan.plan.space import OFFLOADS
 from memplan.records import dataclass, replace
 
-_MORE_GPUS = (16, 32, 64)
+_MORE_GPUS = (2, 4, 8, 16, 32, 64)
 _STEP = 1024
 
 Find = Callable[[PlanRequest], "ServingPlan | None"]
@@ -108,9 +109,19 @@ def _limits(request: PlanRequest) -> Iterator[Relaxation]:
 
 def _hardware(request: PlanRequest) -> Iterator[Relaxation]:
     """More GPUs of the same kind, then every scheme and cache type."""
-    offers = tuple(GpuOffer(gpu=offer.gpu, counts=(*offer.counts, *_MORE_GPUS)) for offer in request.offers)
+    offers = tuple(
+        GpuOffer(gpu=offer.gpu, counts=tuple(sorted({*offer.counts, *_MORE_GPUS}))) for offer in request.offers
+    )
     if request.goal != "single-gpu" and len(offers) == 1:
         yield Relaxation(limit="goal", request=replace(request, offers=offers, goal="cost"), says=_gpus)
+    if not request.settings.offline_batch and any(engine in OFFLOADS for engine, _ in request.engines):
+        limits = request.limits
+        batch = replace(
+            request,
+            limits=replace(limits, max_tpot_s=None) if limits.tpot_is_assumed else limits,
+            settings=replace(request.settings, offline_batch=True),
+        )
+        yield Relaxation(limit="memory", request=batch, says=_batch)
     if request.schemes or request.kv_dtypes or request.layout is not None:
         free = replace(request, schemes=(), kv_dtypes=(), layout=None)
         yield Relaxation(limit="servable", request=free, says=_free)
@@ -169,6 +180,10 @@ def _context(plan: ServingPlan) -> str:
 
 def _gpus(plan: ServingPlan) -> str:
     return f"--gpu {plan.gpu.name}x{plan.num_gpus}"
+
+
+def _batch(plan: ServingPlan) -> str:
+    return "--offline-batch"
 
 
 def _free(plan: ServingPlan) -> str:

@@ -26,8 +26,14 @@ def loses_by(plan: ServingPlan, winner: ServingPlan) -> tuple[str, ...]:
 
 def wins_by(winner: ServingPlan, runner_up: ServingPlan | None, request: PlanRequest) -> tuple[str, ...]:
     """Why a plan wins: what its goal looks at."""
-    price = f"${winner.usd_per_hour:,.2f} an hour" if winner.usd_per_hour is not None else f"{winner.num_gpus} GPUs"
-    rate = f"{winner.output_tokens_per_s:,.0f} output tokens a second"
+    price = (
+        f"${winner.usd_per_hour:,.2f} an hour"
+        if winner.usd_per_hour is not None
+        else f"{winner.num_gpus} GPU{'s' if winner.num_gpus > 1 else ''}"
+    )
+    per_s = winner.output_tokens_per_s
+    rate = f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
+    rate += " output tokens a second"
     per_token = winner.usd_per_million_tokens
     said = {
         "cost": f"the cheapest that serves the load: {price}"

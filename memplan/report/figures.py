@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memplan.domain.budget import ContextMap, MemoryBudget
-from memplan.report import grid, working
+from memplan.report import grid, words, working
 from memplan.report.layout import Cell, Style, paragraph, table
 from memplan.units import format_gib
 
@@ -45,7 +45,7 @@ def _symbol(key: str, style: Style) -> str:
 
 def _bar_title(budget: MemoryBudget) -> str:
     used, memory = format_gib(budget.used_bytes), format_gib(budget.gpu_memory_bytes)
-    which = "the fullest GPU" if budget.num_gpus > 1 else "the GPU"
+    which = "the fullest GPU" if budget.num_gpus > 1 else f"the {words.device(budget)}"
     if budget.used_bytes > budget.gpu_memory_bytes:
         return f"{which} would hold {used}, it has {memory}"
     return f"{which} holds {used} of {memory}"
@@ -70,11 +70,11 @@ def _marks(budget: MemoryBudget, total: int, width: int) -> str:
         reached = round(utilization * budget.gpu_memory_bytes / total * width)
         line = text.rjust(reached) if reached >= len(text) else ""
     if end < width:
-        text = f"^ the GPU ends at {format_gib(budget.gpu_memory_bytes)}"
+        text = f"^ the {words.device(budget)} ends at {format_gib(budget.gpu_memory_bytes)}"
         if len(line) < end and end + len(text) <= width + 1:
             line = line.ljust(end) + text
         else:
-            line = f"the GPU ends at {format_gib(budget.gpu_memory_bytes)} ^".rjust(end + 1)
+            line = f"the {words.device(budget)} ends at {format_gib(budget.gpu_memory_bytes)} ^".rjust(end + 1)
     return f" {line}" if line.strip() else ""
 
 

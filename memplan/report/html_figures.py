@@ -36,7 +36,9 @@ def bar(budget: MemoryBudget, name: str) -> str:
     utilization = budget.settings.get("gpu_memory_utilization")
     if isinstance(utilization, float) and 0 < utilization < 1:
         drawn.append(_mark(utilization * end, 12, 60, f"utilization {utilization:g}", 10))
-    drawn.append(_mark(end, 20, 68, f"the GPU ends at {format_gib(budget.gpu_memory_bytes)}", 80, "end"))
+    drawn.append(
+        _mark(end, 20, 68, f"the {words.device(budget)} ends at {format_gib(budget.gpu_memory_bytes)}", 80, "end")
+    )
     described = ", ".join(f"{title} {format_gib(size)}" for _, title, size in parts)
     return _svg(f"{name}-bar", 86, f"What {words.each_gpu(budget)} would hold", described, "".join(drawn))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from memplan.domain.lengths import FixedLength, Lengths
 from memplan.domain.plan import Limit, PlanAnswer, PrefillPool, Rejection, ServingPlan, Speculation
 from memplan.domain.serving import ParallelLayout
+from memplan.report.words import device
 from memplan.units import format_gib
 
 COLUMNS = (
@@ -51,7 +52,9 @@ LIMITS: dict[Limit, str] = {
 def title(answer: PlanAnswer) -> str:
     """What was asked, on one line."""
     traffic = answer.request.traffic
-    load = f"{traffic.concurrency:,} requests" if traffic.concurrency else "requests"
+    load = "requests"
+    if traffic.concurrency:
+        load = f"{traffic.concurrency:,} request{'s' if traffic.concurrency > 1 else ''}"
     if traffic.request_per_s:
         load = f"{traffic.request_per_s:g} requests a second"
     lengths = (
@@ -77,7 +80,7 @@ def layout(cut: ParallelLayout) -> str:
 
 def cut(plan: ServingPlan) -> str:
     """How a plan is cut, the pool that only prefills first, with what drafts: `2 TP 1 > TP 4`, `TP 4, mtp 3`."""
-    decode = layout(plan.layout)
+    decode = "CPU" if _is_host(plan) else layout(plan.layout)
     if plan.prefill is not None:
         pools = (plan.prefill.layout, plan.layout)
         decode = " > ".join(f"{pool.data} TP {pool.tensor}" for pool in pools)
@@ -106,7 +109,7 @@ def row(plan: ServingPlan) -> list[str]:
         plan.weights_scheme,
         cache(plan),
         f"{plan.concurrency:,}",
-        f"{plan.output_tokens_per_s:,.0f}",
+        rate(plan.output_tokens_per_s),
         seconds(plan.speed.ttft_s),
         seconds(plan.speed.tpot_s),
         f"{plan.usd_per_hour:,.2f}" if plan.usd_per_hour is not None else "-",
@@ -114,6 +117,11 @@ def row(plan: ServingPlan) -> list[str]:
         f"{plan.headroom_fraction:.0%}",
         quality(plan),
     ]
+
+
+def rate(value: float) -> str:
+    """A rate with two digits at least."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def seconds(value: float) -> str:
@@ -124,7 +132,7 @@ def seconds(value: float) -> str:
 def sentence(plan: ServingPlan) -> str:
     """A plan in one line."""
     price = f", ${plan.usd_per_hour:,.2f} an hour" if plan.usd_per_hour is not None else ""
-    shape = layout(plan.layout)
+    shape = "on the CPU" if _is_host(plan) else layout(plan.layout)
     if plan.prefill is not None:
         shape = f"{_pool(plan.prefill.layout)} for prefill and {_pool(plan.layout)} for decode"
     drafts = f", drafts by {plan.speculation.name}" if plan.speculation else ""
@@ -146,10 +154,10 @@ def promises(plan: ServingPlan) -> list[tuple[str, str]]:
         (
             "speed",
             f"first token after {seconds(plan.speed.ttft_s)}, then one every {seconds(plan.speed.tpot_s)}; "
-            f"{plan.output_tokens_per_s:,.0f} output tokens a second in all",
+            f"{rate(plan.output_tokens_per_s)} output tokens a second in all",
         ),
         ("bound by", f"{bound['prefill']} in prefill, {bound['decode']} in decode"),
-        ("left", f"{plan.headroom_fraction:.0%} of the fullest GPU beside the asked requests"),
+        ("left", f"{plan.headroom_fraction:.0%} of the {_fullest(plan)} beside the asked requests"),
         (
             "quality",
             _risk(plan),
@@ -191,6 +199,14 @@ def _host(plan: ServingPlan) -> str:
     return (
         f"{format_gib(plan.settings.weight_offload_bytes * plan.num_gpus)} of weights in host memory, read every step"
     )
+
+
+def _fullest(plan: ServingPlan) -> str:
+    return "machine" if _is_host(plan) else "fullest GPU"
+
+
+def _is_host(plan: ServingPlan) -> bool:
+    return device(plan.budget) == "machine"
 
 
 def _at_once(plan: ServingPlan) -> str:

@@ -91,7 +91,7 @@ def _knobs(budget: MemoryBudget, style: Style) -> str:
         outcome = (words.SHORT_VERDICTS[remedy.verdict], _OUTCOME_CODES[remedy.verdict])
         change = (f"> {remedy.change}", _BOLD) if remedy is best else f"  {remedy.change}"
         rows.append([change, format_gib(remedy.saves_bytes), outcome, remedy.note])
-    title = style.paint("knobs, by what each returns on each GPU", _BOLD)
+    title = style.paint(f"knobs, by what each returns on each {words.device(budget)}", _BOLD)
     mark = "; > mends it at the least cost" if best else ""
     return f"{title}{mark}\n{table(rows, style, right=_RIGHT, narrowest_first=38, narrowest_last=16)}"
 

@@ -28,9 +28,14 @@ def gpus(budget: MemoryBudget) -> str:
     return f"{budget.num_gpus} x {budget.gpu_name}" if budget.num_gpus > 1 else budget.gpu_name
 
 
+def device(budget: MemoryBudget) -> str:
+    """What holds it all: a GPU, or a machine that has none."""
+    return "machine" if budget.settings.get("backend") == "CPU" else "GPU"
+
+
 def each_gpu(budget: MemoryBudget) -> str:
     """The GPU that the numbers are for: `the GPU`, or `each of 2 GPUs`."""
-    return f"each of {budget.num_gpus} GPUs" if budget.num_gpus > 1 else "the GPU"
+    return f"each of {budget.num_gpus} GPUs" if budget.num_gpus > 1 else f"the {device(budget)}"
 
 
 def engine(budget: MemoryBudget) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from memplan.domain.budget import Group, Line, MemoryBudget
 from memplan.records import dataclass
+from memplan.report import words
 from memplan.units import GIB, KIB, MIB, format_gib
 
 GROUPS: tuple[tuple[Group, str], ...] = (
@@ -75,7 +76,7 @@ def line_rows(budget: MemoryBudget) -> list[Row]:
             )
     rows.append(Row(kind="sum", name="total used", size=format_gib(budget.used_bytes)))
     rows += [Row(kind="rest", name=name, size=format_gib(size), working=text) for name, size, text in rest(budget)]
-    rows.append(Row(kind="sum", name="memory of the GPU", size=format_gib(budget.gpu_memory_bytes)))
+    rows.append(Row(kind="sum", name=f"memory of the {words.device(budget)}", size=format_gib(budget.gpu_memory_bytes)))
     return rows
 
 
@@ -137,18 +138,18 @@ def rest(budget: MemoryBudget) -> list[tuple[str, int, str]]:
 
     One row instead says what is too much where the lines add up to more than the GPU has.
     """
-    unused = budget.gpu_memory_bytes - budget.used_bytes
+    unused, device = budget.gpu_memory_bytes - budget.used_bytes, words.device(budget)
     if unused < 0:
-        return [("too much for the GPU", -unused, "total used - memory of the GPU")]
+        return [(f"too much for the {device}", -unused, f"total used - memory of the {device}")]
     utilization = budget.settings.get("gpu_memory_utilization")
     if not isinstance(utilization, float) or not 0 < utilization < 1:
-        return [("left unused", unused, "memory of the GPU - total used")]
+        return [("left unused", unused, f"memory of the {device} - total used")]
     outside = budget.group_bytes("outside_budget")
     kept = max(0, round((1 - utilization) * budget.gpu_memory_bytes) - outside)
     working = f"(1 - {utilization:g}) x {format_gib(budget.gpu_memory_bytes)}"
     working += f", less {format_gib(outside)} outside the budget" if outside else ""
     if unused < kept - _ROUNDING_BYTES:
-        working = "memory of the GPU - total used"
+        working = f"memory of the {device} - total used"
     left = kept if unused > kept + _ROUNDING_BYTES else unused
     rows = [("left to others by utilization", left, working)]
     if unused > left:

@@ -260,11 +260,34 @@ def test_requests_that_start_together_wait_for_each_other() -> None:
     assert together.request_per_s == steady.request_per_s
 
 
+def test_requests_that_start_at_once_are_taken_in_one_after_another() -> None:
+    together = {"concurrency": 9, "prompt_tokens": 2048, "output_tokens": 2}
+    waits = speed("llama-3.1-8b", **together).ttft_s
+    at_once = serving_speed(
+        model("llama-3.1-8b"), find_gpu("h100"), ParallelLayout(), kv_format("bfloat16", DType.BF16), DType.BF16,
+        SpeedWorkload(**together, arrival="together"), REAL,  # type: ignore[arg-type]
+    ).ttft_s  # fmt: skip
+    assert at_once > waits
+    assert at_once > 5 * REAL.request_overhead_s
+
+
+def test_strata_of_prompts_change_nothing_where_all_are_alike() -> None:
+    asked = {"concurrency": 8, "prompt_tokens": 2048, "output_tokens": 256}
+    rest = (model("llama-3.1-8b"), find_gpu("h100"), ParallelLayout(), kv_format("bfloat16", DType.BF16), DType.BF16)
+    plain = serving_speed(*rest, SpeedWorkload(**asked), REAL)  # type: ignore[arg-type]
+    same = serving_speed(*rest, SpeedWorkload(**asked, prompt_strata=(2048.0,) * 8, long_prompt_tokens=2048), REAL)  # type: ignore[arg-type]
+    assert same.ttft_s == pytest.approx(plain.ttft_s)
+    assert same.tpot_s == pytest.approx(plain.tpot_s)
+    apart = serving_speed(*rest, SpeedWorkload(**asked, prompt_strata=(1024.0, 3072.0), long_prompt_tokens=3072), REAL)  # type: ignore[arg-type]
+    assert apart.long_ttft_s > apart.ttft_s > plain.ttft_s
+
+
 def test_a_card_without_a_tensor_rate_says_that_it_is_assumed() -> None:
-    rates, assumed = matrix_rates(find_gpu("m2-ultra:192g"), DType.F16)
+    gpu = find_gpu("m5")
+    rates, assumed = matrix_rates(gpu, DType.F16)
     assert assumed
-    assert rates["16"] == 32 * 800e9
-    found = speed("llama-3-8b", "m2-ultra:192g")
+    assert rates["16"] == 32 * (gpu.bandwidth_bytes_per_s or 0)
+    found = speed("llama-3-8b", "m5")
     assert "assumed" in found.notes[0]
     assert {line.provenance for line in found.lines if line.name == "matrices: multiply"} == {"assumed"}
 

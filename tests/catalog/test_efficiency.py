@@ -46,11 +46,19 @@ def test_ampere_with_hbm_is_a_class_of_its_own() -> None:
 
 
 def test_fp16_sums_double_the_rate_of_geforce_cards_only() -> None:
-    geforce = find_gpu("rtx-4090")
+    geforce = replace(find_gpu("rtx-4090"), power_watts=None)
     same_chip = replace(geforce, title="NVIDIA RTX 6000 Ada Generation")
     doubled, plain = (efficiency_for("llama.cpp", gpu).compute_fraction for gpu in (geforce, same_chip))
     assert doubled == 2 * plain
     assert len({efficiency_for("vllm", gpu).compute_fraction for gpu in (geforce, same_chip)}) == 1
+
+
+def test_llama_cpp_loses_compute_where_board_power_is_low_for_the_tensor_rate() -> None:
+    card = find_gpu("h100-pcie")
+    strong = replace(card, power_watts=2000.0)
+    fractions = [efficiency_for("llama.cpp", gpu).compute_fraction for gpu in (card, strong)]
+    assert fractions[0] < 0.6 * fractions[1]
+    assert len({efficiency_for("vllm", gpu).compute_fraction for gpu in (card, strong)}) == 1
 
 
 def test_only_llama_cpp_computes_on_the_host() -> None:

@@ -46,8 +46,9 @@ def budget_of(
     free = asked.gpu_free_bytes or gpu.memory_bytes
     lines = _lines(spec, settings, rules, plan)
     width = spreads(spec, settings, rules).compute
-    gates = [_gate(plan, device, free, width) for device in range(settings.num_gpus) if _is_used(plan, device)]
-    fits_in = free - CONTEXT_BYTES
+    alone = plan.devices.is_host_alone
+    gates = [_gate(plan, device, free, width) for device in plan.devices.budgeted if _is_used(plan, device)]
+    fits_in = free - _beside(plan)
     host = _host_lines(settings, plan)
     extra: dict[str, object] = {
         "kv_available_bytes": fits_in - plan.device_bytes(plan.fullest) + plan.cache.keys_and_values[plan.fullest],
@@ -62,7 +63,7 @@ def budget_of(
         active_parameters=spec.active_parameters,
         weights_source=spec.weights_source,
         gpu_name=gpu.name,
-        num_gpus=settings.num_gpus,
+        num_gpus=1 if alone else settings.num_gpus,
         gpu_memory_bytes=gpu.memory_bytes,
         engine_name="llama.cpp",
         engine_version=rules.version,
@@ -72,8 +73,12 @@ def budget_of(
         host_bytes=sum(size for _, size, _ in host),
         verdict=worst_verdict(gates) if gates else "fits",
         shortfall_bytes=shortfall_bytes(gates) if gates else 0,
-        reasons=_reasons(gates, rules),
-        warnings=(*input_notes(spec, gpu), *_warnings(spec, rules, asked, settings, unused)),
+        reasons=_reasons(gates, rules, alone=alone),
+        warnings=(
+            *input_notes(spec, gpu),
+            *_warnings(spec, rules, asked, settings, unused),
+            *(_prompt_cache_warning(plan, settings, fits_in) if alone else ()),
+        ),
         extra=extra,
     )
 
@@ -84,13 +89,28 @@ def _is_used(plan: Plan, device: int) -> bool:
 
 def _gate(plan: Plan, device: int, free: int, width: float) -> Gate:
     spread = (CONTEXT_HIGH_BYTES - CONTEXT_LOW_BYTES) // 2 + round(plan.compute[device] * width)
-    margin = free - CONTEXT_BYTES - plan.device_bytes(device)
+    margin = free - _beside(plan) - plan.device_bytes(device)
     return Gate(margin_bytes=margin, spread_bytes=spread, reason=f"GPU {device} cannot hold its layers")
 
 
-def _reasons(gates: list[Gate], rules: Rules) -> tuple[str, ...]:
+def _beside(plan: Plan) -> int:
+    """What a process takes beside the buffers of its fullest device."""
+    return HOST_PROCESS_BYTES + plan.output_bytes if plan.devices.is_host_alone else CONTEXT_BYTES
+
+
+def _prompt_cache_warning(plan: Plan, settings: LlamaSettings, fits_in: int) -> tuple[str, ...]:
+    """On a machine without a GPU, prompts are kept in the same memory, until it is full."""
+    left = max(0, fits_in - plan.device_bytes(plan.fullest))
+    if settings.cache_ram_mib * MIB <= left:
+        return ()
+    return (f"prompts are kept beside it until the memory is full: --cache-ram {left // MIB} keeps them within it",)
+
+
+def _reasons(gates: list[Gate], rules: Rules, *, alone: bool) -> tuple[str, ...]:
     if all(gate.verdict == "fits" for gate in gates):
         return ()
+    if alone:
+        return ("weights, cache and compute buffer do not fit in the memory",)
     reason = "weights, cache and compute buffer do not fit beside the context"
     if not rules["fits_itself"]:
         return (reason,)
@@ -131,6 +151,9 @@ def _lines(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan) -
             source,
         )
     )
+    if plan.devices.is_host_alone:
+        lines.append(_process_line(plan, source))
+        return tuple(line for line in lines if line.size_bytes)
     lines.append(
         Line(
             name="CUDA context" if settings.backend == "CUDA" else f"{settings.backend} context",
@@ -144,6 +167,21 @@ def _lines(spec: ModelSpec, settings: LlamaSettings, rules: Rules, plan: Plan) -
         )
     )
     return tuple(line for line in lines if line.size_bytes)
+
+
+def _process_line(plan: Plan, source: str) -> Line:
+    """The server itself, with the rows of logits that it gives out."""
+    size = HOST_PROCESS_BYTES + plan.output_bytes
+    return Line(
+        name="process and output buffer",
+        group="non_torch",
+        size_bytes=size,
+        low_bytes=size - HOST_PROCESS_BYTES // 2,
+        high_bytes=size + HOST_PROCESS_BYTES // 2,
+        provenance="assumed",
+        formula="512 MiB + rows of logits x 4 bytes",
+        source=source,
+    )
 
 
 def _cache_line(name: str, size: int, settings: LlamaSettings, plan: Plan, source: str) -> Line:

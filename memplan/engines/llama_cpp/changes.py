@@ -11,7 +11,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
 from memplan.engines.llama_cpp.engine import as_stored, rules_of
 from memplan.engines.llama_cpp.limits import fewest_host_experts, largest_gpu_layers
-from memplan.engines.llama_cpp.settings import resolve
+from memplan.engines.llama_cpp.settings import HOST_BACKEND, resolve
 from memplan.engines.remedies import Change, weight_changes
 from memplan.records import replace
 
@@ -67,6 +67,8 @@ def _without(settings: ServingSettings, *names: str) -> ServingSettings:
 def _placement_changes(spec: ModelSpec, settings: ServingSettings, budget: MemoryBudget) -> Iterator[Change]:
     """Experts or layers in host memory, the cache there, or more GPUs."""
     now = budget.settings
+    if now.get("backend") == HOST_BACKEND:
+        return
     experts, layers = _what_would_fit(spec, settings, budget)
     if experts:
         yield Change(

@@ -67,7 +67,7 @@ def requests_with_room(
 
 def fullest_bytes(plan: Plan) -> int:
     """What the fullest GPU holds; 0 without one."""
-    return plan.device_bytes(plan.fullest) if plan.devices.num_gpus else 0
+    return plan.device_bytes(plan.fullest) if plan.devices.budgeted else 0
 
 
 def with_context(settings: LlamaSettings, slot_tokens: int) -> LlamaSettings:
@@ -111,15 +111,19 @@ def _largest(low: int, high: int, search: _Search) -> int:
     if search.least(high) <= search.fits_in and fits(search.plan(high), search.fits_in):
         return high
     beyond = high
-    compute = max(search.plan((low + beyond) // 2).compute[:-1], default=0)
+    compute = _largest_buffer(search.plan((low + beyond) // 2))
     while beyond - low > 1:
         number = max(low + 1, search.guess(low, beyond - 1, compute))
         plan = search.plan(number)
         low, beyond = (number, beyond) if fits(plan, search.fits_in) else (low, number)
-        compute = max(plan.compute[:-1], default=0)
+        compute = _largest_buffer(plan)
     return low
+
+
+def _largest_buffer(plan: Plan) -> int:
+    return max((plan.compute[device] for device in plan.devices.budgeted), default=0)
 
 
 def fits(plan: Plan, fits_in: int) -> bool:
     """Whether every GPU holds its buffers within `fits_in` bytes."""
-    return all(plan.device_bytes(device) <= fits_in for device in range(plan.devices.num_gpus))
+    return all(plan.device_bytes(device) <= fits_in for device in plan.devices.budgeted)

@@ -14,13 +14,16 @@ from itertools import accumulate
 from memplan.catalog.rules import Rules
 from memplan.domain.model import ModelSpec
 from memplan.engines.llama_cpp.overrides import Override
-from memplan.engines.llama_cpp.settings import LlamaSettings
+from memplan.engines.llama_cpp.settings import HOST_BACKEND, LlamaSettings
 from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Devices:
-    """Where everything lies, by device number. `row_shares` are set where matrices are cut over GPUs by rows."""
+    """Where everything lies, by device number. `row_shares` are set where matrices are cut over GPUs by rows.
+
+    `is_host_alone` marks a machine without a GPU, whose host is what the budget is of.
+    """
 
     num_gpus: int
     layers: tuple[int, ...]
@@ -29,6 +32,12 @@ class Devices:
     experts_on_host: frozenset[int]
     row_shares: tuple[float, ...] = ()
     overrides: tuple[Override, ...] = ()
+    is_host_alone: bool = False
+
+    @property
+    def budgeted(self) -> tuple[int, ...]:
+        """The devices that must hold what lies on them: the GPUs, or the host of a machine without one."""
+        return (self.host,) if self.is_host_alone else tuple(range(self.num_gpus))
 
     @property
     def host(self) -> int:
@@ -60,7 +69,12 @@ def place(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> Devices:
     count, host = spec.num_layers, settings.num_gpus
     if not settings.num_gpus:
         return Devices(
-            num_gpus=0, layers=(0,) * count, caches=(0,) * count, output=0, experts_on_host=frozenset(range(count))
+            num_gpus=0,
+            layers=(0,) * count,
+            caches=(0,) * count,
+            output=0,
+            experts_on_host=frozenset(range(count)),
+            is_host_alone=settings.backend == HOST_BACKEND,
         )
     first = count - settings.n_gpu_layers + (1 if rules["output_first"] else 0)
     first = max(first, 0)

@@ -46,7 +46,7 @@ def least_bytes(spec: ModelSpec, settings: LlamaSettings, rules: Rules) -> int:
     weights = weight_buffers(spec, devices, settings.backend, rules)
     cache = cache_bytes(spec, settings, rules, devices, cells_of(spec, settings, rules))
     return max(
-        (weights.by_device[gpu] + cache.keys_and_values[gpu] + cache.states[gpu] for gpu in range(devices.num_gpus)),
+        (weights.by_device[gpu] + cache.keys_and_values[gpu] + cache.states[gpu] for gpu in devices.budgeted),
         default=0,
     )
 

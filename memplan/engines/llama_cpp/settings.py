@@ -41,7 +41,9 @@ _ALIASES = {
     "float32": "f32",
 }
 _SPLIT_MODES = ("layer", "row", "none")
-_BACKENDS = {"nvidia": "CUDA", "amd": "ROCm", "intel": "SYCL", "apple": "Metal"}
+# What a machine without a GPU is run with: the host is then the device that the budget is of.
+HOST_BACKEND = "CPU"
+_BACKENDS = {"nvidia": "CUDA", "amd": "ROCm", "intel": "SYCL", "apple": "Metal", "cpu": HOST_BACKEND}
 _DEFAULT_BATCH = 2048
 _DEFAULT_MICRO_BATCH = 512
 
@@ -104,7 +106,8 @@ def resolve(
     Raises: UsageError for a value that the engine refuses.
     """
     options = EngineOptions("llama.cpp", asked.engine_options, ("build",))
-    num_gpus = 0 if (options.word("device", "dev") or "").lower() == "none" else asked.layout.num_ranks
+    without = backend == HOST_BACKEND or (options.word("device", "dev") or "").lower() == "none"
+    num_gpus = 0 if without else asked.layout.num_ranks
     fork = options.word("fork", among=("ik", "mainline")) or ""
     flash = _flash_attention(options, rules)
     key_type = _cache_type(options, "cache_type_k", asked.kv_dtype, fork)
