@@ -34,12 +34,12 @@ def weighted_questions(files: Iterable[Path], configs: Path) -> list[Weighted]:
             except MemplanError as error:
                 print(f"{record['id']}: left out: {error.message}")
                 continue
-            asked.append((_origin(record), one))
+            asked.append((origin(record), one))
     counts = Counter(origin for origin, _ in asked)
     return [Weighted(question=one, weight=counts[origin] ** -0.5) for origin, one in asked]
 
 
-def _origin(record: dict[str, object]) -> str:
+def origin(record: dict[str, object]) -> str:
     """The collection that a record comes from: a repository, without the run's own name; a report is its own."""
     source = str(record.get("source") or record["id"])
     return source.split()[0]

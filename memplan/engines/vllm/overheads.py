@@ -51,6 +51,16 @@ def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fi
     return Outside(charged_bytes=charged, uncharged_bytes=uncharged, context_bytes=context)
 
 
+def charges_segments(settings: VllmSettings, rules: Rules) -> bool:
+    """Whether what lies unused in the weights' segments counts as memory outside torch.
+
+    It does where the device's memory is compared with what torch allocated, not with what torch reserved.
+    """
+    if settings.generation == "v1":
+        return rules["accounting_v1"] == "allocated"
+    return bool(rules["charges_segments"])
+
+
 def _captures_whole(gpu: GpuSpec, settings: VllmSettings) -> bool:
     """Whether graphs are captured on trial in one process; stages of a pipeline were seen to leave nothing behind."""
     on_trial = settings.runner == "v1" and not settings.eager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from memplan.budget.allocator import allocated_bytes
+from memplan.budget.allocator import allocate
 from memplan.budget.weights import RankWeights, WeightRules, rank_weights, stage_layers
 from memplan.catalog.rules import Rules
 from memplan.domain.gpu import GpuSpec
@@ -17,7 +17,7 @@ from memplan.engines.vllm.graphs import GraphMemory, graph_memory
 from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
 from memplan.engines.vllm.lanes import predictor_buffer_bytes
 from memplan.engines.vllm.loading import copied_bytes, map_tensors, starts_from_16_bits
-from memplan.engines.vllm.overheads import Outside, outside_torch
+from memplan.engines.vllm.overheads import Outside, charges_segments, outside_torch
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass, replace
@@ -69,8 +69,8 @@ def plan_rank(
     copies = copied_bytes(layers, spec, rules, layout.tensor)
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
     kept = (predictor_buffer_bytes(spec, settings),) if is_last else ()
-    weight_bytes = allocated_bytes((*weights.requests, *extras.requests, *copies, *tables, *kept))
-    weight_bytes = max(0, weight_bytes - asked.weight_offload_bytes)
+    loaded = allocate((*weights.requests, *extras.requests, *copies, *tables, *kept))
+    weight_bytes = max(0, loaded.allocated_bytes - asked.weight_offload_bytes)
     activation = activation_peak(
         spec,
         layers,
@@ -85,6 +85,9 @@ def plan_rank(
     graphs = graph_memory(spec, layers, gpu, settings, rules, fitted)
     routed = any(layer.mlp and layer.mlp.num_experts for layer in layers)
     outside = outside_torch(gpu, settings, rules, fitted, routed=routed)
+    if charges_segments(settings, rules):
+        idle = loaded.reserved_bytes - loaded.allocated_bytes
+        outside = replace(outside, charged_bytes=outside.charged_bytes + idle)
     charged = weight_bytes + activation.size_bytes + outside.charged_bytes + graphs.charged_bytes
     charged += _cached_bytes(spec, layers, gpu, settings, rules, activation.size_bytes)
     requested = ceil(gpu.memory_bytes * settings.utilization)
