@@ -35,7 +35,7 @@ def main() -> int:
     pip = [BIN / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if not fast:
         run("install torch", [*pip, TORCH])
-    run("install memplan", [*pip, "--editable", ".[dev]" if fast else ".[dev,profile]"])
+    run("install memplan", [*pip, "--editable", ".[dev]" if fast else ".[dev,quantize]"])
     failed = [name for name, command in CHECKS if run(name, command, must_pass=False)]
     print(f"\nfailed: {', '.join(failed)}" if failed else "\nall checks passed")
     return 1 if failed else 0

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from memplan.errors import CorruptFile, SourceNotFound, UnsupportedModel
-from memplan.introspect.checkpoint import INDEX_NAMES, SINGLE_NAMES, parse_index, read_weights
+from memplan.introspect.checkpoint import INDEX_NAMES, SINGLE_NAMES, parse_index, read_index, read_weights
 from memplan.introspect.folder import LocalFolder
 
 _QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
@@ -34,7 +34,7 @@ class Checkpoint:
                 f"no weights in {path}: neither {SINGLE_NAMES[0]} nor an index of shards",
                 hint="safetensors are read; load a .bin checkpoint with weights_only and save it as safetensors first",
             )
-        inventory = read_weights(folder, name)
+        inventory = read_index(folder, name) if name in INDEX_NAMES else read_weights(folder, name)
         self.total_bytes = inventory.total_bytes
         self.shapes = {tensor: tuple(stored.shape) for tensor, stored in inventory.tensors.items()}
         self._file_of: Mapping[str, str] = dict.fromkeys(self.shapes, name)

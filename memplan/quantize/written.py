@@ -44,9 +44,13 @@ class WrittenCheckpoint(Checkpoint):
     def names(self) -> list[str]:
         """The names that a 16-bit checkpoint would have."""
         plain = [
-            name for name in super().names() if name.rpartition(".")[0] not in self._parts or name.endswith("bias")
+            name for name in super().names() if name.rpartition(".")[0] not in self._parts or name.endswith(".bias")
         ]
         return plain + [f"{module}.weight" for module in self._parts]
+
+    def is_unpacked(self, name: str) -> bool:
+        """Whether a tensor comes out of a quantized layer, and so as out x in."""
+        return name.rpartition(".")[0] in self._parts and name.endswith(".weight")
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes

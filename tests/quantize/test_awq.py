@@ -1,0 +1,60 @@
+"""AWQ and SmoothQuant: scalings that help, and their losses."""
+
+from __future__ import annotations
+
+import torch
+
+from memplan.quantize.awq import awq, output_error, search_scaling
+from memplan.quantize.grid import Grid, round_to_nearest
+from memplan.quantize.smooth import round_activations, search_smoothing
+
+
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights, and tokens of which a few features are far larger than the rest, as in language models."""
+    generator = torch.Generator().manual_seed(0)
+    input_TI = torch.randn((600, 64), generator=generator)
+    input_TI[:, ::16] *= 30
+    return torch.randn((48, 64), generator=generator) * 0.1, input_TI
+
+
+def test_a_scaling_lowers_the_error_where_some_inputs_are_far_larger() -> None:
+    weight_OI, input_TI = problem()
+    hessian_II = input_TI.t() @ input_TI / 600
+    grid = Grid(bits=4, group_size=32, symmetric=False)
+    found = search_scaling([weight_OI], hessian_II, input_TI.abs().mean(0), grid)
+    assert found.loss < 0.6 * found.plain_loss
+    rounded_OI = round_to_nearest(weight_OI * found.scale_I, grid).dequantize() / found.scale_I
+    assert abs(output_error(rounded_OI - weight_OI, hessian_II) / found.loss - 1) < 1e-4
+
+
+def test_a_scaling_is_the_same_for_features_that_must_be_scaled_alike() -> None:
+    weight_OI, input_TI = problem()
+
+    def shared(value_I: torch.Tensor) -> torch.Tensor:
+        return value_I.reshape(2, 32).mean(0).repeat(2)
+
+    hessian_II = input_TI.t() @ input_TI / 600
+    grid = Grid(bits=4, group_size=32, symmetric=False)
+    found = search_scaling([weight_OI], hessian_II, shared(input_TI.abs().mean(0)), grid, shared=shared)
+    assert torch.equal(found.scale_I[:32], found.scale_I[32:])
+
+
+def test_clipped_ranges_cost_no_more_than_whole_ones() -> None:
+    weight_OI, input_TI = problem()
+    hessian_II = input_TI.t() @ input_TI / 600
+    grid = Grid(bits=3, group_size=32, symmetric=False)
+    clipped, whole = awq(weight_OI, hessian_II, grid), awq(weight_OI, hessian_II, grid, clips=False)
+    assert clipped.loss <= whole.loss
+    assert abs(output_error(clipped.dequantize() - weight_OI, hessian_II) / clipped.loss - 1) < 1e-4
+
+
+def test_smoothing_lowers_the_error_of_rounded_activations() -> None:
+    weight_OI, input_TI = problem()
+    grid = Grid(bits=8)
+    found = search_smoothing([weight_OI], input_TI.abs().amax(0), input_TI[:200], grid)
+    assert found.loss < 0.5 * found.plain_loss
+
+
+def test_a_token_is_rounded_by_its_own_largest_value() -> None:
+    input_NI = torch.tensor([[127.0, 1.4, -3.0], [1.27, 0.014, 0.0]])
+    assert torch.allclose(round_activations(input_NI), torch.tensor([[127.0, 1.0, -3.0], [1.27, 0.01, 0.0]]))
