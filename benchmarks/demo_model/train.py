@@ -4,7 +4,7 @@
     nice -n 19 python benchmarks/demo_model/train.py WORK                       # goes on where it was stopped
     python benchmarks/demo_model/train.py WORK --export memplan/catalog/demo    # writes the checkpoint
 
-Ten million tokens in sequences of 256 tokens, then 512, 1,024 and 2,048. Muon for the matrices of the layers, AdamW
+Four million tokens in sequences of 256 tokens, then 512, 1,024 and 2,048. Muon for the matrices of the layers, AdamW
 for the embedding and the norms; the learning rate rises for 100 steps, stays, and falls to zero over the last half.
 """
 
@@ -25,7 +25,7 @@ from tokens import END_OF_TEXT, texts_of, token_stream, train_tokenizer
 
 TOKENS_PER_STEP = 4096
 # Share of the steps, and tokens per sequence in them.
-STAGES = ((0.50, 256), (0.30, 512), (0.12, 1024), (0.08, 2048))
+STAGES = ((0.50, 256), (0.40, 512), (0.06, 1024), (0.04, 2048))
 WARM_UP_STEPS = 100
 SAVE_EVERY_STEPS = 100
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
@@ -145,7 +145,7 @@ def main() -> None:
     """Parse, then train or export."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=2400, help="of %(default)s: the schedule is made for these")
+    parser.add_argument("--steps", type=int, default=1000, help="of %(default)s: the schedule is made for these")
     parser.add_argument("--until", type=int, help="stop after this step; the next call goes on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the checkpoint as trained so far")
