@@ -5,7 +5,7 @@ been there. Every entry names its category, by which the viewer then colours; th
 code and the module.
 
 The viewer reads pickles of protocol 2 to 4 that hold plain containers, and fails on categories among which there is no
-"unknown". Source: torch/utils/viz/MemoryViz.js, PyTorch 2.6.
+"unknown". Source: torch/utils/viz/MemoryViz.js, PyTorch 2.6, and the page as it was in 2026.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from memplan.profile.allocator.settings import AllocatorSettings
 from memplan.profile.allocator.simulator import CachingAllocator
 from memplan.profile.events import EventLog, Label
 from memplan.profile.replay import make_allocator
+from memplan.profile.snapshot_frames import MODULE_FRAME, OPERATOR_FRAME
 
 _PROTOCOL = 4
 Entry = dict[str, Any]
@@ -158,7 +159,7 @@ def _frames(label: Label) -> list[Entry]:
     frames: list[Entry] = []
     if label.operator:
         shape = f" {label.dtype}[{', '.join(map(str, label.shape))}]" if label.shape else ""
-        frames.append({"filename": "operator", "line": 0, "name": label.operator + shape})
+        frames.append({"filename": OPERATOR_FRAME, "line": 0, "name": label.operator + shape})
     if label.where:
         place, _, function = label.where.partition(" ")
         file, _, line = place.rpartition(":")
@@ -167,7 +168,7 @@ def _frames(label: Label) -> list[Entry]:
             {"filename": file if known else place, "line": int(line) if known else 0, "name": function or "line"}
         )
     if label.module:
-        frames.append({"filename": "module", "line": 0, "name": label.module})
+        frames.append({"filename": MODULE_FRAME, "line": 0, "name": label.module})
     return frames
 
 

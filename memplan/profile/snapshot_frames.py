@@ -18,6 +18,8 @@ _NAMED: dict[str, Category] = {
     "autograd_detail": "activations",
     "temporary": "workspace",
 }
+# The names of files in the frames that memplan writes: an operator and a module have no line.
+OPERATOR_FRAME, MODULE_FRAME = "operator", "module"
 _LOADING = ("modeling_utils.py", "core_model_loading.py", "torch/serialization.py", "safetensors/torch.py")
 _MOVING = ("_apply", "load_state_dict", "_load_from_state_dict")
 _CACHES = ("cache_utils.py", "kv_cache", "continuous_batching")
@@ -45,10 +47,20 @@ class Origins:
             known = self._by_list[id(frames)] = self._read(frames)
         return known
 
+    def of_entry(self, entry: Mapping[str, object]) -> Origin:
+        """The same for a step of a history. Newer ones have the forward pass's frames beside those of the backward."""
+        origin = self.of(entry.get("frames"))
+        forward = self.of(entry.get("forward_frames")) if origin.in_backward else NOWHERE
+        if not forward.label.where:
+            return origin
+        return Origin(forward.label, origin.category, origin.in_backward, origin.in_optimizer)
+
     def _read(self, frames: Frames) -> Origin:
         plain = [_plain(frame) for frame in frames[:_MOST_FRAMES] if isinstance(frame, Mapping)]
         if not plain:
             return NOWHERE
+        if any(file in (OPERATOR_FRAME, MODULE_FRAME) for file, _, _ in plain):
+            return Origin(_own(plain), None, False, False)
         theirs = next((frame for frame in plain if _is_theirs(frame[0])), None)
         operator = _operator(plain[: plain.index(theirs)] if theirs else plain)
         key = (operator, *(theirs[:1] if theirs else ("",)), f"{theirs[1]} {theirs[2]}" if theirs else "")
@@ -58,6 +70,14 @@ class Origins:
             module = _short(theirs[0]).removesuffix(".py").replace("/", ".") if theirs else ""
             label = self._by_frame[key] = Label(module=module, operator=operator, where=where)
         return Origin(label, *_purpose(plain))
+
+
+def empties_cache(entry: Mapping[str, object]) -> bool:
+    """Whether a step was made by torch.cuda.empty_cache."""
+    frames = entry.get("frames")
+    if not isinstance(frames, list):
+        return False
+    return any(isinstance(frame, Mapping) and frame.get("name") == "empty_cache" for frame in frames[:_MOST_FRAMES])
 
 
 class Origin:
@@ -73,6 +93,17 @@ class Origin:
 
 
 NOWHERE = Origin(Label(), None, False, False)
+
+
+def _own(frames: list[tuple[str, int, str]]) -> Label:
+    """The label that memplan wrote as frames."""
+    named = {file: name for file, _, name in frames}
+    operator, _, made = named.pop(OPERATOR_FRAME, "").partition(" ")
+    module = named.pop(MODULE_FRAME, "")
+    where = next((f"{file}:{line} {name}" for file, line, name in frames if file in named), "")
+    dtype, _, sides = made.removesuffix("]").partition("[")
+    shape = tuple(int(side) for side in sides.split(", ") if side.isdigit() and len(side) < 19)
+    return Label(module, operator, where, shape, dtype)
 
 
 def named_category(name: object) -> Category | None:

@@ -13,7 +13,7 @@ from memplan.profile.events import EventLog
 from memplan.profile.replay import make_allocator
 from memplan.profile.snapshot_blocks import Neighbours
 from memplan.profile.snapshot_device import Device, Entry
-from memplan.profile.snapshot_frames import NOWHERE, Origin, Origins, named_category
+from memplan.profile.snapshot_frames import NOWHERE, Origin, Origins, empties_cache, named_category
 from memplan.records import dataclass
 
 _REQUESTS = ("alloc", "free_requested", "free_completed")
@@ -59,6 +59,7 @@ class History:
         self._alive: dict[int, int] = {}
         self._freed: dict[int, tuple[int, int]] = {}
         self._in_backward: list[int] = []
+        self._returned = False
         self._begins: list[tuple[int, Phase]] = []
 
     def add_segment(self, segment: Mapping[str, Any]) -> None:
@@ -167,10 +168,11 @@ class History:
 
     def _step(self, entry: Entry, raw: Mapping[str, Any]) -> None:
         index = len(self.entries) - 1
+        self._note_returned(entry, raw)
         if entry.action == "alloc":
             if entry.address in self._alive:  # its free is missing from the history
                 self._free(entry.address, index)
-            origin = self._origins.of(raw.get("frames"))
+            origin = self._origins.of_entry(raw)
             category = named_category(raw.get("category"))
             self._make(Made(entry.address, entry.size_bytes, origin, category, entry.stream))
             self.entry_of.append(index)
@@ -185,6 +187,21 @@ class History:
         else:
             self._neighbours.apply(entry)
             self._now.apply(entry)
+
+    def _note_returned(self, entry: Entry, raw: Mapping[str, Any]) -> None:
+        """Find where the program emptied the cache: where segments went back for no request that found no room."""
+        if entry.action in ("segment_free", "segment_unmap"):
+            self._returned = True
+            if empties_cache(raw):
+                self._empty_cache()
+        elif self._returned and entry.action != "free_completed":
+            if entry.action not in ("segment_alloc", "segment_map", "oom"):
+                self._empty_cache()
+            self._returned = False
+
+    def _empty_cache(self) -> None:
+        if self.log.emptied[-1:] != [len(self.log.order)]:
+            self.log.empty_cache()
 
     def _complete(self, address: int) -> None:
         """A block that was freed is free from here on: no other stream uses it any more."""
@@ -206,7 +223,7 @@ class History:
     def _run_out(self, raw: Mapping[str, Any]) -> None:
         free = _number(raw, "device_free" if "device_free" in raw else "addr")
         reserved = self._now.reserved_bytes
-        origin = self._origins.of(raw.get("frames"))
+        origin = self._origins.of_entry(raw)
         wanted = _number(raw, "size")
         scratch = EventLog()
         scratch.allocate(wanted, origin.label, origin.category)

@@ -166,6 +166,13 @@ def test_a_timeline_without_its_trace_keeps_its_curve(tmp_path: Path) -> None:
     assert again.peak_allocated_bytes == timeline.peak.peak.allocated_bytes
 
 
+def test_read_back_every_allocation_has_its_label_and_its_category() -> None:
+    log = training_step()
+    read = snapshot_of(snapshot_from(log)).log
+    assert [read.labels[number] for number in read.label_of] == [log.labels[number] for number in log.label_of]
+    assert read.category_of == log.category_of
+
+
 def at_end(written: dict[str, Any]) -> list[str]:
     return [block["state"] for segment in written["segments"] for block in segment["blocks"]]
 

@@ -142,6 +142,14 @@ def test_frames_of_cpp_name_the_operator() -> None:
     assert log.category(number) == "kv_cache"
 
 
+def test_a_backward_pass_is_told_by_the_forward_pass_that_it_belongs_to() -> None:
+    data = written()
+    data["device_traces"][0][7]["forward_frames"] = FORWARD
+    log = snapshot_of(data).log
+    assert "modeling_llama" in log.labels[log.label_of[3]].where
+    assert log.category(3) == "gradients"
+
+
 def test_a_block_that_kept_the_rest_of_its_segment_counts_with_it() -> None:
     data = {
         "segments": [],
@@ -229,6 +237,26 @@ def test_a_free_that_waited_for_a_stream_is_late_in_the_trace_too() -> None:
     log = snapshot_of(data).log
     assert log.ready_at == {0: 3}
     assert replay(log, AllocatorSettings()).peak_reserved_bytes == 60 * MIB
+
+
+def test_where_the_program_emptied_the_cache_it_is_emptied_in_the_replay_too() -> None:
+    def log(*after: dict[str, Any], frames: list[Any] | None = None) -> list[int]:
+        entries = [
+            step("segment_alloc", 0, 30 * MIB),
+            step("alloc", 0, 30 * MIB),
+            step("free_requested", 0, 30 * MIB),
+            step("free_completed", 0, 30 * MIB),
+            step("segment_free", 0, 30 * MIB, frames),
+            *after,
+        ]
+        return snapshot_of({"segments": [], "device_traces": [entries]}).log.emptied
+
+    emptying = [frame(SITE + "torch/cuda/memory.py", 224, "empty_cache"), frame("/home/me/job/train.py", 50, "main")]
+    new = step("segment_alloc", 0, 40 * MIB)
+    assert log(step("alloc", 900 * MIB, 512)) == [2]
+    assert log(new, frames=emptying) == [2]
+    # A request that found no room gives back the cache by itself.
+    assert log(new) == log({"action": "oom", "size": MIB, "device_free": 0}) == []
 
 
 def test_streams_keep_apart_when_the_trace_is_replayed() -> None:
