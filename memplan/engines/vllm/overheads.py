@@ -57,7 +57,7 @@ def charges_segments(settings: VllmSettings, rules: Rules) -> bool:
     It does where the device's memory is compared with what torch allocated, not with what torch reserved.
     """
     if settings.generation == "v1":
-        return rules["accounting_v1"] == "allocated"
+        return bool(rules["accounting_v1"] == "allocated")
     return bool(rules["charges_segments"])
 
 
