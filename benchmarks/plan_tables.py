@@ -36,7 +36,7 @@ def plans_table() -> str:
             continue
         price = f"{winner.usd_per_hour:,.2f}" if winner.usd_per_hour is not None else "-"
         plan = (
-            f"{words.gpus(winner)}, {winner.engine}, {words.layout(winner.layout)}, "
+            f"{words.gpus(winner)}, {winner.engine}, {words.cut(winner)}, "
             f"{winner.weights_scheme}, cache {words.cache(winner)}"
         )
         rows.append(f"| {_when(path)} | {link} | {plan} | {winner.speed.request_per_s:.2g} | {price} |")

@@ -7,6 +7,8 @@
     weight-bits    16, 8, 4: the width of its weights, or a list
     kv-bits        16 or 8: the width of an element of its cache
     min-tp, max-gpus, min-concurrency
+    pools          whether prefill and decode have GPUs of their own
+    draft          whether tokens are drafted
     bound          {prefill: compute, decode: bandwidth}
     binds          the limit that leaves nothing, where plan is false
 """
@@ -21,7 +23,10 @@ from memplan.domain.plan import PlanAnswer, ServingPlan
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import dataclass
 
-_KEYS = ("plan", "engine", "weight-bits", "kv-bits", "min-tp", "max-gpus", "min-concurrency", "bound", "binds")
+_KEYS = (
+    *("plan", "engine", "weight-bits", "kv-bits", "min-tp", "max-gpus", "min-concurrency", "pools", "draft"),
+    *("bound", "binds"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,5 +100,7 @@ def _found(key: str, plan: ServingPlan) -> Any:
         "min-tp": plan.layout.tensor,
         "max-gpus": plan.num_gpus,
         "min-concurrency": plan.concurrency,
+        "pools": plan.prefill is not None,
+        "draft": plan.speculation is not None,
         "bound": plan.speed.bound,
     }.get(key)
