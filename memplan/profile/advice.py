@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.domain.timeline import CATEGORIES, Finding
+from memplan.domain.timeline import Finding
 from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.profile.cache_pool import with_cache_pool
 from memplan.profile.events import EventLog
 from memplan.profile.passages import run_allocator
 from memplan.profile.replay import make_allocator
 from memplan.records import dataclass, replace
 from memplan.units import MIB, format_gib
 
-_CACHE = CATEGORIES.index("kv_cache")
 _LEAST_BYTES = 64 * MIB
 _LEAST_SHARE = 0.01
 
@@ -103,92 +103,10 @@ def pool_advice(log: EventLog, settings: AllocatorSettings) -> Iterator[Finding]
         title="the KV cache grows by copying; made once at its full length it would not"
         if saves >= 0
         else "the KV cache grows by copying; making it once would not save memory here",
-        evidence=f"replayed with one buffer for each layer: {says}, {fewer:,} allocations fewer",
+        evidence=f"replayed with one buffer for each layer, made first: {says}, {fewer:,} allocations fewer",
         mend='cache_implementation="static" (--cache static), or a serving engine with a paged pool'
         if saves >= 0
         else "leave it; a static cache is worth it where graphs are captured",
         saves_bytes=saves if saves > 0 else None,
         severity="warning" if is_worth else "note",
     )
-
-
-def with_cache_pool(log: EventLog) -> EventLog | None:
-    """Return the trace as it would be with every module's growing cache in one buffer; None where none grows.
-
-    A buffer is made where the module's first cache tensor was, as large as all that it holds at its fullest, and freed
-    with the last of them.
-    """
-    groups = _cache_groups(log)
-    if not any(group.grows for group in groups.values()):
-        return None
-    pooled = EventLog()
-    numbers: dict[int, int] = {}
-    marks = iter([*log.marks, None])
-    mark = next(marks)
-    for position, event in enumerate(log.order):
-        while mark is not None and mark.position <= position:
-            pooled.begin(mark.phase, mark.iteration)
-            mark = next(marks)
-        number = event - 1 if event > 0 else ~event
-        group = groups.get(number)
-        if group is None or not group.grows:
-            if event > 0:
-                label = log.labels[log.label_of[number]]
-                numbers[number] = pooled.allocate(log.sizes[number], label, log.category(number), log.stream_of[number])
-            else:
-                pooled.free(numbers[number])
-        elif event > 0:
-            if group.num_live == 0:
-                label = log.labels[log.label_of[number]]
-                group.number = pooled.allocate(group.largest_bytes, label, "kv_cache", log.stream_of[number])
-            group.num_live += 1
-        else:
-            group.num_live -= 1
-            if group.num_live == 0:
-                pooled.free(group.number)
-    while mark is not None:
-        pooled.begin(mark.phase, mark.iteration)
-        mark = next(marks)
-    return pooled
-
-
-class _Group:
-    """The cache tensors of one module that follow each other without a break."""
-
-    __slots__ = ("grows", "has_freed", "largest_bytes", "num_live", "number")
-
-    def __init__(self) -> None:
-        self.grows = self.has_freed = False
-        self.largest_bytes = 0
-        self.num_live = 0
-        self.number = -1
-
-
-def _cache_groups(log: EventLog) -> dict[int, _Group]:
-    """The group of every allocation that is cache. A group ends when nothing of its module's cache is alive."""
-    groups: dict[int, _Group] = {}
-    now: dict[str, _Group] = {}
-    live: dict[str, int] = {}
-    kept: dict[str, dict[int, int]] = {}
-    for event in log.order:
-        number = event - 1 if event > 0 else ~event
-        if log.category_of[number] != _CACHE:
-            continue
-        module = log.labels[log.label_of[number]].module
-        if event > 0:
-            if not live.get(module):
-                now[module], kept[module] = _Group(), {}
-            group = now[module]
-            groups[number] = group
-            live[module] = live.get(module, 0) + 1
-            group.grows = group.grows or group.has_freed
-            kept[module][number] = log.sizes[number]
-        else:
-            now[module].has_freed = True
-            live[module] -= 1
-            kept[module].pop(number, None)
-            # While one tensor is copied into a longer one both are there: only what is left counts as held.
-            now[module].largest_bytes = max(now[module].largest_bytes, sum(kept[module].values()))
-    for module, group in now.items():
-        group.largest_bytes = max(group.largest_bytes, sum(kept[module].values()))
-    return groups

@@ -37,7 +37,7 @@ def find(
         if settings is not None:
             found += allocator_advice(log, settings, timeline.capacity_bytes, timeline.outside_bytes or 0)
             found += pool_advice(log, settings)
-    if not any(finding.code in ("allocator", "fragmentation") for finding in found):
+    if (log is None or settings is None) and timeline.device != "cpu" and timeline.out_of_memory is None:
         found += _fragmentation(timeline)
     return tuple(sorted(found, key=lambda finding: (_GRAVITY[finding.severity], -(finding.saves_bytes or 0))))
 

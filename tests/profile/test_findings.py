@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from memplan.domain.timeline import Category, Finding, MemoryTimeline, OutOfMemory, Phase
-from memplan.profile.advice import with_cache_pool
 from memplan.profile.allocator.settings import AllocatorSettings
 from memplan.profile.at_peak import live_at, shares_at_peak
+from memplan.profile.cache_pool import with_cache_pool
 from memplan.profile.events import EventLog, Label
 from memplan.profile.findings import find
 from memplan.profile.limits import on_device
