@@ -68,6 +68,9 @@ def _render_result(given: Given, result: object) -> str:
         from memplan.report.quantize_json import result_json
 
         return result_json(result)
+    if given.get("quiet"):
+        return f"{result.gate.verdict}: {result.folder}\n"
+    from memplan.cli.listing import page_style
     from memplan.report.quantize_text import render_result
 
-    return render_result(result)
+    return render_result(result, page_style(no_color=bool(given.get("no_color")))[0])

@@ -7,19 +7,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from memplan.cli.options import Given
 from memplan.cli.quantize_request import AskedQuantization
 from memplan.errors import MissingExtra, QualityMissed, Unfinished
 from memplan.quantize.gate import GateResult, judge
-from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.result import QuantizeResult
 
 if TYPE_CHECKING:
     from memplan.domain.quality import QualityReport
     from memplan.quantize.pipeline import Quantization
 
+_REPORT = "quantization_report.json"
 _VALIDATION_TOKENS = 2048  # of a window, as in the papers; less where the model's context is shorter
 
 
@@ -32,7 +32,8 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
     _require()
     _quiet()
     from memplan.quantize.output import accept, write_checkpoint
-    from memplan.quantize.workspace import Workspace
+    from memplan.quantize.workspace import Workspace, write_whole
+    from memplan.report.quantize_json import result_json
 
     assert asked.folder is not None
     assert asked.output is not None
@@ -42,7 +43,7 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
     workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
     try:
         work.run(workspace, _progress("block"))
-        staging = write_checkpoint(work, workspace, _facts(asked.request))
+        staging = write_checkpoint(work, workspace)
         quality, gate = _prove(asked, work, staging, given)
     except KeyboardInterrupt:
         raise Unfinished(
@@ -50,21 +51,22 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
             hint="the same command with --resume goes on",
         ) from None
     blocks = tuple(workspace.blocks)
-    aside = asked.output if gate.verdict == "passed" else asked.output.with_name(asked.output.name + ".rejected")
-    accept(workspace, staging, aside)
+    place = asked.output if gate.verdict == "passed" else asked.output.with_name(asked.output.name + ".rejected")
     result = QuantizeResult(
         model_name=asked.spec.name,
         request=asked.request,
         forecast=asked.forecast,
-        folder=aside,
+        folder=place,
         quality=quality,
         gate=gate,
         blocks=blocks,
-        output_bytes=sum(path.stat().st_size for path in aside.iterdir()),
+        output_bytes=sum(path.stat().st_size for path in staging.iterdir()),
         seconds=time.monotonic() - start,
         peak_bytes=_peak_bytes(),
         notes=(*notes, *(note for block in blocks for note in block["notes"])),
     )
+    write_whole(staging / _REPORT, result_json(result).encode())
+    accept(workspace, staging, place)
     if gate.verdict == "missed":
         _refuse(result)
     _remember(asked, result)
@@ -152,9 +154,10 @@ def _prove(
 
 def _refuse(result: QuantizeResult) -> None:
     """Raises: QualityMissed, with the figures on stderr and the checkpoint put aside."""
-    from memplan.report.quantize_text import render_quality
+    from memplan.report.layout import Style
+    from memplan.report.quality_text import render_quality
 
-    print(render_quality(result), file=sys.stderr, end="")
+    print(render_quality(result.quality, Style(), result.gate), file=sys.stderr, end="")
     worst = result.gate.worst
     raise QualityMissed(
         f"perplexity on {worst.domain} rises by {worst.increase_fraction:.1%}, {worst.limit_fraction:.1%} is allowed; "
@@ -174,12 +177,6 @@ def _remember(asked: AskedQuantization, result: QuantizeResult) -> None:
     remember_quantized(
         QuantizedOutput(model=asked.spec.name, output=result.folder, scheme=scheme_name(asked.request), quality=words)
     )
-
-
-def _facts(request: QuantizeRequest) -> dict[str, Any]:
-    from memplan.report.quantize_json import request_facts
-
-    return {"request": request_facts(request)}
 
 
 def _progress(what: str) -> Callable[..., None]:

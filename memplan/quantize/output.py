@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from memplan import __version__
 from memplan.introspect.checkpoint import INDEX_NAMES, SINGLE_NAMES
 from memplan.quantize.pipeline import Quantization
 from memplan.quantize.workspace import Workspace, write_safetensors, write_whole
 
 _MAX_SHARD_BYTES = 5 * 10**9
-REPORT = "quantization_report.json"
 # Weights in other formats, indexes of shards that are written anew, and what a download leaves behind.
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock", ".md")
 
 
-def write_checkpoint(work: Quantization, workspace: Workspace, facts: Mapping[str, Any]) -> Path:
-    """Write the checkpoint into the output folder of `workspace` and return it. `facts` go into the report."""
+def write_checkpoint(work: Quantization, workspace: Workspace) -> Path:
+    """Write the checkpoint aside and return its folder."""
     staging = workspace.folder / "checkpoint"
     if staging.exists():
         shutil.rmtree(staging)
@@ -31,8 +28,6 @@ def write_checkpoint(work: Quantization, workspace: Workspace, facts: Mapping[st
     _write_shards(staging, _tensors(work, workspace))
     _copy_others(work.skeleton.checkpoint.path, staging)
     _write_config(work, staging)
-    report = {"schema": "memplan.quantization/1", "memplan": __version__, **facts, "blocks": workspace.blocks}
-    write_whole(staging / REPORT, (json.dumps(report, indent=1) + "\n").encode())
     return staging
 
 

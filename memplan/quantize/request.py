@@ -12,6 +12,7 @@ import re
 from fnmatch import fnmatchcase
 
 from memplan.errors import UsageError
+from memplan.quantize.formats import check_format
 from memplan.quantize.methods import Method, method_named
 from memplan.records import dataclass
 
@@ -80,6 +81,7 @@ def quantize_request(
         format=format or "compressed-tensors",
         **settings,  # type: ignore[arg-type]
     )
+    check_format(request.format)
     if not 2 <= request.bits <= 8:
         raise UsageError(f"not a width that is supported: {request.bits} bits", hint="use 2 to 8")
     for name in ("num_samples", "window_tokens", "batch_size"):

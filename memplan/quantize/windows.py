@@ -120,7 +120,7 @@ def scoring_windows(texts: TextSet, tokenizer: Any, *, window_tokens: int, strid
     if not 0 < step <= window_tokens:
         raise UsageError(
             f"a stride of {step:,} tokens leaves gaps between windows of {window_tokens:,}",
-            hint="use a stride of at most --window-tokens",
+            hint="use a --stride of at most --window",
         )
     if window_tokens < 2:
         raise UsageError(f"a window of {window_tokens} tokens scores nothing", hint="use 2048")

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from memplan.domain.quality import DomainQuality
 from memplan.quantize.forecast import Forecast, scheme_name
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.result import QuantizeResult
+from memplan.report.json_report import dump
+from memplan.report.quality_json import quality_object
 
 
 def forecast_json(forecast: Forecast, request: QuantizeRequest) -> str:
     """Return the forecast as one JSON object."""
     facts = {"schema": "memplan.quantize-forecast/1", "request": request_facts(request), **_forecast(forecast)}
-    return json.dumps(facts, indent=2) + "\n"
+    return dump(facts)
 
 
 def result_json(result: QuantizeResult) -> str:
     """Return the result as one JSON object."""
-    facts = {
+    return dump(result_object(result))
+
+
+def result_object(result: QuantizeResult) -> dict[str, Any]:
+    """Return the result as plain values: what `--json` prints, and `quantization_report.json` keeps."""
+    return {
         "schema": "memplan.quantization/1",
         "model": result.model_name,
         "request": request_facts(result.request),
@@ -29,13 +34,10 @@ def result_json(result: QuantizeResult) -> str:
         "seconds": round(result.seconds, 3),
         "peak_bytes": result.peak_bytes,
         "verdict": result.gate.verdict,
-        "domains": [_domain(each) for each in result.quality.domains],
-        "overall": _domain(result.quality.overall),
-        "text_set": result.quality.text_set,
+        "quality": quality_object(result.quality, result.gate),
         "blocks": list(result.blocks),
         "notes": list(result.notes),
     }
-    return json.dumps(facts, indent=2) + "\n"
 
 
 def request_facts(request: QuantizeRequest) -> dict[str, Any]:
@@ -73,16 +75,3 @@ def _forecast(forecast: Forecast) -> dict[str, Any]:
         "num_blocks": forecast.num_blocks,
         "steps": [{"name": step.name, "bytes": step.total_bytes, "holds": step.holds} for step in forecast.steps],
     }
-
-
-def _domain(quality: DomainQuality) -> dict[str, Any]:
-    facts: dict[str, Any] = {"domain": quality.domain, "tokens": quality.tokens, "perplexity": quality.perplexity}
-    if quality.difference is not None:
-        facts |= {
-            "base_perplexity": quality.difference.base_perplexity,
-            "increase_fraction": quality.difference.perplexity_increase,
-            "increase_standard_error": quality.difference.perplexity_increase_standard_error,
-            "kl_divergence": quality.difference.kl_divergence.mean,
-            "top1_agreement": quality.difference.top1_agreement.mean,
-        }
-    return facts

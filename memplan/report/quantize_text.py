@@ -5,6 +5,8 @@ from __future__ import annotations
 from memplan.quantize.forecast import Forecast
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.result import QuantizeResult
+from memplan.report.layout import Style
+from memplan.report.quality_text import render_quality
 from memplan.units import format_gib
 
 _NAME = 24
@@ -40,39 +42,22 @@ def describe(request: QuantizeRequest) -> str:
     return f"{request.method.name}, {request.bits} bits, {group}, {kind}{activations}, as {request.format}"
 
 
-def render_result(result: QuantizeResult) -> str:
+def render_result(result: QuantizeResult, style: Style) -> str:
     """Return what a quantization came to."""
     lines = [f"{result.model_name}: {describe(result.request)}", ""]
     lines.append(f"  {'checkpoint':<{_NAME}}{format_gib(result.output_bytes):>12}   {result.folder}")
     lines.append(f"  {'took':<{_NAME}}{result.seconds:>10.0f} s")
-    if result.peak_bytes is not None:
+    if result.peak_bytes is not None and result.forecast.device == "cpu":
         forecast = format_gib(result.forecast.host_bytes)
         lines.append(f"  {'memory at its peak':<{_NAME}}{format_gib(result.peak_bytes):>12}   forecast {forecast}")
-    lines += ["", render_quality(result).rstrip("\n")]
     worst = _worst_layers(result)
     if worst:
         lines += ["", "  most noise added (error over signal)"]
         lines += [f"  {name:<{2 * _NAME}}{error:>8.2%}   rounding alone {plain:.2%}" for error, plain, name in worst]
     lines += [f"  note: {note}" for note in result.notes]
-    lines += ["", "hint: memplan emit-config > vllm.yaml"]
-    return "\n".join(lines) + "\n"
-
-
-def render_quality(result: QuantizeResult) -> str:
-    """Return the perplexities before and after, domain by domain, against their limit."""
-    lines = [f"  {'perplexity':<{_NAME}}{'before':>10}{'after':>10}{'rise':>9}{'+/-':>8}{'limit':>8}"]
-    verdicts = {each.domain: each for each in result.gate.domains}
-    for quality in (*result.quality.domains, result.quality.overall):
-        difference = quality.difference
-        if difference is None:
-            continue
-        verdict = verdicts.get(quality.domain)
-        limit = f"{verdict.limit_fraction:>8.1%}" if verdict else ""
-        mark = "   missed" if verdict and verdict.verdict == "missed" else ""
-        lines.append(
-            f"  {quality.domain:<{_NAME}}{difference.base_perplexity:>10.3f}{quality.perplexity:>10.3f}"
-            f"{difference.perplexity_increase:>9.2%}{difference.perplexity_increase_standard_error:>8.2%}{limit}{mark}"
-        )
+    lines += ["", render_quality(result.quality, style, result.gate).rstrip("\n")]
+    if result.gate.verdict == "passed":
+        lines += ["", "hint: memplan emit-config > vllm.yaml"]
     return "\n".join(lines) + "\n"
 
 

@@ -43,7 +43,7 @@ def quantized(source: Path, output: Path, request: QuantizeRequest, *, resume: b
     workspace = Workspace(output, work.identity())
     workspace.open(resume=resume, force=False)
     work.run(workspace)
-    accept(workspace, write_checkpoint(work, workspace, {}), output)
+    accept(workspace, write_checkpoint(work, workspace), output)
     return work
 
 

@@ -51,9 +51,14 @@ class Format(Protocol):
     quantization_config: Callable[[Layout], dict[str, Any]]
 
 
-def format_named(name: str) -> Format:
-    """Return a format. Raises: UsageError for an unknown one."""
+def check_format(name: str) -> None:
+    """Raises: UsageError for an unknown format."""
     if name not in FORMATS:
         hint = did_you_mean(name, list(FORMATS)) or f"use one of {', '.join(FORMATS)}"
         raise UsageError(f"unknown format: `{name}`", hint=hint)
+
+
+def format_named(name: str) -> Format:
+    """Return a format. Raises: UsageError for an unknown one."""
+    check_format(name)
     return cast(Format, importlib.import_module(FORMATS[name]))

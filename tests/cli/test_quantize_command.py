@@ -1,0 +1,123 @@
+"""`memplan quantize` from the command line: forecasts, refusals, and a small model from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from memplan_in_process import Memplan
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("compressed_tensors")
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
+FEW = ("--num-samples", "6", "--window", "64", "--batch-size", "3")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Llama with a byte-level tokenizer of its own."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = tmp_path_factory.mktemp("model") / "small"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["memory of models on cards"], trainer)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def valid(text: str, name: str) -> dict[str, object]:
+    """The JSON of an answer, held against its schema."""
+    content = json.loads(text)
+    jsonschema.validate(content, json.loads((SCHEMAS / f"memplan.{name}.json").read_text()))
+    return dict(content)
+
+
+def test_a_model_goes_from_weights_to_a_checkpoint_that_emit_config_knows(model: Path, memplan_here: Memplan) -> None:
+    done = memplan_here(
+        "quantize", str(model), "--method", "awq", "--group-size", "32", *FEW, "--json", "-o", "small-awq"
+    )
+    assert done.returncode == 0, done.stderr
+    found = valid(done.stdout, "quantization")
+    assert found["verdict"] == "passed"
+    assert valid(Path("small-awq/quantization_report.json").read_text(), "quantization") == found
+    assert not Path("small-awq.partial").exists()
+    again = memplan_here("quantize", str(model), "--method", "awq", "--group-size", "32", *FEW, "-o", "small-awq")
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    estimated = memplan_here("estimate", "small-awq", "--gpu", "t4", "--json")
+    assert estimated.returncode == 0, estimated.stderr
+
+
+def test_a_result_that_lost_too_much_is_put_aside(memplan_here: Memplan) -> None:
+    done = memplan_here("quantize", "demo", "--method", "rtn", "--bits", "2", "--group-size", "0", "-o", "demo-rtn")
+    assert done.returncode == 6
+    assert "put aside in demo-rtn.rejected" in done.stderr
+    assert Path("demo-rtn.rejected/config.json").is_file()
+    assert not Path("demo-rtn").exists()
+    assert done.stdout == ""
+
+
+def test_weights_that_are_not_here_end_in_the_forecast(memplan_here: Memplan) -> None:
+    memplan_here("estimate", "llama-70b", "--gpu", "a100-80g")
+    done = memplan_here("quantize", "--method", "awq", "--json")
+    assert done.returncode == 3
+    found = valid(done.stdout, "quantize-forecast")
+    assert found["model"] == "meta-llama/Llama-3.3-70B-Instruct"
+    assert "not on this disk" in done.stderr
+
+
+def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_here: Memplan) -> None:
+    done = memplan_here("quantize", str(model), "--method", "gptq", "--group-size", "32", "--max-ram", "100MiB")
+    assert done.returncode == 1
+    assert "may be used" in done.stderr
+    assert not Path("small-gptq.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--method", "gtpq"), "did you mean gptq"),
+        (("--bits", "9"), "9 bits"),
+        (("--format", "gguf"), "unknown format"),
+        (("--method", "int8", "--format", "gptq"), "compressed-tensors"),
+        (("--device", "tpu"), "not a device"),
+        (("--max-perplexity-increase", "lots"), "not a rise"),
+        (("--num-samples", "0"), "give 1 or more"),
+        (("--calibration", "bultin"), "did you mean builtin"),
+        (("--group-size", "48"), "multiples of 48"),
+    ],
+)
+def test_a_bad_value_gets_one_line_and_leaves_nothing(
+    model: Path, memplan_here: Memplan, arguments: tuple[str, ...], said: str
+) -> None:
+    done = memplan_here("quantize", str(model), *FEW, *arguments, "-o", "out")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert not Path("out").exists()
