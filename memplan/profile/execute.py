@@ -7,15 +7,20 @@ real.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from memplan.domain.timeline import Phase
+from memplan.errors import MemplanError, UnsupportedModel
+from memplan.introspect.bytesource import show
 from memplan.profile.events import EventLog
 from memplan.profile.kernels import Target, simulated_kernels
 from memplan.profile.recorder import Recorder
 from memplan.profile.request import ProfileRequest
-from memplan.profile.runs import run
+from memplan.profile.runs import fitting, run
 from memplan.profile.subject import load_subject
 from memplan.profile.values import meta_answers, note_value
 from memplan.profile.workspaces import MATRIX_PRODUCTS, cublas_workspace_bytes, insides
@@ -24,12 +29,13 @@ from memplan.records import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A trace, of what model it is, and what a person should know about how it was made."""
+    """A trace, of what model it is, the phases that it has, and what a person should know about how it was made."""
 
     log: EventLog
     architecture: str
     dtype: str
     device_name: str
+    phases: tuple[Phase, ...]
     notes: tuple[str, ...]
 
 
@@ -39,15 +45,17 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
     Raises: as `profile_model`.
     """
     subject = load_subject(request, runs_as="cpu" if request.device == "cpu" else target)
+    request = fitting(request, subject)
     recorder = _recorder(request, target)
-    with settled(request), _kernels(request, target):
+    with settled(request), _kernels(request, target), _explained(request):
         notes = run(subject, recorder, request)
     return Recorded(
         log=recorder.log,
         architecture=subject.architecture,
         dtype=str(subject.dtype).removeprefix("torch."),
         device_name=subject.device,
-        notes=notes,
+        phases=request.phases,
+        notes=(*subject.notes, *notes),
     )
 
 
@@ -64,14 +72,35 @@ def _recorder(request: ProfileRequest, target: Target) -> Recorder:
     )
 
 
+@contextlib.contextmanager
+def _explained(request: ProfileRequest) -> Iterator[None]:
+    """Say in one line that a model's code cannot be run on tensors without values, or on inputs of these sizes.
+
+    Raises: UnsupportedModel.
+    """
+    try:
+        yield
+    except (MemplanError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [""]
+        what = "on meta tensors" if request.device == "simulated" else f"on the {request.device}"
+        hint = "try a real device, --device cpu or cuda" if request.device == "simulated" else None
+        problem = f"the model's code does not run {what}: {type(error).__name__}: {show(reason[0])}"
+        raise UnsupportedModel(problem, hint=hint) from error
+
+
 def _kernels(request: ProfileRequest, target: Target) -> contextlib.AbstractContextManager[Any]:
+    if request.device == "cpu" and request.attention == "math":
+        plain: contextlib.AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+        return plain
     if request.device == "cpu":
         return contextlib.nullcontext()
     return simulated_kernels(target, request.attention, request.compute_capability)
 
 
 @contextlib.contextmanager
-def settled(request: ProfileRequest) -> Any:
+def settled(request: ProfileRequest) -> Iterator[None]:
     """A run with its own seed, and what a model prints while it runs kept off the terminal."""
     import transformers
 

@@ -13,10 +13,13 @@ from memplan.profile.recorder import Recorder
 from memplan.profile.repeat import Step, are_alike, spread, write_steps
 from memplan.profile.request import ProfileRequest
 from memplan.profile.subject import Subject
+from memplan.units import round_up
 
 # Steps that stand for all that are not run; more of them change a peak by less than one token's cache.
 _MOST_WRITTEN = 64
 _FIRST_STEPS = 4
+# Source: transformers 5.23 `generation/continuous_batching`, block_size.
+_BLOCK_TOKENS = 256
 _CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
@@ -57,7 +60,7 @@ class Generation:
         else:
             self._tokens = given["input_ids"]
             self._fixed = {"attention_mask": given["attention_mask"]} if "attention_mask" in self._takes else {}
-        if self._request.cache == "static":
+        if self._request.cache == "static" or self._request.attention == "paged":
             self._cache = self._static_cache()
         self._step(self._tokens)
 
@@ -108,9 +111,12 @@ class Generation:
             self._fixed["attention_mask"] = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
 
     def _static_cache(self) -> Any:
+        """A cache that is made once and written into; paged, one of whole blocks."""
         import transformers
 
         length = self._request.prompt_tokens + self._request.output_tokens
+        if self._request.attention == "paged":
+            length = round_up(length, _BLOCK_TOKENS)
         return transformers.StaticCache(config=self._subject.config, max_cache_len=length)
 
 

@@ -6,6 +6,8 @@ or a pipeline would hand over.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from memplan.profile.request import ProfileRequest
 from memplan.profile.subject import Subject
 
 _SOUND_FRAMES = 3000
+_SOUND_SAMPLES = 160_000  # ten seconds
 _DEFAULT_RESOLUTION = 224
 _LATENT_RATIO = 8
 
@@ -73,13 +76,20 @@ def _picture(subject: Subject, request: ProfileRequest) -> torch.Tensor:
 
 def _vision(subject: Subject, request: ProfileRequest) -> dict[str, Any]:
     made: dict[str, Any] = {"pixel_values": _picture(subject, request)}
-    if hasattr(subject.config, "text_config"):  # a model of pictures and texts that belong together, such as CLIP
+    if "input_ids" in _parameters(subject) and hasattr(
+        subject.config, "text_config"
+    ):  # a model of pictures and texts that belong together, such as CLIP
         longest = int(getattr(subject.config.text_config, "max_position_embeddings", request.prompt_tokens))
         tokens = _tokens(subject, request.batch, min(request.prompt_tokens, longest))
         made |= {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        if request.trains:
+        if request.trains and "return_loss" in _parameters(subject):
             made["return_loss"] = True
     return made
+
+
+def _sound(subject: Subject, request: ProfileRequest) -> dict[str, Any]:
+    shape = (request.batch, _SOUND_SAMPLES)
+    return {"input_values": torch.ones(shape, dtype=subject.dtype, device=subject.device)}
 
 
 def _denoiser(subject: Subject, request: ProfileRequest) -> dict[str, Any]:
@@ -107,15 +117,21 @@ def _first(value: Any) -> Any:
     return value[0] if isinstance(value, (list, tuple)) else value
 
 
-def _computes_loss(subject: Subject) -> bool:
-    import inspect
+def _parameters(subject: Subject) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(subject.model).forward).parameters
 
-    return "labels" in inspect.signature(type(subject.model).forward).parameters
+
+def _computes_loss(subject: Subject) -> bool:
+    return "labels" in _parameters(subject)
 
 
 def _labels(subject: Subject, made: dict[str, Any]) -> torch.Tensor | None:
     if "labels" in made:
         return made["labels"]
+    if subject.kind == "vision" and "input_ids" in made:
+        return made["input_ids"].clone()
+    if subject.kind == "sound":
+        return None
     if subject.kind == "vision":
         return _tokens(subject, made["pixel_values"].shape[0], 1)[:, 0].contiguous()
     if "Classification" in subject.architecture and "Token" not in subject.architecture:
@@ -136,5 +152,6 @@ _MAKERS = {
     "encoder": _text,
     "encoder_decoder": _encoder_decoder,
     "vision": _vision,
+    "sound": _sound,
     "denoiser": _denoiser,
 }

@@ -5,6 +5,8 @@ Here the operator of the kernel that PyTorch would choose is called in its place
 backward pass on the meta device too. Operators that ask a tensor for its values get an answer, because on the meta
 device there are none.
 
+On GPUs where PyTorch prefers cuDNN's attention, that makes the tensors which the flash kernel makes.
+
 Source: aten/src/ATen/native/transformers/attention.cpp and cuda/sdp_utils.cpp of PyTorch 2.13.
 """
 
@@ -19,6 +21,8 @@ import torch
 from memplan.profile.request import Kernel
 
 FLASH_HEAD_LIMIT = 256
+# The name that attention without scores and masks is registered under in transformers.
+FUSED = "memplan_fused"
 _OPS = torch.ops.aten
 
 
@@ -90,12 +94,15 @@ class Attention:
     ) -> torch.Tensor:
         if not query.is_meta:
             return self._plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        if self.target == "cpu":
+        if self.target == "cpu" and self.kernel != "math":
             return _on_cpu(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         chosen = self._choose(query, key, value, attn_mask, enable_gqa)
         if chosen == "flash":
             return _flash(query, key, value, dropout_p, is_causal, scale, enable_gqa)
         if chosen == "efficient":
+            if key.shape[1] != query.shape[1]:
+                groups = query.shape[1] // key.shape[1]
+                key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
             return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = _as_bias(attn_mask, query.dtype)
@@ -114,7 +121,9 @@ class Attention:
         fits = is_narrow and widths and query.shape[-1] <= FLASH_HEAD_LIMIT and mask is None
         if fits and self.kernel != "efficient" and self.compute_capability >= (8, 0):
             return "flash"
-        return "math" if gqa and key.shape[1] != query.shape[1] else "efficient"
+        # The efficient kernel has no key heads that several query heads share: asked for by name, they are copied.
+        is_shared = gqa and key.shape[1] != query.shape[1]
+        return "math" if is_shared and self.kernel != "efficient" else "efficient"
 
 
 def _flash(
@@ -150,11 +159,62 @@ def _efficient(
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = _as_bias(mask, query.dtype)
-        mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        mask = _aligned(mask).expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
     out: torch.Tensor = _OPS._scaled_dot_product_efficient_attention(
         query, key, value, mask, keeps_sums, dropout_p, is_causal, scale=scale
     )[0]
     return out
+
+
+def _aligned(mask: torch.Tensor) -> torch.Tensor:
+    """A mask whose rows begin at 16 bytes, which the efficient kernel wants: a wider copy where they do not."""
+    if all(step % 8 == 0 for step in mask.stride()[:-1]) and mask.stride(-1) == 1:
+        return mask
+    length = mask.shape[-1]
+    return torch.nn.functional.pad(mask, (0, 8 - length % 8))[..., :length]
+
+
+def register_fused() -> None:
+    """Make the kernel of the flash-attention package known to transformers, by shapes alone, under the name FUSED."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import flash_attention_mask
+
+    AttentionInterface.register(FUSED, _fused_attention)
+    AttentionMaskInterface.register(FUSED, flash_attention_mask)
+
+
+def _fused_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over [batch, heads, tokens, width], made as [batch, tokens, heads, width]."""
+    width = value.shape[-1]
+    if width < query.shape[-1]:
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - width))
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    is_causal = bool(getattr(module, "is_causal", True))
+    out: torch.Tensor = _OPS._flash_attention_forward(
+        query,
+        key,
+        value,
+        None,
+        None,
+        query.shape[1],
+        key.shape[1],
+        dropout,
+        is_causal,
+        False,
+        scale=scaling,
+        window_size_left=sliding_window,
+    )[0]
+    return out[..., :width], None
 
 
 def _on_cpu(

@@ -95,5 +95,7 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError(f"not a LoRA rank: {request.lora_rank}", hint="give 1 or more, such as 16")
     if request.trains and request.attention == "paged":
         raise UsageError("paged attention only serves: it has no backward pass", hint="give flash, efficient or math")
+    if request.device == "cpu" and request.attention in ("flash", "efficient", "paged"):
+        raise UsageError(f"no such attention on the CPU: `{request.attention}`", hint="give auto, math or eager")
     if request.trains and request.dtype is not None and not request.dtype.is_float:
         raise UsageError(f"not a type to train in: {request.dtype.value}", hint="give bfloat16, float16 or float32")

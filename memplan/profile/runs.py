@@ -11,12 +11,20 @@ from memplan.domain.timeline import Phase
 from memplan.profile.generation import Generation
 from memplan.profile.inputs import require_text
 from memplan.profile.recorder import Recorder
-from memplan.profile.request import ProfileRequest
+from memplan.profile.request import INFERENCE, ProfileRequest
 from memplan.profile.subject import Subject
 from memplan.profile.training import Training, prepare
+from memplan.records import replace
 
 _TEXT: frozenset[Phase] = frozenset(("prefill", "decode", "generate"))
 _STEPS: frozenset[Phase] = frozenset(("forward", "backward", "optimizer"))
+
+
+def fitting(request: ProfileRequest, subject: Subject) -> ProfileRequest:
+    """The request with phases that the model has: one that writes no text runs forward where inference is asked."""
+    if request.phases == INFERENCE and subject.kind not in ("decoder", "encoder_decoder"):
+        return replace(request, phases=("load", "forward"))
+    return request
 
 
 def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[str, ...]:

@@ -13,14 +13,16 @@ from typing import Any, Literal
 
 import torch
 
+from memplan.catalog.models import find_model
 from memplan.errors import MissingExtra, SourceNotFound, UnsupportedModel
 from memplan.introspect.bytesource import show
 from memplan.introspect.resolve import find_config
 from memplan.introspect.torch_meta import build_model, quiet_transformers, read_config
+from memplan.profile.kernels import FUSED, register_fused
 from memplan.profile.request import ProfileRequest
 from memplan.records import dataclass
 
-SubjectKind = Literal["decoder", "encoder_decoder", "encoder", "vision", "denoiser"]
+SubjectKind = Literal["decoder", "encoder_decoder", "encoder", "vision", "sound", "denoiser"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class Subject:
     kind: SubjectKind
     device: str
     runs_as: str
+    notes: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,6 +86,7 @@ def load_subject(request: ProfileRequest, *, runs_as: str) -> Subject:
         kind="denoiser" if "_class_name" in raw else _kind(config, model),
         device=device,
         runs_as=runs_as,
+        notes=_notes(request, config, model),
     )
 
 
@@ -119,8 +123,16 @@ def _settle(config: Any, request: ProfileRequest) -> None:
     """Set what a request changes of a config: its type, its attention."""
     if request.dtype is not None:
         _set_dtype(config, getattr(torch, request.dtype.value))
+    elif getattr(config, "dtype", None) is None and _is_quantized(config):
+        _set_dtype(config, torch.bfloat16)  # what transformers computes quantized checkpoints in that name no type
     if request.attention == "eager":
         config._attn_implementation = "eager"
+    if request.attention in ("flash", "paged"):
+        register_fused()
+        config._attn_implementation = FUSED
+    if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = 0
+        config.pad_token_id = 0
 
 
 def _read(transformers: Any, config: Any, source: str, device: str) -> Any:
@@ -137,6 +149,19 @@ def _read(transformers: Any, config: Any, source: str, device: str) -> Any:
         raise SourceNotFound(f"no weights to load: {show(reason[0])}", hint=hint) from None
 
 
+def _is_quantized(config: Any) -> bool:
+    return bool(getattr(config, "quantization_config", None))
+
+
+def _notes(request: ProfileRequest, config: Any, model: Any) -> tuple[str, ...]:
+    """What a person should know about a model that is not run as its checkpoint is stored."""
+    known = find_model(request.model)
+    if not _is_quantized(config) and (known is None or known.scheme is None):
+        return ()
+    kind = str(next(iter({each.dtype for each in model.parameters() if each.is_floating_point()}), "")).split(".")[-1]
+    return (f"the checkpoint is quantized; the model is run with its weights in {kind}",)
+
+
 def _set_dtype(config: Any, dtype: torch.dtype) -> None:
     config.dtype = dtype
     for name in getattr(config, "sub_configs", None) or ():
@@ -147,7 +172,10 @@ def _set_dtype(config: Any, dtype: torch.dtype) -> None:
 def _kind(config: Any, model: Any) -> SubjectKind:
     if getattr(config, "is_encoder_decoder", False):
         return "encoder_decoder"
-    if hasattr(model, "generate") and model.can_generate():
+    takes = inspect.signature(type(model).forward).parameters
+    needs_picture = "pixel_values" in takes and takes["pixel_values"].default is inspect.Parameter.empty
+    if hasattr(model, "generate") and model.can_generate() and not needs_picture:
         return "decoder"
-    reads_pictures = "pixel_values" in inspect.signature(type(model).forward).parameters
-    return "vision" if reads_pictures else "encoder"
+    if getattr(model, "main_input_name", "") == "input_values":
+        return "sound"
+    return "vision" if "pixel_values" in takes else "encoder"
