@@ -27,6 +27,22 @@ CASES: dict[str, tuple[str, dict[str, object], float]] = {
         {"gpu": "rtx-4090", "context": "8K", "goal": "latency"},
         ONE_GPU_S,
     ),
+    "llama-70b on h100, drafts and pools": (
+        "llama-70b",
+        {"gpu": "h100", "context": "8K", "goal": "latency", "concurrency": "8", "max_ttft": "1s", "max_tpot": "50ms"},
+        ONE_GPU_S,
+    ),
+    "llama-8b on l40s, lengths spread": (
+        "llama-8b",
+        {
+            "gpu": "l40s",
+            "context": "16K",
+            "prompt_tokens": "mean:1200,p95:4000",
+            "output_tokens": "mean:250,p95:800",
+            "request_rate": 10.0,
+        },
+        ONE_GPU_S,
+    ),
     "llama-70b, market": ("llama-70b", {"context": "16k", "concurrency": "64"}, MARKET_S),
     "llama-8b, market, throughput": ("llama-8b", {"context": "8K", "goal": "throughput", "budget": "10/h"}, MARKET_S),
     "llama-70b, market, latency": ("llama-70b", {"context": "8K", "goal": "latency", "budget": "20/h"}, MARKET_S),

@@ -6,6 +6,8 @@ own, one after the other; collectives, weights that come from the host and the o
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from memplan.budget.kv_cache import KvFormat
 from memplan.budget.links import Link, all_reduce_s, all_to_all_s, link_between, pcie_bytes_per_s
 from memplan.budget.traffic import (
@@ -24,7 +26,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout
 from memplan.domain.speed import Bound, Efficiency
 from memplan.errors import UsageError
-from memplan.records import dataclass
+from memplan.records import Same, dataclass
 
 # Where a sheet has no tensor rate, it is taken from the bandwidth. Assumed: Apple's GPUs compute 26 to 35 FP16
 # operations for every byte (M1 Max to M3 Max), small cards of NVIDIA and Intel about 80.
@@ -104,10 +106,28 @@ def make_rank(
     efficiency: Efficiency,
     offload_bytes: int = 0,
 ) -> Rank:
-    """The rank of a layout, with rates as the engine reaches them.
+    """The rank of a layout, with rates as the engine reaches them. The last ones are kept: a search asks for the speed
+    of one rank under many loads.
 
     Raises: UsageError when the catalogue has no memory bandwidth for the GPU.
     """
+    return _rank(Same(spec), Same(gpu), layout, form, dtype, Same(efficiency), offload_bytes)
+
+
+@lru_cache(maxsize=4096)
+def _rank(
+    spec_key: Same,
+    gpu_key: Same,
+    layout: ParallelLayout,
+    form: KvFormat,
+    dtype: DType,
+    efficiency_key: Same,
+    offload_bytes: int,
+) -> Rank:
+    spec, gpu, efficiency = spec_key.record, gpu_key.record, efficiency_key.record
+    assert isinstance(spec, ModelSpec)
+    assert isinstance(gpu, GpuSpec)
+    assert isinstance(efficiency, Efficiency)
     if not gpu.bandwidth_bytes_per_s:
         raise UsageError(f"the memory bandwidth of {gpu.name} is not known", hint="name a GPU that has one")
     passes = model_passes(spec, layout, dtype)

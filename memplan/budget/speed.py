@@ -18,6 +18,8 @@ the cache has room for C requests is the budget's to say.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from memplan.budget.kv_cache import KvFormat
 from memplan.budget.links import GPUS_PER_MACHINE, link_between, send_s
 from memplan.budget.pass_time import PassTime, Rank, decode_pass, make_rank, prefill_pass, ridge_batch
@@ -28,7 +30,7 @@ from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ParallelLayout
 from memplan.domain.speed import Bound, Draft, Efficiency, Phase, ServingSpeed, SpeedLine, SpeedWorkload
 from memplan.errors import UsageError
-from memplan.records import dataclass, replace
+from memplan.records import Same, dataclass, replace
 from memplan.units import ceil_div
 
 _DOC = "docs/speed-model.md"
@@ -70,7 +72,7 @@ def serving_speed(
     alone = prefill_pass(rank, 1, _start(workload, end), end, workload.batched_tokens)
     # the stages work on different requests, or on different chunks
     share = _uneven(spec, layout.pipeline) / layout.pipeline if layout.pipeline > 1 else 1.0
-    read = _read_prompts(rank, workload, slots, share)
+    read = _read_prompts(rank, workload, slots, share, alone)
     prefill_s = read.mean_s
     steps = workload.output_tokens - 1
     context = end + workload.output_tokens * workload.output_spread / 2
@@ -208,26 +210,55 @@ class _Prompts:
     square_mean_s2: float
 
 
-def _read_prompts(rank: Rank, workload: SpeedWorkload, slots: int, share: float) -> _Prompts:
-    """Prompts of every stratum, read alone and in passes that they share. `share` is what one counts of a pipeline."""
+def _read_prompts(rank: Rank, workload: SpeedWorkload, slots: int, share: float, usual: PassTime) -> _Prompts:
+    """Prompts of every stratum, read alone and in passes that they share. `share` is what one counts of a pipeline,
+    `usual` the pass of a prompt of the mean length.
+    """
     limit = workload.batched_tokens
-    alone: list[float] = []
-    among: list[float] = []
-    for end in workload.prompt_strata or (workload.prompt_tokens,):
+    if not workload.prompt_strata:
+        end, one_s = workload.prompt_tokens, usual.total_s
         start = _start(workload, end)
         together = min(slots, max(1, int(limit // (end - start))))
-        alone.append(prefill_pass(rank, 1, start, end, limit).total_s)
-        among.append(share * prefill_pass(rank, together, start, end, limit).total_s / together)
-    long = alone[-1]
-    if workload.long_prompt_tokens is not None:
-        end = workload.long_prompt_tokens
-        long = prefill_pass(rank, 1, _start(workload, end), end, limit).total_s
+        shared_s = one_s if together == 1 else prefill_pass(rank, together, start, end, limit).total_s / together
+        return _Prompts(alone_s=one_s, long_s=one_s, mean_s=share * shared_s, square_mean_s2=(share * shared_s) ** 2)
+    most = int(limit // max(1.0, workload.prompt_strata[0] - _start(workload, workload.prompt_strata[0])))
+    long = workload.long_prompt_tokens or workload.prompt_strata[-1]
+    prefix = workload.shared_prefix_tokens
+    return _read_strata(Same(rank), workload.prompt_strata, long, prefix, limit, min(slots, max(1, most)), share)
+
+
+@lru_cache(maxsize=4096)
+def _read_strata(
+    key: Same, strata: tuple[float, ...], long: float, prefix: int, limit: int, slots: int, share: float
+) -> _Prompts:
+    """The same for prompts of several lengths, the shortest first. More slots than share a pass change nothing."""
+    alone = _read_alone(key, (*strata, long), prefix, limit)
+    among: list[float] = []
+    for end, one_s in zip(strata, alone, strict=False):
+        start = min(prefix, end - 1)
+        together = min(slots, max(1, int(limit // (end - start))))
+        shared_s = (
+            prefill_pass(_rank_of(key), together, start, end, limit).total_s / together if together > 1 else one_s
+        )
+        among.append(share * shared_s)
     return _Prompts(
-        alone_s=sum(alone) / len(alone),
-        long_s=long,
+        alone_s=sum(alone[:-1]) / len(strata),
+        long_s=alone[-1],
         mean_s=sum(among) / len(among),
         square_mean_s2=sum(seconds**2 for seconds in among) / len(among),
     )
+
+
+@lru_cache(maxsize=2048)
+def _read_alone(key: Same, prompts: tuple[float, ...], prefix: int, limit: int) -> tuple[float, ...]:
+    """Seconds of each prompt, read alone."""
+    rank = _rank_of(key)
+    return tuple(prefill_pass(rank, 1, min(prefix, end - 1), end, limit).total_s for end in prompts)
+
+
+def _rank_of(key: Same) -> Rank:
+    assert isinstance(key.record, Rank)
+    return key.record
 
 
 def _waits_s(

@@ -14,6 +14,7 @@ from typing import Any
 from memplan.catalog.tables import load_table
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.speed import Efficiency
+from memplan.records import Same
 
 # Generations that share the factors of a measured one: the next of the same line, where no measurement is in the file.
 _LIKE = {"cdna4": "cdna3", "cdna2": "cdna3", "volta": "turing"}
@@ -50,6 +51,13 @@ def gpu_class(gpu: GpuSpec) -> str:
 
 def efficiency_for(engine: str, gpu: GpuSpec) -> Efficiency:
     """Return what `engine` (`vllm`, `llama.cpp`, ...) reaches of `gpu`."""
+    return _efficiency_for(engine, Same(gpu))
+
+
+@lru_cache(maxsize=1024)
+def _efficiency_for(engine: str, same: Same) -> Efficiency:
+    gpu = same.record
+    assert isinstance(gpu, GpuSpec)
     return efficiency_from(_table(), engine, gpu)
 
 

@@ -126,7 +126,7 @@ def _least(cell: Cell, batches: Sequence[int], room: float, request: PlanRequest
     if best is None or best.speed.request_per_s < rate:
         return best
     low, high = 0, batches[-1]
-    while high - low > 1 + low // 32:
+    while high - low > 1 + low // 16:
         middle = (low + high) // 2
         between = candidate(cell, middle, room, request)
         if between is None or between.speed.request_per_s < rate:

@@ -20,7 +20,7 @@ from memplan.records import Same, dataclass
 
 # Standard deviations of a normal distribution that 99 % stay under.
 _SURE = 2.33
-_STRATA = 8
+_STRATA = 5
 _LONG = 0.95
 
 

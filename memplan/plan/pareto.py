@@ -57,6 +57,13 @@ def front(plans: Iterable[_Plan], point: Callable[[_Plan], Point], tolerance: fl
     return [plan for plan, here in kept if not any(dominates(other, here) for each, other in kept if each is not plan)]
 
 
+def with_point(points: list[Point], point: Point) -> list[Point]:
+    """The points that dominate whatever any of `points` or `point` does: those that none of the others dominates."""
+    if is_dominated(point, points):
+        return points
+    return [*(each for each in points if not dominates(point, each)), point]
+
+
 def is_dominated(here: Point, others: Sequence[Point], tolerance: float = 0.0) -> bool:
     """Whether any of `others` is as good on every axis, within the tolerance."""
     return any(dominates(other, here, tolerance) for other in others)

@@ -20,7 +20,7 @@ from memplan.plan.cells import cells
 from memplan.plan.goals import score, winner_of
 from memplan.plan.ledger import Ledger
 from memplan.plan.nearest import nearest_plans
-from memplan.plan.pareto import TOLERANCE, Point, front, is_dominated
+from memplan.plan.pareto import TOLERANCE, Point, front, is_dominated, with_point
 from memplan.plan.speed import Reads
 from memplan.plan.words import loses_by, wins_by
 from memplan.records import dataclass, replace
@@ -111,9 +111,10 @@ def _verify(
         if verified is not None:
             longer = stretch(tried.cell.engine, request.traffic)
             exact = replace(tried, room=longer * room_of(verified.budget, tried.concurrency))
-            points.append(exact.point(request))
-            found.append((_plan(tried, verified, request), points[-1]))
-            reached = score(points[-1], request)
+            point = exact.point(request)
+            points = with_point(points, point)
+            found.append((_plan(tried, verified, request), point))
+            reached = score(point, request)
             best = reached if best is None else min(best, reached)
             continue
         again = retried(tried, budget, request)
