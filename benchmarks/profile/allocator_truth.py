@@ -1,11 +1,14 @@
 """The simulated allocator against PyTorch's own: snapshots of real runs, replayed from their requests alone.
 
-    python benchmarks/profile/allocator_truth.py SNAPSHOT [SNAPSHOT ...] [--capacity SIZE] [--json]
+    python benchmarks/profile/allocator_truth.py SNAPSHOT [SNAPSHOT ...] [--addresses] [--capacity SIZE] [--json]
 
 A snapshot has the requests of a run and, apart from them, what its device gave and got back. The requests are replayed
 under the run's own settings; what the replay holds at each phase's peak and end is put beside what the device held. A
 history that began with the process ought to agree to the byte; one that began later starts from a cache that the replay
 does not have. `--capacity` limits the replay, for a run that filled its device.
+
+`--addresses` leaves no such excuse: the replay starts from the device as the history found it, new segments lie where
+CUDA put them, and every single request is asked to land at the address where PyTorch put it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,16 @@ from pathlib import Path
 
 from memplan.domain.timeline import Level, PhaseMemory
 from memplan.errors import MemplanError
+from memplan.profile.allocator.blocks import Block
+from memplan.profile.allocator.resumed import ResumedAllocator
+from memplan.profile.plain_pickle import read_plain
 from memplan.profile.replay import replay
-from memplan.profile.snapshot import read_snapshot
+from memplan.profile.snapshot import history_of, read_snapshot
+from memplan.profile.snapshot_history import History
 from memplan.units import parse_size_bytes
 
+MIB = 1 << 20
+SMALL_SEGMENT_BYTES = 2 * MIB
 FIELDS = ("allocated_bytes", "reserved_bytes", "inactive_split_bytes")
 
 
@@ -45,32 +54,98 @@ def row(path: Path, phase: PhaseMemory, moment: str, real: Level, made: Level) -
     return found
 
 
-def main() -> int:
-    """Compare every snapshot and print a table or JSON; exit 2 for a file that is none."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("snapshots", nargs="+", type=Path)
-    parser.add_argument("--capacity")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    try:
-        capacity = parse_size_bytes(options.capacity) if options.capacity else None
-        rows = [each for path in options.snapshots for each in compare(path, capacity)]
-    except MemplanError as error:
-        parser.exit(2, f"{error.message}\n")
-    if options.json:
-        print(json.dumps(rows, indent=2))
-        return 0
+def placed(path: Path) -> dict[str, object]:
+    """How many requests land where PyTorch put them. Not for expandable segments: theirs lie where there is room."""
+    history = history_of(read_plain(path))
+    new = [entry.address for entry in history.entries if entry.action == "segment_alloc"]
+    allocator = ResumedAllocator(history.settings, place=lambda _: new.pop(0))
+    blocks = adopt(history, allocator)
+    number = history.first
+    requests = right = 0
+    for entry in history.entries:
+        if entry.action == "alloc":
+            block = allocator.allocate(entry.size_bytes, history.log.stream_of[number])
+            requests, right, number = requests + 1, right + (block.start == entry.address), number + 1
+            blocks[entry.address] = block
+        elif entry.action == "free_completed" and entry.address in blocks:
+            allocator.free(blocks.pop(entry.address))
+        elif entry.action == "segment_free":
+            allocator.return_segment(entry.address)
+    return {
+        "snapshot": path.name,
+        "requests": requests,
+        "in_place": right,
+        "measured_reserved_bytes": history.now.reserved_bytes,
+        "simulated_reserved_bytes": allocator.reserved_bytes,
+    }
+
+
+def adopt(history: History, allocator: ResumedAllocator) -> dict[int, Block]:
+    """Give an allocator the segments and the blocks that were there before the first step."""
+    before = sorted((made.address, number) for number, made in enumerate(history.before))
+    blocks: dict[int, Block] = {}
+    for start, length in history.device.segments.items():
+        inside = [
+            (address, history.held[number], history.log.sizes[number])
+            for address, number in before
+            if start <= address < start + length
+        ]
+        live = allocator.adopt_segment(
+            start,
+            length,
+            inside,
+            is_small=length == SMALL_SEGMENT_BYTES,
+            stream=history.stream_of_segment(start),
+        )
+        blocks |= {block.start: block for block in live}
+    return blocks
+
+
+def print_levels(rows: list[dict[str, object]]) -> None:
+    """The levels as a table."""
     print("| snapshot | phase | moment | allocated | reserved | fragmented | reserved, error |")
     print("|---|---|---|---:|---:|---:|---:|")
     for each in rows:
-        pairs = (
-            f"{each['simulated_' + name] / 2**20:,.1f} of {each['measured_' + name] / 2**20:,.1f}" for name in FIELDS
-        )
+        pairs = (f"{each['simulated_' + name] / MIB:,.1f} of {each['measured_' + name] / MIB:,.1f}" for name in FIELDS)
         name = f"{each['phase']} {each['iteration']}"
         print(
             f"| {each['snapshot']} | {name} | {each['moment']} | {' | '.join(pairs)} | {each['reserved_error']:+.2%} |"
         )
     print("\nMiB, simulated of measured.")
+
+
+def print_places(rows: list[dict[str, object]]) -> None:
+    """The places as a table, and in all."""
+    print("| snapshot | requests | in place | reserved, MiB |")
+    print("|---|---:|---:|---:|")
+    for each in rows:
+        reserved = f"{each['simulated_reserved_bytes'] / MIB:,.0f} of {each['measured_reserved_bytes'] / MIB:,.0f}"
+        print(f"| {each['snapshot']} | {each['requests']:,} | {each['in_place']:,} | {reserved} |")
+    print(f"\n{sum(row['in_place'] for row in rows):,} of {sum(row['requests'] for row in rows):,} requests in place.")
+
+
+def main() -> int:
+    """Compare every snapshot and print a table or JSON; exit 2 for a file that is none."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("snapshots", nargs="+", type=Path)
+    parser.add_argument("--addresses", action="store_true")
+    parser.add_argument("--capacity")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    try:
+        capacity = parse_size_bytes(options.capacity) if options.capacity else None
+        if options.addresses:
+            rows = [placed(path) for path in options.snapshots]
+        else:
+            rows = [each for path in options.snapshots for each in compare(path, capacity)]
+    except MemplanError as error:
+        parser.exit(2, f"{error.message}\n")
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    elif options.addresses:
+        print_places(rows)
+    else:
+        print_levels(rows)
     return 0
 
 

@@ -56,6 +56,7 @@ def snapshot_from(
     }
 
 
+_EMPTYING: list[Entry] = [{"filename": OPERATOR_FRAME, "line": 0, "name": "empty_cache"}]
 _END: Entry = {"stream": 0, "frames": [], "category": "unknown"}
 
 
@@ -72,6 +73,7 @@ class _Tape:
         self.frames = [_frames(label) for label in log.labels]
         self._blocks: list[Block] = []
         self._is_expandable = allocator.splits_all
+        self._is_emptying = False
         allocator.on_reserve = self._segment_changed
         allocator.on_ready = self._complete
 
@@ -83,7 +85,9 @@ class _Tape:
             if position in marks:
                 self._enter(marks[position])
             if position in emptied:
+                self._is_emptying = True
                 self.allocator.empty_cache()
+                self._is_emptying = False
             if event < 0:
                 self._free(~event, position)
             elif not self._allocate(event - 1, position):
@@ -139,6 +143,8 @@ class _Tape:
     def _segment_changed(self, address: int, change: int, pool: Pool) -> None:
         grown, shrunk = ("segment_map", "segment_unmap") if self._is_expandable else ("segment_alloc", "segment_free")
         self._note(grown if change > 0 else shrunk, address, abs(change), pool.stream, None)
+        if self._is_emptying:
+            self.entries[-1]["frames"] = _EMPTYING
 
     def _note(self, action: str, address: int, size: int, stream: int, number: int | None) -> None:
         entry: Entry = {

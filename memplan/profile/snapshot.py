@@ -56,6 +56,26 @@ def read_snapshot(path: Path, *, device: int | None = None) -> Snapshot:
 
 def snapshot_of(data: object, *, device: int | None = None) -> Snapshot:
     """The same for what the file holds. Raises: CorruptFile, UsageError."""
+    number, text, history, warnings = _read(data, device)
+    walk, out_of_memory = measured(history)
+    return Snapshot(
+        device=number,
+        log=history.log,
+        replay=summarize(history.log, walk),
+        settings=history.settings,
+        settings_text=text,
+        out_of_memory=out_of_memory,
+        warnings=(*warnings, *_gaps(history)),
+    )
+
+
+def history_of(data: object, *, device: int | None = None) -> History:
+    """The history alone, for what compares it step by step. Raises: CorruptFile, UsageError."""
+    return _read(data, device)[2]
+
+
+def _read(data: object, device: int | None) -> tuple[int, str, History, tuple[str, ...]]:
+    """The device that is read, its settings as written, its history, and what was not understood."""
     if isinstance(data, list):  # torch.cuda.memory_snapshot() is the segments alone
         data = {"segments": data}
     if not isinstance(data, Mapping) or not isinstance(data.get("segments"), list):
@@ -73,16 +93,7 @@ def snapshot_of(data: object, *, device: int | None = None) -> Snapshot:
     for annotation in annotations if isinstance(annotations, list) else ():
         history.add_annotation(annotation)
     history.read_trace(traces[number] if number < len(traces) else [])
-    walk, out_of_memory = measured(history)
-    return Snapshot(
-        device=number,
-        log=history.log,
-        replay=summarize(history.log, walk),
-        settings=settings,
-        settings_text=text,
-        out_of_memory=out_of_memory,
-        warnings=(*warnings, *_gaps(history)),
-    )
+    return number, text, history, warnings
 
 
 def timeline_of(snapshot: Snapshot, *, name: str) -> MemoryTimeline:

@@ -36,8 +36,8 @@ class History:
     """Takes in a device's segments as they were at the end, then its trace; `log` is what comes of it.
 
     `held` is the size of each allocation's block: the true one where it was alive at the end, else the request
-    rounded. `before` and `device` are what was there before the first step, `first` allocations of it; `entries` are
-    the trace's steps, and `entry_of` the one behind each event since then.
+    rounded. `before` and `device` are what was there before the first step, `first` allocations of it; `now` is the
+    device as the history goes on. `entries` are the trace's steps, and `entry_of` the one behind each event.
     """
 
     def __init__(self, settings: AllocatorSettings) -> None:
@@ -49,12 +49,13 @@ class History:
         self.before: list[Made] = []
         self.out_of_memory: OutOfMemory | None = None
         self.device = Device()
-        self._now = Device()
+        self.now = Device()
         self.end: dict[int, tuple[int, Made]] = {}
-        self._settings = settings
+        self.settings = settings
         self._rules = make_allocator(settings)
         self._neighbours = Neighbours(settings, {})
         self._streams = {0: 0}
+        self._segment_streams: dict[int, int] = {}
         self._origins = Origins()
         self._alive: dict[int, int] = {}
         self._freed: dict[int, tuple[int, int]] = {}
@@ -65,6 +66,7 @@ class History:
     def add_segment(self, segment: Mapping[str, Any]) -> None:
         """A segment and its blocks at the end. Raises: CorruptFile."""
         address = _number(segment, "address")
+        self._segment_streams[address] = _stream(segment)
         self.device.add(address, _number(segment, "total_size"), is_expandable=segment.get("is_expandable") is True)
         blocks = segment.get("blocks", [])
         for block in blocks if isinstance(blocks, list) else ():
@@ -86,8 +88,8 @@ class History:
         self.before = sorted(self._before(steps), key=lambda made: -made.address)
         for entry, _ in reversed(steps):
             self.device.undo(entry)
-        self._neighbours = Neighbours(self._settings, self.device.segments)
-        self._now = self.device.copy()
+        self._neighbours = Neighbours(self.settings, self.device.segments)
+        self.now = self.device.copy()
         for made in self.before:
             self._make(made)
         self.first = len(self.before)
@@ -102,6 +104,10 @@ class History:
         for address, (size, _) in self.end.items():
             if address in self._alive:
                 self.held[self._alive[address]] = size
+
+    def stream_of_segment(self, address: int) -> int:
+        """The stream, as the trace counts them, that a segment's blocks are for."""
+        return self._streams.get(self._segment_streams.get(address, 0), 0)
 
     def add_annotation(self, annotation: object) -> None:
         """A name that the program gave to a stretch of its run, if it is one of a phase."""
@@ -150,6 +156,10 @@ class History:
         stream = self._streams.setdefault(made.stream, min(len(self._streams), 255))
         number = self.log.allocate(made.size_bytes, origin.label, category, stream)
         self.held.append(self._neighbours.take(made.address, self._rules.rounded(made.size_bytes)))
+        if self._neighbours.corrected is not None:
+            below, size = self._neighbours.corrected
+            if self._alive.get(below, self.first) < self.first:
+                self.held[self._alive[below]] = size
         self._alive[made.address] = number
         if made.category is None and origin.category is None:
             self._note_training(number, origin)
@@ -186,12 +196,13 @@ class History:
             self._run_out(raw)
         else:
             self._neighbours.apply(entry)
-            self._now.apply(entry)
+            self.now.apply(entry)
 
     def _note_returned(self, entry: Entry, raw: Mapping[str, Any]) -> None:
         """Find where the program emptied the cache: where segments went back for no request that found no room."""
         if entry.action in ("segment_free", "segment_unmap"):
             self._returned = True
+            self._segment_streams[entry.address] = entry.stream
             if empties_cache(raw):
                 self._empty_cache()
         elif self._returned and entry.action != "free_completed":
@@ -222,7 +233,7 @@ class History:
 
     def _run_out(self, raw: Mapping[str, Any]) -> None:
         free = _number(raw, "device_free" if "device_free" in raw else "addr")
-        reserved = self._now.reserved_bytes
+        reserved = self.now.reserved_bytes
         origin = self._origins.of_entry(raw)
         wanted = _number(raw, "size")
         scratch = EventLog()

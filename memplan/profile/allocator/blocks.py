@@ -36,6 +36,15 @@ class Block:
         """Whether it shares its segment with another block."""
         return self.before is not None or self.after is not None
 
+    def cut(self, address: int) -> Block:
+        """Cut the block at an address and return the upper part, which is its new neighbour."""
+        upper = Block(self.start + self.size - address, address, self.pool, self, self.after)
+        if self.after is not None:
+            self.after.before = upper
+        self.after = upper
+        self.size -= upper.size
+        return upper
+
 
 class Pool:
     """The free blocks of one stream that are small, or those that are large, by size and then address.

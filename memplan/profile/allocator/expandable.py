@@ -191,9 +191,9 @@ class ExpandableAllocator(CachingAllocator):
             return
         pool.remove(block)
         if stop < block.start + block.size:
-            pool.add(_cut(block, stop))
+            pool.add(block.cut(stop))
         if start > block.start:
-            hole = _cut(block, start)
+            hole = block.cut(start)
             pool.add(block)
             block = hole
         block.is_mapped = False
@@ -225,16 +225,6 @@ def _could_be(block: Block) -> int:
 
 def _start(block: Block) -> int:
     return block.start
-
-
-def _cut(block: Block, address: int) -> Block:
-    """Cut a block at an address and return the upper part."""
-    upper = Block(block.start + block.size - address, address, block.pool, block, block.after)
-    if block.after is not None:
-        block.after.before = upper
-    block.after = upper
-    block.size -= upper.size
-    return upper
 
 
 def _join(lower: Block, upper: Block) -> None:

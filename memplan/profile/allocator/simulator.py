@@ -288,12 +288,17 @@ class CachingAllocator:
         length = self.segment_bytes(size)
         if self.reserved_bytes + length > min(self._allowed, self._room):
             return None
-        block = Block(length, self._next_address, pool, None, None)
-        self._next_address += round_up(length, SMALL_SEGMENT_BYTES)
+        block = Block(length, self._address_for(length), pool, None, None)
         self._heads[block.start] = block
         self._reserve(block.start, length, pool)
         self.num_segments += 1
         return block
+
+    def _address_for(self, length: int) -> int:
+        """Where a new segment lies: above all others."""
+        start = self._next_address
+        self._next_address += round_up(length, SMALL_SEGMENT_BYTES)
+        return start
 
     def _reserve(self, start: int, change: int, pool: Pool) -> None:
         self.reserved_bytes += change
