@@ -84,6 +84,8 @@ def _gpu(given: Given) -> NamedGpu | None:
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
     if len(devices) > 1:
         print(f"note: profiled as {devices[0].gpu.name}, the first GPU that was named", file=sys.stderr)
+    elif devices and (devices[0].count or 1) > 1:
+        print(f"note: profiled on one {devices[0].gpu.name} of {devices[0].count}", file=sys.stderr)
     return devices[0] if devices else None
 
 

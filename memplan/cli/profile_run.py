@@ -43,6 +43,8 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
             if not made:
                 raise
             return made, True
+        if made[-1].interrupted:
+            return made, True
     _save(made, asked, given)
     return made, False
 

@@ -7,10 +7,13 @@ settings are what a budget shows.
 from __future__ import annotations
 
 from math import ceil, floor
+from typing import TYPE_CHECKING
 
-from memplan.domain.correction import Correction
 from memplan.domain.model import ModelSpec
 from memplan.records import dataclass, field
+
+if TYPE_CHECKING:
+    from memplan.domain.correction import Correction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,6 +191,7 @@ class MemoryTimeline:
     what the process held of the device outside of the allocator (context, libraries), None where it was not read.
     `samples` are thinned to what a plot can show, never leaving out a phase's peak. `at_peak` is everything that was
     alive at the fullest moment; empty where no trace was kept. `roof` is the device's, None where it is not known.
+    `interrupted` says that the last phase was cut short.
     """
 
     model_name: str
@@ -206,6 +207,7 @@ class MemoryTimeline:
     capacity_bytes: int | None = None
     outside_bytes: int | None = None
     out_of_memory: OutOfMemory | None = None
+    interrupted: bool = False
     roof: Roof | None = None
     findings: tuple[Finding, ...] = ()
     compared: tuple[Compared, ...] = ()

@@ -29,7 +29,10 @@ from memplan.records import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A trace, of what model it is, the phases that it has, and what a person should know about how it was made."""
+    """A trace, of what model it is, the phases that it has, and what a person should know about how it was made.
+
+    `interrupted` says that the last of its phases was cut short by the person.
+    """
 
     log: EventLog
     architecture: str
@@ -37,18 +40,25 @@ class Recorded:
     device_name: str
     phases: tuple[Phase, ...]
     notes: tuple[str, ...]
+    interrupted: bool = False
 
 
 def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
     """Run a request on the meta device or on the CPU; `target` is the device that the meta device stands for.
 
-    Raises: as `profile_model`.
+    An interruption keeps what was recorded, once there is more than the load. Raises: as `profile_model`.
     """
     subject = load_subject(request, runs_as="cpu" if request.device == "cpu" else target)
     request = fitting(request, subject)
     recorder = _recorder(request, target)
+    interrupted = False
     with settled(request), _kernels(request, target), _explained(request):
-        notes = run(subject, recorder, request)
+        try:
+            notes = run(subject, recorder, request)
+        except KeyboardInterrupt:
+            if len(recorder.log.marks) < 2:
+                raise
+            notes, interrupted = (f"interrupted in {recorder.log.marks[-1].phase}: later phases are missing",), True
     return Recorded(
         log=recorder.log,
         architecture=subject.architecture,
@@ -56,6 +66,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
         device_name=subject.device,
         phases=request.phases,
         notes=(*subject.notes, *notes),
+        interrupted=interrupted,
     )
 
 

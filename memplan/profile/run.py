@@ -31,6 +31,8 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
 
     recorded = record(request)
     replayed = replay(recorded.log, settings, capacity_bytes=request.capacity_bytes)
+    if not any(phase.phase in recorded.phases for phase in replayed.phases):
+        raise KeyboardInterrupt
     timeline = MemoryTimeline(
         model_name=request.model,
         architecture=recorded.architecture,
@@ -41,6 +43,7 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
         samples=tuple(sample for sample in replayed.samples if sample.phase in recorded.phases),
         capacity_bytes=request.capacity_bytes,
         out_of_memory=replayed.out_of_memory,
+        interrupted=recorded.interrupted,
         warnings=recorded.notes,
         versions=installed_versions(),
     )

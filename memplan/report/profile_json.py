@@ -59,6 +59,7 @@ def profile_object(timeline: MemoryTimeline) -> dict[str, object]:
         "at_peak": [_share(share) for share in timeline.at_peak],
         "samples": [_sample(sample) for sample in timeline.samples],
         "out_of_memory": None if timeline.out_of_memory is None else _out_of_memory(timeline.out_of_memory),
+        "interrupted": timeline.interrupted,
         "findings": [finding_object(finding) for finding in timeline.findings],
         "compared": [_compared(one) for one in timeline.compared],
         "warnings": list(timeline.warnings),

@@ -64,6 +64,12 @@ class _Object:
             raise _wrong(f"{self._path}{name}", f"is `{found!s:.40}`, not a number")
         return float(found)
 
+    def flag(self, name: str) -> bool:
+        found = self[name]
+        if not isinstance(found, bool):
+            raise _wrong(f"{self._path}{name}", f"is `{found!s:.40}`, not true or false")
+        return found
+
     def text(self, name: str) -> str:
         found = self[name]
         if not isinstance(found, str):
@@ -139,6 +145,7 @@ def timeline_of(content: Mapping[str, object], origin: str) -> MemoryTimeline:
         capacity_bytes=device.size_or_none("capacity_bytes"),
         outside_bytes=device.size_or_none("outside_bytes"),
         out_of_memory=found.maybe("out_of_memory", _out_of_memory),
+        interrupted=found.flag("interrupted"),
         roof=device.maybe("roof", _roof),
         findings=found.each("findings", _finding),
         compared=found.each("compared", _compared),
