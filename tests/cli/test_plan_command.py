@@ -141,6 +141,22 @@ def test_the_command_in_an_emitted_file_writes_it_again(memplan_here: Memplan) -
         (("--engine", "vlm"), "unknown engine: `vlm`"),
         (("--gpu", "h1000"), "unknown GPU: `h1000`"),
         (("--json", "--html"), "exclude each other"),
+        (("--max-ttft", "0s"), "--max-ttft out of range: `0s`"),
+        (("--max-tpot", "50"), "not a time for --max-tpot: `50`"),
+        (("--budget", "0"), "not a budget: `0`"),
+        (("--max-perplexity-increase", "-1%"), "not a rise of perplexity: `-1%`"),
+        (("--concurrency", "0"), "--concurrency out of range: `0`"),
+        (("--prompt-tokens", "1200 tokens"), "not a --prompt-tokens: `1200 tokens`"),
+        (("--prompt-tokens", "mean:1200"), "--prompt-tokens states 1 of the two numbers"),
+        (("--output-tokens", "none.csv"), "cannot read none.csv"),
+        (("--engine", "vllm@newest"), "not a version: `newest`"),
+        (("--quant", "int7"), "unknown quantization scheme: `int7`"),
+        (("--kv-dtype", "fp7"), "unknown type of cache: `fp7`"),
+        (("--gpu", "h100x2", "--tp", "4"), "4 ranks on 2 x h100"),
+        (("--draft-model", "qwen3-0.6b"), "has another vocabulary"),
+        (("--draft-model", "mtp"), "has no multi-token-prediction layers"),
+        (("--num-speculative-tokens", "3"), "--num-speculative-tokens without a draft"),
+        (("--draft-model", "llama-3.2-1b", "--draft-acceptance", "70"), "--draft-acceptance out of range: 70"),
     ],
 )
 def test_a_bad_value_is_one_clear_line(memplan_here: Memplan, options: tuple[str, ...], message: str) -> None:
@@ -150,6 +166,45 @@ def test_a_bad_value_is_one_clear_line(memplan_here: Memplan, options: tuple[str
     assert message in done.stderr
     assert "hint:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_engine_newer_than_is_known_is_planned_for_and_warned_of(memplan_here: Memplan) -> None:
+    done = memplan_here("plan", "llama-8b", "--gpu", "l40sx1", "--context", "8K", "--engine", "vllm@99.1")
+    assert done.returncode == 0
+    assert "WINNER: 1 x l40s, vllm 99.1" in done.stdout
+    assert "vLLM 99.1 is outside the known releases; the nearest rules are used" in done.stdout
+
+
+def test_a_layout_that_is_given_is_the_only_one(memplan_here: Memplan) -> None:
+    done = memplan_here("plan", "llama-8b", "--gpu", "h100x4", "--tp", "2", "--context", "8K", "--json")
+    assert {(plan["layout"]["tensor"], plan["gpu"]["count"]) for plan in json.loads(done.stdout)["front"]} == {(2, 2)}
+    done = memplan_here("plan", "llama-8b", "--gpu", "h100x4", "--tp", "3", "--engine", "vllm")
+    assert done.returncode == 1
+    assert "what binds: " in done.stdout
+
+
+def test_what_a_plan_is_made_of_is_on_its_page(memplan_here: Memplan) -> None:
+    load = ("llama-70b", "--gpu", "h100x8", "--quant", "fp8", "--context", "16K", "--prompt-tokens", "12000")
+    pools = memplan_here("plan", *load, "--output-tokens", "400", "--request-rate", "1", "--max-tpot", "15ms").stdout
+    assert re.search(r"pools     the prefill pool works \d+% of the time", pools)
+    assert re.search(r"\d x TP \d for prefill and \d x TP \d for decode", pools)
+    assert "is the pool that prefills" in pools.replace("\n      ", " ")
+    drafts = memplan_here("plan", "llama-70b", "--gpu", "h100x4", "--context", "8K", "--goal", "latency").stdout
+    assert re.search(r"drafts    \d tokens a step from meta-llama/Llama-3.2-1B-Instruct, 70% of", drafts)
+
+
+def test_a_plan_with_a_draft_is_what_emit_config_writes(memplan_here: Memplan) -> None:
+    memplan_here("plan", "llama-70b", "--gpu", "h100x4", "--context", "8K", "--draft-model", "llama-3.2-1b")
+    done = memplan_here("emit-config")
+    assert done.returncode == 0
+    assert "speculative-config:" in done.stdout
+    assert "model: meta-llama/Llama-3.2-1B-Instruct" in done.stdout
+
+
+def test_a_plan_after_a_plan_forgets_the_draft_of_the_first(memplan_here: Memplan) -> None:
+    memplan_here("plan", "llama-70b", "--gpu", "h100x4", "--context", "8K", "--draft-model", "llama-3.2-1b")
+    content = json.loads(memplan_here("plan", "--json").stdout)
+    assert all(plan["draft"] is None for plan in content["front"])
 
 
 def test_a_model_that_writes_nothing_has_no_plan(memplan_here: Memplan) -> None:
