@@ -96,6 +96,7 @@ code { font: .9em ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-
 .sub, .note, caption, footer { color: var(--muted) }
 .verdict { border-left: .4rem solid var(--muted); background: var(--card); padding: .75rem 1rem; margin: 1rem 0;
   border-radius: .25rem }
+.verdict p { overflow-wrap: anywhere }
 .verdict.fits { border-color: var(--fits) }
 .verdict.tight { border-color: var(--tight) }
 .verdict.does_not_fit { border-color: var(--no) }
