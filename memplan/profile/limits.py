@@ -30,10 +30,11 @@ def on_device(
     limited = replay(log, settings, capacity_bytes=capacity_bytes, outside_bytes=outside_bytes, work=work)
     if limited.out_of_memory is not None:
         return replace(timeline, out_of_memory=limited.out_of_memory)
-    shown = {phase.phase for phase in timeline.phases}
+    runs = {(phase.phase, phase.iteration) for phase in timeline.phases}
+    shown = {phase for phase, _ in runs}
     return replace(
         timeline,
-        phases=tuple(phase for phase in limited.phases if phase.phase in shown),
+        phases=tuple(phase for phase in limited.phases if (phase.phase, phase.iteration) in runs),
         samples=tuple(sample for sample in limited.samples if sample.phase in shown),
         warnings=(
             *timeline.warnings,
