@@ -63,7 +63,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
         log=recorder.log,
         architecture=subject.architecture,
         dtype=str(subject.dtype).removeprefix("torch."),
-        device_name=subject.device,
+        device_name="" if subject.device == "meta" else subject.device,
         phases=request.phases,
         notes=(*subject.notes, *notes),
         interrupted=interrupted,

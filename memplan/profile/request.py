@@ -28,7 +28,7 @@ class ProfileRequest:
     `output_tokens` for each of them, training takes the prompt for its text. `dtype` None is the checkpoint's own.
     `attention` names the kernel: `auto` is what PyTorch's scaled_dot_product_attention takes by itself on a GPU,
     `eager` the model's own formula, `paged` a kernel that reads its keys and values from a pool of blocks.
-    `iterations` repeats every phase but load. `allocator` is written as in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes`
+    `iterations` repeats every phase but load, after `warmup` repetitions that are not shown. `allocator` is written as in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes`
     None does not limit the device. `compute_capability` is the GPU's that is simulated: cuBLAS sizes its workspace by
     it, and kernels choose by it. `lora_targets` are last names of the modules that get an adapter, none for
     every linear layer but the output head. `resolution` is the side of a picture in pixels, None for the model's own.

@@ -22,7 +22,7 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
     """Run a request and return its timeline, and the trace of allocations that it was made from.
 
     Raises: MissingExtra without torch or transformers; UsageError for what cannot be run; SourceError,
-    UnsupportedModel for a model that cannot be had or built.
+    UnsupportedModel for a model that cannot be had or built; KeyboardInterrupt before anything was measured.
     """
     check_request(request)
     settings = _allocator(request)
@@ -31,7 +31,7 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
 
     recorded = record(request)
     replayed = replay(recorded.log, settings, capacity_bytes=request.capacity_bytes)
-    if not any(phase.phase in recorded.phases for phase in replayed.phases):
+    if recorded.interrupted and not any(phase.phase in recorded.phases for phase in replayed.phases):
         raise KeyboardInterrupt
     timeline = MemoryTimeline(
         model_name=request.model,
@@ -39,7 +39,7 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
         device=request.device,
         device_name=recorded.device_name,
         settings={**settings_of(request), "phases": recorded.phases, "dtype": recorded.dtype},
-        phases=tuple(phase for phase in replayed.phases if phase.phase in recorded.phases),
+        phases=tuple(each for each in replayed.phases if each.phase in recorded.phases and each.iteration >= 0),
         samples=tuple(sample for sample in replayed.samples if sample.phase in recorded.phases),
         capacity_bytes=request.capacity_bytes,
         out_of_memory=replayed.out_of_memory,

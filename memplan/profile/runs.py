@@ -67,7 +67,7 @@ def load(subject: Subject, recorder: Recorder) -> None:
 
 
 def _generate(generation: Generation, request: ProfileRequest) -> list[str]:
-    for iteration in range(request.iterations):
+    for iteration in range(-request.warmup, request.iterations):
         if "generate" in request.phases:
             generation.begin("generate", iteration)
             generation.prefill()
@@ -83,7 +83,7 @@ def _generate(generation: Generation, request: ProfileRequest) -> list[str]:
 
 
 def _train(training: Training, request: ProfileRequest) -> None:
-    for iteration in range(request.iterations):
+    for iteration in range(-request.warmup, request.iterations):
         training.forward(iteration)
         if request.trains:
             training.backward(iteration)

@@ -7,6 +7,7 @@ On the meta device no weight is read, and the model is as large as it likes. Wit
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,14 @@ from typing import Any, Literal
 import torch
 
 from memplan.catalog.models import find_model
-from memplan.errors import MissingExtra, SourceNotFound, UnsupportedModel
+from memplan.errors import MissingExtra, SourceNotFound, UnsupportedModel, UsageError
 from memplan.introspect.bytesource import show
 from memplan.introspect.resolve import find_config
 from memplan.introspect.torch_meta import build_model, quiet_transformers, read_config
 from memplan.profile.kernels import FUSED, register_fused
 from memplan.profile.request import ProfileRequest
 from memplan.records import dataclass
+from memplan.units import format_gib
 
 SubjectKind = Literal["decoder", "encoder_decoder", "encoder", "vision", "sound", "denoiser"]
 
@@ -74,6 +76,8 @@ def load_subject(request: ProfileRequest, *, runs_as: str) -> Subject:
         else:
             config = read_config(transformers, raw, source, request.trust_remote_code)
             _settle(config, request)
+            if device == "cpu":
+                _check_room(build_model(torch, transformers, config, request.trust_remote_code), request)
             if request.weights == "real" and device != "meta":
                 model = _read(transformers, config, source, device)
             else:
@@ -147,6 +151,16 @@ def _read(transformers: Any, config: Any, source: str, device: str) -> Any:
         reason = str(error).strip().splitlines()[:1] or [""]
         hint = "give --weights dummy, which needs none"
         raise SourceNotFound(f"no weights to load: {show(reason[0])}", hint=hint) from None
+
+
+def _check_room(model: Any, request: ProfileRequest) -> None:
+    """Refuse a model that this machine has no memory for. Raises: UsageError."""
+    weights_bytes = sum(each.numel() * each.element_size() for each in model.parameters())
+    needed_bytes = weights_bytes * (4 if request.trains and request.lora_rank is None else 1)
+    has_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed_bytes
+    if needed_bytes > has_bytes:
+        what = f"{request.model} needs {format_gib(needed_bytes)}, this machine has {format_gib(has_bytes)}"
+        raise UsageError(f"too large for the CPU: {what}", hint="give --device simulated, which loads no weights")
 
 
 def _is_quantized(config: Any) -> bool:

@@ -12,7 +12,7 @@ pytest.importorskip("transformers", minversion="5.0")
 
 from memplan.domain.dtypes import DType  # noqa: E402
 from memplan.domain.timeline import MemoryTimeline, PhaseMemory  # noqa: E402
-from memplan.errors import UnsupportedModel, UsageError  # noqa: E402
+from memplan.errors import SourceNotFound, UnsupportedModel, UsageError  # noqa: E402
 from memplan.profile import generation  # noqa: E402
 from memplan.profile.execute import record  # noqa: E402
 from memplan.profile.replay import replay  # noqa: E402
@@ -67,6 +67,15 @@ VIT = {
 }
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():  # type: ignore[no-untyped-def]
+    """Models this small gain nothing from more, and threads that wait for each other take the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def _profile(model: object, **differs: object) -> MemoryTimeline:
     asked: dict[str, object] = {"prompt_tokens": 128, "output_tokens": 6, "offline": True, **differs}
     return profile_model(ProfileRequest(model=str(model), **asked))[0]  # type: ignore[arg-type]
@@ -87,13 +96,13 @@ def folder(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_a_model_of_the_catalogue_is_profiled_from_its_facts() -> None:
-    timeline = _profile("llama-70b", output_tokens=128)
+    timeline = _profile("llama-70b", output_tokens=100)
     decode = _phase(timeline, "decode")
     layers, heads, width, element_bytes = 80, 8, 128, 2
     assert timeline.device == "simulated"
     assert timeline.architecture == "LlamaForCausalLM"
     assert decode.by_category["weights"] == pytest.approx(70_553_706_496 * 2, rel=1e-3)
-    tokens = 128 + 127
+    tokens = 128 + 99
     assert decode.by_category["kv_cache"] == pytest.approx(
         2 * layers * tokens * heads * width * element_bytes, rel=0.02
     )
@@ -162,11 +171,12 @@ def test_the_bytes_of_a_real_run_are_those_that_the_allocator_hands_out() -> Non
 def test_attention_kernels_differ_in_what_they_hold() -> None:
     kinds = ("flash", "efficient", "math", "eager")
     peaks = {
-        kind: _phase(_profile("llama-8b", attention=kind, prompt_tokens=4096), "prefill").peak.allocated_bytes
+        kind: _phase(_profile("llama-8b", attention=kind, phases=("prefill",), prompt_tokens=4096), "prefill").peak
         for kind in kinds
     }
-    assert peaks["flash"] <= peaks["efficient"] < peaks["math"]
-    assert peaks["eager"] > peaks["flash"] + 32 * 4096 * 4096 * 2  # the matrix of scores
+    held = {kind: peak.allocated_bytes for kind, peak in peaks.items()}
+    assert held["flash"] <= held["efficient"] < held["math"]
+    assert held["eager"] > held["flash"] + 32 * 4096 * 4096 * 2  # the matrix of scores
 
 
 def test_a_static_cache_is_made_once_and_a_dynamic_one_grows() -> None:
@@ -210,7 +220,7 @@ def test_checkpointing_trades_activations_away() -> None:
 
 
 def test_a_device_that_is_too_small_ends_the_profile_with_what_was_wanted() -> None:
-    timeline = _profile("llama-8b", capacity_bytes=12 << 30)
+    timeline = _profile("llama-8b", phases=("load",), capacity_bytes=12 << 30)
     assert timeline.out_of_memory is not None
     assert timeline.out_of_memory.phase == "load"
 
@@ -231,3 +241,45 @@ def test_a_repetition_of_a_phase_ends_where_it_did_before() -> None:
     timeline = _profile("demo", iterations=3)
     after = {_phase(timeline, "decode", iteration).after.allocated_bytes for iteration in range(3)}
     assert len(after) == 1
+
+
+def test_warming_up_is_not_shown() -> None:
+    timeline = _profile("demo", warmup=2, iterations=2, phases=("prefill",))
+    assert [(phase.phase, phase.iteration) for phase in timeline.phases] == [("prefill", 0), ("prefill", 1)]
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_built() -> None:
+    with pytest.raises(UsageError, match="too large for the CPU"):
+        _profile("llama-405b", device="cpu")
+
+
+def test_an_interrupt_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: generation.Generation) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation.Generation, "decode", stop)
+    timeline = _profile("demo")
+    assert timeline.interrupted
+    assert _phase(timeline, "prefill").peak.allocated_bytes > _phase(timeline, "load").peak.allocated_bytes
+
+
+def test_weights_of_a_folder_are_loaded_where_they_are_asked_for(folder) -> None:  # type: ignore[no-untyped-def]
+    path = folder(MOE)
+    with pytest.raises(SourceNotFound, match="no weights"):
+        _profile(path, device="cpu", weights="real", phases=("prefill",))
+    import transformers
+
+    model = transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**MOE))
+    model.save_pretrained(path.parent)
+    timeline = _profile(path.parent, device="cpu", weights="real", phases=("load", "prefill"))
+    weights_bytes = sum(each.numel() * 4 for each in model.parameters())
+    assert _phase(timeline, "load").by_category["weights"] == pytest.approx(weights_bytes, rel=0.01)
+
+
+def test_code_that_does_not_run_without_values_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: generation.Generation) -> None:
+        raise RuntimeError("Cannot copy out of meta tensor\nmore")
+
+    monkeypatch.setattr(generation.Generation, "prefill", fail)
+    with pytest.raises(UnsupportedModel, match="does not run on meta tensors: RuntimeError: Cannot copy out of meta"):
+        _profile("demo")
