@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ _MOVING = ("_apply", "load_state_dict", "_load_from_state_dict")
 _CACHES = ("cache_utils.py", "kv_cache", "continuous_batching")
 _PASSING = ("contextlib.py", "_ops.py")
 _DISPATCHED = "at::_ops::"
+_ENGINE = "torch::autograd::Engine::"
+_FETCHES = ("empty", "new_empty", "resize")
+_OVERLOAD = re.compile(r"_(?=[A-Z]).*")
 _MOST_FRAMES = 200
 
 Frames = list[Any]
@@ -113,7 +117,10 @@ def named_category(name: object) -> Category | None:
 
 def _purpose(frames: list[tuple[str, int, str]]) -> tuple[Category | None, bool, bool]:
     in_optimizer = any("torch/optim/" in file for file, _, _ in frames)
-    in_backward = any(name.endswith("backward") for file, _, name in frames if "torch/" in file)
+    # A backward pass runs on a thread of its own, which has no Python frames: then only C++ tells.
+    in_backward = any(
+        name.endswith("backward") if "torch/" in file else name.startswith(_ENGINE) for file, _, name in frames
+    )
     category: Category | None = None
     if any(part in file for file, _, _ in frames for part in _CACHES):
         category = "kv_cache"
@@ -142,10 +149,14 @@ def _short(file: str) -> str:
 
 
 def _operator(frames: list[tuple[str, int, str]]) -> str:
-    """What torch ran, of the frames inside of it: the operator that C++ names, else the innermost Python function."""
-    for _, _, name in frames:
-        if name.startswith(_DISPATCHED):
-            return "aten." + name.removeprefix(_DISPATCHED).partition("::")[0]
+    """What torch ran, of the frames inside of it: the operator that C++ names, else the innermost Python function.
+
+    Operators that only fetch memory for another are passed over where that other one is known.
+    """
+    named = [name.removeprefix(_DISPATCHED).partition("::")[0] for _, _, name in frames if name.startswith(_DISPATCHED)]
+    if named:
+        operator = next((name for name in named if not name.startswith(_FETCHES)), named[0])
+        return "aten." + _OVERLOAD.sub("", operator)
     for file, _, name in frames:
         if file.endswith(".py"):
             return f"{file.rpartition('/')[2].removesuffix('.py')}.{name}"

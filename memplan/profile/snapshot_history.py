@@ -61,6 +61,7 @@ class History:
         self._freed: dict[int, tuple[int, int]] = {}
         self._in_backward: list[int] = []
         self._returned = False
+        self._is_named = False
         self._begins: list[tuple[int, Phase]] = []
 
     def add_segment(self, segment: Mapping[str, Any]) -> None:
@@ -104,6 +105,14 @@ class History:
         for address, (size, _) in self.end.items():
             if address in self._alive:
                 self.held[self._alive[address]] = size
+        self._find_weights()
+
+    def _find_weights(self) -> None:
+        """What was there before, is there at the end, and is as large as a gradient, is the weight that it is for."""
+        gradients = {size for number, size in enumerate(self.log.sizes) if self.log.category(number) == "gradients"}
+        for number in self._alive.values():
+            if number < self.first and self.log.category(number) == "unknown" and self.log.sizes[number] in gradients:
+                self.log.classify(number, "weights")
 
     def stream_of_segment(self, address: int) -> int:
         """The stream, as the trace counts them, that a segment's blocks are for."""
@@ -161,7 +170,9 @@ class History:
             if self._alive.get(below, self.first) < self.first:
                 self.held[self._alive[below]] = size
         self._alive[made.address] = number
-        if made.category is None and origin.category is None:
+        if made.category is not None:
+            self._is_named = True
+        elif origin.category is None:
             self._note_training(number, origin)
 
     def _note_training(self, number: int, origin: Origin) -> None:
@@ -228,8 +239,11 @@ class History:
         number = self._alive.pop(address)
         self.log.free(number)
         self.entry_of.append(index)
-        if self.log.category(number) == "optimizer_state":
+        category = self.log.category(number)
+        if category == "optimizer_state":
             self.log.classify(number, "workspace")  # the state itself stays
+        elif category == "unknown" and number >= self.first and not self._is_named:
+            self.log.classify(number, "activations")  # made and freed while the program ran
 
     def _run_out(self, raw: Mapping[str, Any]) -> None:
         free = _number(raw, "device_free" if "device_free" in raw else "addr")

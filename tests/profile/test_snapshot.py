@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from memplan.errors import CorruptFile, MemplanError, UsageError
 from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.profile.events import Label
 from memplan.profile.replay import replay
 from memplan.profile.snapshot import read_snapshot, snapshot_of, timeline_of
 
@@ -42,6 +43,7 @@ OPTIMIZER = [
 ]
 CACHE = [
     frame("??", 0, "c10::cuda::CUDACachingAllocator::Native::malloc"),
+    frame("??", 0, "at::_ops::empty_memory_format::call(c10::ArrayRef<c10::SymInt>)"),
     frame("??", 0, "at::_ops::cat::call(c10::IListRef<at::Tensor> const&, long)"),
     frame(SITE + "transformers/cache_utils.py", 115, "update"),
 ]
@@ -120,7 +122,7 @@ def test_whose_code_it_was_and_what_for_is_read_from_the_frames() -> None:
     assert found == {
         "": "unknown",
         "me/job/train.py:12 main": "weights",
-        "transformers/models/llama/modeling_llama.py:172 forward": "unknown",
+        "transformers/models/llama/modeling_llama.py:172 forward": "activations",
         "me/job/train.py:44 main": "gradients",
         "me/job/train.py:45 main": "optimizer_state",
     }
@@ -140,6 +142,34 @@ def test_frames_of_cpp_name_the_operator() -> None:
     number = next(number for number, size in enumerate(log.sizes) if size == 512)
     assert log.labels[log.label_of[number]].operator == "aten.cat"
     assert log.category(number) == "kv_cache"
+
+
+def test_a_backward_pass_without_python_frames_is_known_by_its_engine() -> None:
+    data = written()
+    data["device_traces"][0][7]["frames"] = [
+        frame("??", 0, "at::_ops::bmm_Tensor::redispatch(c10::DispatchKeySet)"),
+        frame("engine.cpp", 0, "torch::autograd::Engine::evaluate_function(std::shared_ptr<torch::autograd::Node>&)"),
+    ]
+    log = snapshot_of(data).log
+    assert log.labels[log.label_of[3]] == Label(operator="aten.bmm")
+    assert log.category(3) == "gradients"
+
+
+def test_what_was_there_before_stays_unknown_and_what_came_and_went_was_an_activation() -> None:
+    log = snapshot_of(written()).log
+    assert [log.category(number) for number in range(3)] == ["unknown", "weights", "activations"]
+
+
+def test_what_is_as_large_as_a_gradient_and_was_always_there_is_a_weight() -> None:
+    data = written()
+    data["segments"].append(segment(600 * MIB, 4 * MIB, [block(4 * MIB, "active_allocated", 4 * MIB)]))
+    log = snapshot_of(data).log
+    assert [log.category(number) for number, size in enumerate(log.sizes) if size == 4 * MIB] == [
+        "weights",
+        "gradients",
+        "workspace",
+        "optimizer_state",
+    ]
 
 
 def test_a_backward_pass_is_told_by_the_forward_pass_that_it_belongs_to() -> None:
