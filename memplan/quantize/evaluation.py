@@ -102,7 +102,9 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
             base_path, base_name = request.path, request.name
             notes.append("the base is the same model with a cache of its own type")
     if base_path is not None and base_path != request.path:
-        _check_same_tokens(tokenizer, base_path, request)
+        again = load_tokenizer(base_path, trust_remote_code=request.trust_remote_code)
+        cut = scoring_windows(texts, again, window_tokens=window_tokens, stride_tokens=request.stride_tokens)
+        _check_same_tokens(windows, cut, request)
     model = _open(request, request.path, kv=kv, calibration_NT=calibration_NT)
     base = _open(request, base_path) if base_path is not None else None
     domains, overall = measure(model, windows, base=base, progress=progress)
@@ -152,11 +154,9 @@ def _config(path: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _check_same_tokens(tokenizer: object, base_path: Path, request: EvaluationRequest) -> None:
-    """Two models can be compared token by token only if they cut text alike."""
-    base = load_tokenizer(base_path, trust_remote_code=request.trust_remote_code)
-    sample = "Two tokenizers, 3 or 4 words: naïve café — x_i += 1;\n\tif (a >= b) return;"
-    if base.get_vocab() != tokenizer.get_vocab() or base(sample)["input_ids"] != tokenizer(sample)["input_ids"]:  # type: ignore[attr-defined, operator]
+def _check_same_tokens(windows: Windows, again: Windows, request: EvaluationRequest) -> None:
+    """Two models can be compared token by token only if they cut this text alike."""
+    if windows.token_NT.shape != again.token_NT.shape or not torch.equal(windows.token_NT, again.token_NT):
         raise UsageError(
             f"{request.name} and {request.base_name} have different tokenizers",
             hint="--against takes the model that this one was made from; compare others by their bits per byte",
