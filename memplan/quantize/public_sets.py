@@ -13,7 +13,7 @@ from memplan.records import dataclass
 
 _KEYS = frozenset({"title", "domain", "licence", "source", "repository", "config", "column", "min_chars", "revision"})
 _PART_KEYS = frozenset({"split", "files", "skip", "documents", "joined"})
-# The shuffling buffer reaches this far past what is skipped or taken: parts of one split must lie further apart.
+# Documents are drawn from a buffer that reaches this far ahead.
 _BUFFER_DOCUMENTS = 1000
 
 
@@ -75,18 +75,23 @@ def load_spec(name: str, path: Path | None = None) -> PublicSet:
 
 
 def read_public_set(name: str, part: Part, *, max_documents: int, seed: int, offline: bool) -> list[Document]:
-    """Return documents of one part, drawn with `seed` from a stream.
-
-    Raises: MissingExtra without the `datasets` library; Offline or SourceError when it cannot be read.
-    """
+    """Return documents of one part of a named set. Raises: Offline when it must not be asked; as `read_documents`."""
     spec = load_spec(name)
     if offline:
         raise Offline(
-            f"the text set `{name}` is {spec.repository} on the hub, and --offline was given",
+            f"the text set `{spec.name}` is {spec.repository} on the hub, and --offline was given",
             hint="use builtin, or a file or folder of your own",
         )
+    return read_documents(spec, part, max_documents=max_documents, seed=seed)
+
+
+def read_documents(spec: PublicSet, part: Part, *, max_documents: int, seed: int) -> list[Document]:
+    """Return documents of one part, drawn with `seed` from a stream.
+
+    Raises: MissingExtra without the `datasets` library; SourceError when the set cannot be read.
+    """
     chosen = spec.parts[part]
-    rows = _rows(spec, chosen, seed=seed)
+    rows = _rows(spec, chosen, end=_end(spec, chosen), seed=seed)
     wanted = min(max_documents or chosen.documents, chosen.documents)
     try:
         return _joined(spec, rows) if chosen.joined else list(islice(_long_enough(spec, rows), wanted))
@@ -106,7 +111,13 @@ def _joined(spec: PublicSet, rows: Iterable[Mapping[str, Any]]) -> list[Document
     return [Document(text=text, domain=spec.domain, origin=spec.name)]
 
 
-def _rows(spec: PublicSet, part: PublicPart, *, seed: int) -> Iterable[Mapping[str, Any]]:
+def _end(spec: PublicSet, part: PublicPart) -> int | None:
+    """The row at which another part of the same split begins, which this one must not reach."""
+    others = (each for each in spec.parts.values() if (each.split, each.files) == (part.split, part.files))
+    return min((each.skip for each in others if each.skip > part.skip), default=None)
+
+
+def _rows(spec: PublicSet, part: PublicPart, *, end: int | None, seed: int) -> Iterable[Mapping[str, Any]]:
     try:
         import datasets
     except ImportError as error:
@@ -124,6 +135,7 @@ def _rows(spec: PublicSet, part: PublicPart, *, seed: int) -> Iterable[Mapping[s
             streaming=True,
         )
         rows = rows.skip(part.skip) if part.skip else rows
+        rows = rows.take(end - part.skip) if end is not None else rows
         if not part.joined:
             rows = rows.shuffle(seed=seed, buffer_size=_BUFFER_DOCUMENTS)
     except (OSError, ValueError, RuntimeError) as error:
