@@ -12,12 +12,14 @@ from torch import Tensor
 
 from memplan.domain.quality import QualityReport
 from memplan.errors import MissingExtra, UsageError
+from memplan.quantize.formats.reading import layout_of
 from memplan.quantize.forward import Forward, Progress, StreamedModel, WholeModel
 from memplan.quantize.kv_rounding import KvRounding, KvScales, kv_dtype_named
 from memplan.quantize.overlap import check_disjoint
 from memplan.quantize.perplexity import measure
 from memplan.quantize.text_sets import read_set
 from memplan.quantize.windows import Windows, calibration_windows, load_tokenizer, scoring_windows
+from memplan.quantize.written import written_model
 from memplan.records import dataclass
 
 DEFAULT_WINDOW_TOKENS = 2048
@@ -109,7 +111,7 @@ def evaluate(request: EvaluationRequest, progress: Progress | None = None) -> Ev
     base = _open(request, base_path) if base_path is not None else None
     domains, overall = measure(model, windows, base=base, progress=progress)
     if any(isinstance(each, StreamedModel) for each in (model, base)):
-        notes.append("run one block at a time, because the weights do not fit into the memory that is free")
+        notes.append("run one block at a time: packed weights, or more of them than memory is free")
     report = QualityReport(
         model=request.name,
         base=base_name,
@@ -166,11 +168,21 @@ def _check_same_tokens(windows: Windows, again: Windows, request: EvaluationRequ
 def _open(
     request: EvaluationRequest, path: Path, *, kv: KvRounding | None = None, calibration_NT: Tensor | None = None
 ) -> Forward:
-    """The model in memory where it fits there, else block by block. Quantized checkpoints are transformers' to load."""
-    is_quantized = "quantization_config" in _config(path)
+    """The model in memory where it fits there, else block by block.
+
+    A quantized checkpoint is unpacked block by block where its layout is read here, else loaded by transformers.
+    """
+    quantization = _config(path).get("quantization_config")
+    if isinstance(quantization, dict):
+        found = layout_of(quantization)
+        if found is not None:
+            written = written_model(path, *found, device=request.device)
+            written.kv, written.calibration_NT = kv, calibration_NT
+            return written
     limit = request.max_memory_bytes or int(_free_bytes(request.device) * _FREE_FRACTION)
     num_models = 1 + (request.base_path is not None or bool(request.kv_dtype))
-    kind = WholeModel if is_quantized or _whole_bytes(path, request.device) * num_models <= limit else StreamedModel
+    fits = _whole_bytes(path, request.device) * num_models <= limit
+    kind = WholeModel if fits or quantization is not None else StreamedModel
     return kind(
         path,
         device=request.device,
