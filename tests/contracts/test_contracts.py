@@ -126,9 +126,12 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_nothing_is_pickled_and_no_unit_is_called_gb() -> None:
+def test_nothing_is_unpickled_and_no_unit_is_called_gb() -> None:
+    snapshots = {"memviz.py", "plain_pickle.py"}  # PyTorch's: written, and read by a reader that imports nothing
     for path in (ROOT / "memplan").rglob("*.py"):
         text = path.read_text()
-        assert "import pickle" not in text, path
+        assert "import pickle" not in text or path.name in snapshots, path
+        assert "pickle.load" not in text, path
+        assert "pickle.Unpickler" not in text or path.name == "plain_pickle.py", path
         assert "_gb =" not in text, path
         assert "_gb:" not in text, path
