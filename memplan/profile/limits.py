@@ -5,6 +5,7 @@ from __future__ import annotations
 from memplan.domain.timeline import MemoryTimeline
 from memplan.profile.allocator.settings import AllocatorSettings
 from memplan.profile.events import EventLog
+from memplan.profile.load_warmup import warmed_up_on
 from memplan.profile.replay import PhaseWork, replay
 from memplan.records import replace
 
@@ -27,7 +28,13 @@ def on_device(
         for phase in timeline.phases
         if (phase.phase, phase.iteration) == (mark.phase, mark.iteration)
     }
-    limited = replay(log, settings, capacity_bytes=capacity_bytes, outside_bytes=outside_bytes, work=work)
+    limited = replay(
+        warmed_up_on(log, capacity_bytes),
+        settings,
+        capacity_bytes=capacity_bytes,
+        outside_bytes=outside_bytes,
+        work=work,
+    )
     if limited.out_of_memory is not None:
         return replace(timeline, out_of_memory=limited.out_of_memory)
     runs = {(phase.phase, phase.iteration) for phase in timeline.phases}

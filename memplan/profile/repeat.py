@@ -44,8 +44,8 @@ def write_steps(log: EventLog, before: Step, last: Step, distances: list[int]) -
     for distance in distances:
         shift = len(log.sizes) - last.first
         log.sizes.extend([size + step * distance for size, step in zip(sizes, grown, strict=True)])
-        is_final = distance == distances[-1]
-        log.label_of.extend(_grown_labels(log, before, last, distance) if is_final else labels)
+        is_seen = distance in distances[-2:]  # a peak lies in the final step, when some of the one before is still there
+        log.label_of.extend(_grown_labels(log, before, last, distance) if is_seen else labels)
         log.category_of.extend(categories)
         log.stream_of.extend(streams)
         # Steps follow each other at once, so that what one frees of the step before it is as far back in every one.

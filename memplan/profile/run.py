@@ -12,6 +12,7 @@ from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import MissingExtra
 from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog
+from memplan.profile.load_warmup import warmed_up_on
 from memplan.profile.replay import replay
 from memplan.profile.request import ProfileRequest, check_request
 
@@ -30,7 +31,8 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
     from memplan.profile.execute import record
 
     recorded = record(request)
-    replayed = replay(recorded.log, settings, capacity_bytes=request.capacity_bytes)
+    log = warmed_up_on(recorded.log, request.capacity_bytes)
+    replayed = replay(log, settings, capacity_bytes=request.capacity_bytes)
     if recorded.interrupted and not any(phase.phase in recorded.phases for phase in replayed.phases):
         raise KeyboardInterrupt
     timeline = MemoryTimeline(
@@ -47,7 +49,7 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
         warnings=recorded.notes,
         versions=installed_versions(),
     )
-    return timeline, recorded.log
+    return timeline, log
 
 
 def require_packages() -> None:

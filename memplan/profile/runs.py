@@ -10,6 +10,7 @@ import torch
 from memplan.domain.timeline import Phase
 from memplan.profile.generation import Generation
 from memplan.profile.inputs import require_text
+from memplan.profile.load_warmup import WARM_UP
 from memplan.profile.recorder import Recorder
 from memplan.profile.request import INFERENCE, ProfileRequest
 from memplan.profile.subject import Subject
@@ -55,13 +56,12 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
 def load(subject: Subject, recorder: Recorder) -> None:
     """Note the weights as they are laid out when transformers loads them.
 
-    On a GPU it first takes and returns all of their bytes at once, so that the allocator has them in one segment.
-    Source: transformers 5.23 `modeling_utils.py`, caching_allocator_warmup.
+    On a GPU it first takes and returns all of their bytes at once (see `load_warmup`).
     """
     recorder.begin("load")
     weights = list(subject.weights())
     if subject.runs_as == "cuda":
-        recorder.spike([sum(tensor.untyped_storage().nbytes() for _, tensor in weights)], "caching_allocator_warmup")
+        recorder.spike([sum(tensor.untyped_storage().nbytes() for _, tensor in weights)], WARM_UP)
     for name, tensor in weights:
         recorder.hold(tensor, "weights", module=name.rpartition(".")[0], operator="load")
 

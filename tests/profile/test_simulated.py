@@ -223,6 +223,9 @@ def test_a_device_that_is_too_small_ends_the_profile_with_what_was_wanted() -> N
     timeline = _profile("llama-8b", phases=("load",), capacity_bytes=12 << 30)
     assert timeline.out_of_memory is not None
     assert timeline.out_of_memory.phase == "load"
+    tensor = timeline.out_of_memory.tensor
+    assert tensor is not None
+    assert tensor.category == "weights"  # transformers' warm-up takes no more than there is
 
 
 def test_a_model_that_writes_no_text_runs_forward(folder) -> None:  # type: ignore[no-untyped-def]
