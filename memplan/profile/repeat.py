@@ -44,7 +44,7 @@ def write_steps(log: EventLog, before: Step, last: Step, distances: list[int]) -
     for distance in distances:
         shift = len(log.sizes) - last.first
         log.sizes.extend([size + step * distance for size, step in zip(sizes, grown, strict=True)])
-        is_seen = distance in distances[-2:]  # a peak lies in the final step, when some of the one before is still there
+        is_seen = distance in distances[-2:]  # a peak in the final step finds some of the one before still there
         log.label_of.extend(_grown_labels(log, before, last, distance) if is_seen else labels)
         log.category_of.extend(categories)
         log.stream_of.extend(streams)
