@@ -23,8 +23,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def source_of(name: str) -> str:
-    """Where a table was read."""
+def title_of(name: str) -> str:
+    """What a table is of."""
     return str(_table(name)["title"])
 
 

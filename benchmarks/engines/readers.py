@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from emitting import Batch, write_all
-from key_tables import script_words, source_of, wrong_keys
+from key_tables import script_words, title_of, wrong_keys
 from outcome import Row, row, skipped
 from setups import setups
 
@@ -140,9 +140,8 @@ def by_table(name: str, engine: str, release: str, *, quick: bool, is_verbose: b
     with tempfile.TemporaryDirectory() as folder:
         batch: Batch = write_all(setups(quick=quick), engine, name, Path(folder))
         errors = {one.path: wrong_keys(name, release, one.path) for one in batch.written}
-    how = f"a table of the arguments it takes ({source_of(name)}); its own reader does not run here"
-    reader = f"{release}, not by itself"
-    return row(name, reader, batch, errors, how, is_verbose=is_verbose)
+    how = "keys, kinds and ranges; its own reader does not run here"
+    return row(name, f"a table of {title_of(name)} {release}", batch, errors, how, is_verbose=is_verbose)
 
 
 def llama_setups(*, quick: bool) -> Iterator[dict[str, Any]]:
