@@ -20,11 +20,13 @@ from pathlib import Path
 from memplan.domain.timeline import Level, PhaseMemory
 from memplan.errors import MemplanError
 from memplan.profile.allocator.blocks import Block
+from memplan.profile.allocator.expandable import ExpandableAllocator
 from memplan.profile.allocator.resumed import ResumedAllocator
 from memplan.profile.plain_pickle import read_plain
 from memplan.profile.replay import replay
-from memplan.profile.snapshot import history_of, read_snapshot
+from memplan.profile.snapshot import devices_of, history_of, read_snapshot
 from memplan.profile.snapshot_history import History
+from memplan.records import replace
 from memplan.units import parse_size_bytes
 
 MIB = 1 << 20
@@ -54,9 +56,20 @@ def row(path: Path, phase: PhaseMemory, moment: str, real: Level, made: Level) -
     return found
 
 
-def placed(path: Path) -> dict[str, object]:
-    """How many requests land where PyTorch put them. Not for expandable segments: theirs lie where there is room."""
-    history = history_of(read_plain(path))
+def placed(path: Path) -> list[dict[str, object]]:
+    """For each device, how many requests land where PyTorch put them."""
+    data = read_plain(path)
+    rows = []
+    for device in devices_of(data):
+        history = history_of(data, device=device)
+        pages = history.device.pages or any(entry.action == "segment_map" for entry in history.entries)
+        requests, right = in_pages(history) if pages else in_segments(history)
+        rows.append({"snapshot": path.name, "device": device, "requests": requests, "in_place": right})
+    return rows
+
+
+def in_segments(history: History) -> tuple[int, int]:
+    """Requests, and those at PyTorch's addresses, where segments are taken whole."""
     new = [entry.address for entry in history.entries if entry.action == "segment_alloc"]
     allocator = ResumedAllocator(history.settings, place=lambda _: new.pop(0))
     blocks = adopt(history, allocator)
@@ -71,13 +84,29 @@ def placed(path: Path) -> dict[str, object]:
             allocator.free(blocks.pop(entry.address))
         elif entry.action == "segment_free":
             allocator.return_segment(entry.address)
-    return {
-        "snapshot": path.name,
-        "requests": requests,
-        "in_place": right,
-        "measured_reserved_bytes": history.now.reserved_bytes,
-        "simulated_reserved_bytes": allocator.reserved_bytes,
-    }
+    return requests, right
+
+
+def in_pages(history: History) -> tuple[int, int]:
+    """The same for expandable segments: where each of them lies is found from its first request.
+
+    Only for a history that began with its device empty; of another no request counts.
+    """
+    if history.first or history.device.pages:
+        return 0, 0
+    allocator = ExpandableAllocator(replace(history.settings, expandable_segments=True))
+    blocks: dict[int, Block] = {}
+    shifts: dict[tuple[int, bool], int] = {}
+    requests = right = 0
+    for entry in history.entries:
+        if entry.action == "alloc":
+            block = allocator.allocate(entry.size_bytes, history.log.stream_of[requests])
+            shift = shifts.setdefault((block.pool.stream, block.pool.is_small), entry.address - block.start)
+            requests, right = requests + 1, right + (block.start + shift == entry.address)
+            blocks[entry.address] = block
+        elif entry.action == "free_completed" and entry.address in blocks:
+            allocator.free(blocks.pop(entry.address))
+    return requests, right
 
 
 def adopt(history: History, allocator: ResumedAllocator) -> dict[int, Block]:
@@ -116,11 +145,10 @@ def print_levels(rows: list[dict[str, object]]) -> None:
 
 def print_places(rows: list[dict[str, object]]) -> None:
     """The places as a table, and in all."""
-    print("| snapshot | requests | in place | reserved, MiB |")
+    print("| snapshot | device | requests | in place |")
     print("|---|---:|---:|---:|")
     for each in rows:
-        reserved = f"{each['simulated_reserved_bytes'] / MIB:,.0f} of {each['measured_reserved_bytes'] / MIB:,.0f}"
-        print(f"| {each['snapshot']} | {each['requests']:,} | {each['in_place']:,} | {reserved} |")
+        print(f"| {each['snapshot']} | {each['device']} | {each['requests']:,} | {each['in_place']:,} |")
     print(f"\n{sum(row['in_place'] for row in rows):,} of {sum(row['requests'] for row in rows):,} requests in place.")
 
 
@@ -135,7 +163,7 @@ def main() -> int:
     try:
         capacity = parse_size_bytes(options.capacity) if options.capacity else None
         if options.addresses:
-            rows = [placed(path) for path in options.snapshots]
+            rows = [each for path in options.snapshots for each in placed(path)]
         else:
             rows = [each for path in options.snapshots for each in compare(path, capacity)]
     except MemplanError as error:

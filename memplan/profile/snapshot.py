@@ -74,8 +74,14 @@ def history_of(data: object, *, device: int | None = None) -> History:
     return _read(data, device)[2]
 
 
-def _read(data: object, device: int | None) -> tuple[int, str, History, tuple[str, ...]]:
-    """The device that is read, its settings as written, its history, and what was not understood."""
+def devices_of(data: object) -> list[int]:
+    """The devices that a snapshot has anything of. Raises: CorruptFile."""
+    whole, traces = _parts(data)
+    return sorted(_held(whole["segments"], traces))
+
+
+def _parts(data: object) -> tuple[Mapping[str, Any], list[Any]]:
+    """A snapshot as a dictionary, and its histories by device."""
     if isinstance(data, list):  # torch.cuda.memory_snapshot() is the segments alone
         data = {"segments": data}
     if not isinstance(data, Mapping) or not isinstance(data.get("segments"), list):
@@ -83,7 +89,13 @@ def _read(data: object, device: int | None) -> tuple[int, str, History, tuple[st
     traces = data.get("device_traces", [])
     if not isinstance(traces, list):
         raise CorruptFile("not a memory snapshot: `device_traces` is no list", hint=_HINT)
-    number = _device(data["segments"], traces, device)
+    return data, traces
+
+
+def _read(whole: object, device: int | None) -> tuple[int, str, History, tuple[str, ...]]:
+    """The device that is read, its settings as written, its history, and what was not understood."""
+    data, traces = _parts(whole)
+    number = _device(_held(data["segments"], traces), device)
     text, settings, warnings = _settings(data)
     history = History(settings)
     for segment in data["segments"]:
@@ -111,8 +123,8 @@ def timeline_of(snapshot: Snapshot, *, name: str) -> MemoryTimeline:
     )
 
 
-def _device(segments: list[Any], traces: list[Any], wanted: int | None) -> int:
-    """The device to read: the one that was asked for, or else the one with the most memory and the longest history."""
+def _held(segments: list[Any], traces: list[Any]) -> dict[int, tuple[int, int]]:
+    """For each device that has anything, the bytes that it holds and the length of its history."""
     held: dict[int, tuple[int, int]] = {}
     for number, trace in enumerate(traces):
         if not isinstance(trace, list):
@@ -126,6 +138,11 @@ def _device(segments: list[Any], traces: list[Any], wanted: int | None) -> int:
             raise CorruptFile("not a memory snapshot: a segment without a size", hint=_HINT)
         bytes_held, length = held.get(number, (0, 0))
         held[number] = (bytes_held + size, length)
+    return held
+
+
+def _device(held: dict[int, tuple[int, int]], wanted: int | None) -> int:
+    """The device to read: the one that was asked for, or else the one with the most memory and the longest history."""
     if wanted is not None and wanted not in held:
         have = ", ".join(str(number) for number in sorted(held)) or "none"
         raise UsageError(f"no device {wanted} in the snapshot", hint=f"it has {have}")

@@ -6,4 +6,5 @@ any cache, `resumed` a device that is already in use. Torch is not known here.
 
 Source: c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, PyTorch 2.6 and 2.13. Where CUDA puts a new
 segment is not published; here addresses only rise. They decide between free blocks of one size, and nothing else.
+Checked by: benchmarks/profile/allocator_truth.py, request by request, on 36 histories of real runs.
 """
