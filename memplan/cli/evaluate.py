@@ -12,7 +12,8 @@ import typer
 
 from memplan.cli.options import EVALUATE_OPTIONS, OUTPUT_OPTIONS, SERVING_OPTIONS, SOURCE_OPTIONS, Given, accepts
 from memplan.cli.output import answer_with, check_output
-from memplan.errors import MissingExtra, SourceNotFound, UsageError
+from memplan.errors import SourceNotFound, UsageError
+from memplan.quantize.packages import require_packages
 from memplan.units import parse_fraction, parse_size_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def evaluate_command(given: Given) -> None:
     from memplan.cli.state import filled_in
 
     given = filled_in(given)
-    _require_packages()
+    require_packages("memplan evaluate")
     request = _request(given)
     from memplan.quantize.evaluation import evaluate
     from memplan.quantize.gate import DEFAULT_LIMIT_FRACTION, judge
@@ -95,14 +96,6 @@ def _count(given: Given, name: str) -> int:
     if name in given and given[name] < 1:
         raise UsageError(f"--{name.replace('_', '-')} is {given[name]}", hint="it must be at least 1")
     return int(given.get(name, 0))
-
-
-def _require_packages() -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(f"memplan evaluate needs {', '.join(missing)}", hint="pip install 'memplan[quantize]'")
 
 
 @contextmanager

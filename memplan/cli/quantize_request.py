@@ -10,7 +10,7 @@ from memplan.errors import UsageError
 from memplan.quantize.forecast import Forecast, forecast
 from memplan.quantize.request import QuantizeRequest, quantize_request
 from memplan.records import dataclass
-from memplan.units import format_gib, parse_size_bytes
+from memplan.units import format_gib, parse_fraction, parse_size_bytes
 
 _DEVICES = ("cpu", "cuda")
 _SETTINGS = {"window": "window_tokens", "num_samples": "num_samples", "batch_size": "batch_size"}
@@ -74,7 +74,7 @@ def ask(given: Given) -> AskedQuantization:
         forecast=forecast(spec, request),
         limit_bytes=_limit(given, request.device),
         output=given.get("output") or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-')}"),
-        max_increase_fraction=_fraction(str(given.get("max_perplexity_increase", "2%"))),
+        max_increase_fraction=parse_fraction(str(given.get("max_perplexity_increase", "2%"))),
     )
 
 
@@ -115,16 +115,6 @@ def _free_memory() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 10:
-        raise UsageError(f"not a rise of perplexity: `{text}`", hint="write 2% or 0.02")
-    return value
 
 
 def _plain_name(name: str) -> str:

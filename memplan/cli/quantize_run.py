@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from memplan.cli.options import Given
 from memplan.cli.quantize_request import AskedQuantization
-from memplan.errors import MissingExtra, QualityMissed, Unfinished
+from memplan.errors import QualityMissed, Unfinished
 from memplan.quantize.gate import GateResult, judge
+from memplan.quantize.packages import require_packages
 from memplan.quantize.result import QuantizeResult
 
 if TYPE_CHECKING:
@@ -29,14 +29,15 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
     Raises: Unfinished when it was interrupted; QualityMissed when the result lost too much; MissingExtra, and what the
     pipeline raises.
     """
-    _require()
-    _quiet()
+    require_packages("memplan quantize", "compressed_tensors")
+    from memplan.quantize.evaluation import device_named
     from memplan.quantize.output import accept, write_checkpoint
     from memplan.quantize.workspace import Workspace, write_whole
     from memplan.report.quantize_json import result_json
 
     assert asked.folder is not None
     assert asked.output is not None
+    device_named(asked.request.device)
     start = time.monotonic()
     work, notes = _quantization(asked, given)
     workspace = Workspace(asked.output, work.identity())
@@ -71,26 +72,6 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
         _refuse(result)
     _remember(asked, result)
     return result
-
-
-def _require() -> None:
-    import importlib.util
-
-    missing = [
-        name
-        for name in ("torch", "transformers", "safetensors", "compressed_tensors")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise MissingExtra(f"memplan quantize needs {', '.join(missing)}", hint="pip install 'memplan[quantize]'")
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own progress."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
 
 
 def _quantization(asked: AskedQuantization, given: Given) -> tuple[Quantization, list[str]]:
