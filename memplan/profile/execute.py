@@ -19,22 +19,25 @@ from memplan.introspect.bytesource import show
 from memplan.profile.events import EventLog
 from memplan.profile.kernels import Target, simulated_kernels
 from memplan.profile.recorder import Recorder
+from memplan.profile.replay import PhaseWork
 from memplan.profile.request import ProfileRequest
 from memplan.profile.runs import fitting, run
 from memplan.profile.subject import load_subject
 from memplan.profile.values import meta_answers, note_value
+from memplan.profile.work import WorkCounter
 from memplan.profile.workspaces import MATRIX_PRODUCTS, cublas_workspace_bytes, insides
 from memplan.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A trace, of what model it is, the phases that it has, and what a person should know about how it was made.
+    """A trace with the work of its phases, of what model it is, and what a person should know about how it was made.
 
     `interrupted` says that the last of its phases was cut short by the person.
     """
 
     log: EventLog
+    work: dict[int, PhaseWork]
     architecture: str
     dtype: str
     device_name: str
@@ -61,6 +64,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
             notes, interrupted = (f"interrupted in {recorder.log.marks[-1].phase}: later phases are missing",), True
     return Recorded(
         log=recorder.log,
+        work=recorder.work.by_phase() if recorder.work is not None else {},
         architecture=subject.architecture,
         dtype=str(subject.dtype).removeprefix("torch."),
         device_name="" if subject.device == "meta" else subject.device,
@@ -72,7 +76,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
 
 def _recorder(request: ProfileRequest, target: Target) -> Recorder:
     if request.device == "cpu":
-        return Recorder("cpu")
+        return Recorder("cpu", work=WorkCounter())
     kept = dict.fromkeys(MATRIX_PRODUCTS, cublas_workspace_bytes(request.compute_capability))
     return Recorder(
         "meta",
@@ -80,6 +84,7 @@ def _recorder(request: ProfileRequest, target: Target) -> Recorder:
         answers=meta_answers(),
         note_value=note_value,
         kept=kept if target == "cuda" else None,
+        work=WorkCounter(),
     )
 
 

@@ -68,14 +68,19 @@ class Generation:
         """Write the tokens after the first one: all of them, or the first and what follows from those."""
         steps = self._request.output_tokens - 1
         marks: list[Step] = []
+        work = self._recorder.work
+        counts = [work.so_far()] if work is not None else []
         for done in range(steps):
             marks.append(self._timed_step())
+            counts += [work.so_far()] if work is not None else []
             log, left = self._recorder.log, steps - done - 1
             if self._can_repeat(left) and len(marks) >= _FIRST_STEPS:
                 last = (marks[-3], marks[-2], marks[-1])
                 if are_alike(log, last):
                     distances = spread(left, _MOST_WRITTEN)
                     self._recorder.renumber(write_steps(log, last[1], last[2], distances))
+                    if work is not None:
+                        work.repeat((counts[-3], counts[-2], counts[-1]), left)
                     if len(distances) < left:
                         self.notes.append(f"decode: {done + 1 + len(distances)} of {steps} steps stand for all")
                     return

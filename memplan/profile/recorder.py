@@ -27,6 +27,7 @@ from memplan.domain.timeline import Category, Phase
 from memplan.profile.accumulation import adds_in_place, lone_holders
 from memplan.profile.events import EventLog, Label
 from memplan.profile.shapes import ShapeMemory
+from memplan.profile.work import WorkCounter
 
 Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
 Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -53,7 +54,8 @@ class Recorder(TorchDispatchMode):
 
     `inside` gives, by operator, the sizes in bytes of what it takes and returns while it runs; `answers` stands in for
     operators that cannot run on the device (those that ask for values of tensors that have none), and `note_value` is
-    told what every operator made of what. `kept` is what the first of some operators takes for good, in bytes.
+    told what every operator made of what. `kept` is what the first of some operators takes for good, in bytes. `work`
+    counts what operators compute and move.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Recorder(TorchDispatchMode):
         answers: dict[Any, Answer] | None = None,
         note_value: Callable[[Any, Any, Any, Any], None] | None = None,
         kept: dict[Any, int] | None = None,
+        work: WorkCounter | None = None,
     ) -> None:
         super().__init__()
         self.log = EventLog() if log is None else log
@@ -74,6 +77,7 @@ class Recorder(TorchDispatchMode):
         self._answers = answers or {}
         self._note_value = note_value
         self._kept = kept or {}
+        self.work = work
         self._shapes = ShapeMemory() if device_type == "meta" else None
         self._plans: dict[Any, tuple[int, Inside | None, Answer | None, str]] = {}
         self._alive: dict[int, _Watch] = {}
@@ -92,6 +96,8 @@ class Recorder(TorchDispatchMode):
         """Start a phase: what was recorded before stays."""
         self._usual_category = "workspace" if phase == "optimizer" else "activations"
         self.log.begin(phase, iteration)
+        if self.work is not None:
+            self.work.begin()
         self._follows_gradients = phase == "forward"
         self._is_backward = phase == "backward"
         if phase == "forward":
@@ -150,6 +156,9 @@ class Recorder(TorchDispatchMode):
                 self._add(made, name, None, None)
             elif isinstance(made, (list, tuple)):
                 self._add_each(made, name)
+        if self.work is not None and (makes or func._schema.is_mutable):
+            in_backward = self._is_backward and not self.module
+            self.work.count(func, args, kwargs or {}, made, self._origin()[0] if in_backward else self.module)
         if inside is not None:
             self.spike(inside(args, kwargs or {}, made), name)
         return made

@@ -32,7 +32,7 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
 
     recorded = record(request)
     log = warmed_up_on(recorded.log, request.capacity_bytes)
-    replayed = replay(log, settings, capacity_bytes=request.capacity_bytes)
+    replayed = replay(log, settings, capacity_bytes=request.capacity_bytes, work=recorded.work)
     if recorded.interrupted and not any(phase.phase in recorded.phases for phase in replayed.phases):
         raise KeyboardInterrupt
     timeline = MemoryTimeline(
