@@ -25,9 +25,9 @@ from tokens import END_OF_TEXT, texts_of, token_stream, train_tokenizer
 
 TOKENS_PER_STEP = 4096
 # Share of the steps, and tokens per sequence in them.
-STAGES = ((0.50, 256), (0.40, 512), (0.06, 1024), (0.04, 2048))
+STAGES = ((0.5, 256), (0.4475, 512), (0.03, 1024), (0.0225, 2048))
 WARM_UP_STEPS = 100
-SAVE_EVERY_STEPS = 100
+SAVE_EVERY_STEPS = 50
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.004
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].capitalize() + ': ' + message['content'].strip() + '\\n\\n' }}"
@@ -145,7 +145,7 @@ def main() -> None:
     """Parse, then train or export."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("work", type=Path)
-    parser.add_argument("--steps", type=int, default=1000, help="of %(default)s: the schedule is made for these")
+    parser.add_argument("--steps", type=int, default=950, help="of %(default)s: the schedule is made for these")
     parser.add_argument("--until", type=int, help="stop after this step; the next call goes on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, metavar="FOLDER", help="write the checkpoint as trained so far")

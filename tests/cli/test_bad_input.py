@@ -245,7 +245,7 @@ def test_8k_and_8K_are_different_lengths(memplan_here: Memplan) -> None:  # noqa
 def test_the_demo_model_is_answered_offline(memplan_here: Memplan) -> None:
     done = memplan_here("estimate", "demo", "--gpu", "a100-80g", "--offline")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("demo, 5,278,976 parameters")
+    assert done.stdout.startswith("demo, 4,590,848 parameters")
 
 
 def test_an_interrupted_command_exits_130(memplan_here: Memplan, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 NOT_AT_HAND = {"model.Q4_K_M.gguf": (3,), "org/model": (3, 5)}
 FAILS = ("DOES NOT FIT", "OUT OF MEMORY")
 # What needs torch is run where it is installed.
-TORCH_COMMANDS = ("memplan profile",)
+TORCH_COMMANDS = ("memplan profile", "memplan evaluate")
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CONFIG = "model: qwen3-32b\ntensor-parallel-size: 2\nmax-model-len: 32768\n"
 
