@@ -122,18 +122,21 @@ def _least(cell: Cell, batches: Sequence[int], room: float, request: PlanRequest
     the candidate of the largest.
     """
     rate = request.traffic.request_per_s or 0.0
-    best = candidate(cell, batches[-1], room, request)
-    if best is None or best.speed.request_per_s < rate:
+    most = batches[-1]
+    best, alone = candidate(cell, most, room, request), candidate(cell, 1, room, request)
+    if best is None or alone is None or best.speed.request_per_s < rate:
         return best
-    low, high = 0, batches[-1]
+    low, high = min(most - 1, int(rate * alone.latency_s)), most  # nobody is served sooner than alone
+    tried = low + 1 + low // 4
     while high - low > 1 + low // 16:
-        middle = (low + high) // 2
-        between = candidate(cell, middle, room, request)
+        between = candidate(cell, min(tried, high - 1), room, request)
         if between is None or between.speed.request_per_s < rate:
-            low = middle
+            low = min(tried, high - 1)
+            tried = 2 * low if high == most else (low + high) // 2
         else:
-            high, best = middle, between
-    places = min(batches[-1], ceil(high + _SURE * sqrt(high)))
+            high = min(tried, high - 1)
+            tried = (low + high) // 2
+    places = min(most, ceil(high + _SURE * sqrt(high)))
     return candidate(cell, places, room, request)
 
 
