@@ -19,8 +19,8 @@ from memplan.quantize.kv_rounding import KvRounding
 from memplan.quantize.skeleton import Skeleton
 from memplan.records import replace
 
-# Tokens of a batch: enough for matrix products to be efficient, few enough for their logits to be small.
-_BATCH_TOKENS = 4096
+# Tokens of a batch: with a vocabulary of 128k, their logits are 1 GiB in float32.
+_BATCH_TOKENS = 2048
 
 Progress = Callable[[int, int], None]
 
@@ -97,6 +97,7 @@ class StreamedModel(Forward):
     ) -> None:
         self.skeleton = skeleton or Skeleton(path, device=device, trust_remote_code=trust_remote_code)
         self.skeleton.dtype = compute_dtype(device) or self.skeleton.dtype
+        _loop_over_experts(self.skeleton.model)
         self.surroundings = Surroundings(self.skeleton)
         self.kv, self.calibration_NT = kv, calibration_NT
 
@@ -109,7 +110,7 @@ class StreamedModel(Forward):
         runs = [self.surroundings.calls(token_BT) for token_BT in (*measured, *scored)]
         hidden = [first_BTH for first_BTH, _ in runs]
         for index, name in enumerate(self.skeleton.blocks):
-            block = self.skeleton.load(name)
+            block = self._load(name)
             for number, (_, calls) in enumerate(runs):
                 call = self._with_cache(calls[index], measures=number < len(measured))
                 hidden[number] = call.run(block, hidden[number])
@@ -118,6 +119,16 @@ class StreamedModel(Forward):
                 progress(index + 1, len(self.skeleton.blocks))
         for token_BT, output_BTH in zip(scored, hidden[len(measured) :], strict=True):
             yield self._finish(token_BT, output_BTH)
+
+    def _load(self, name: str) -> nn.Module:
+        block = self.skeleton.load(name)
+        empty = next((leaf for leaf, value in block.named_parameters() if value.device.type == "meta"), None)
+        if empty is not None:
+            raise UnsupportedModel(
+                f"{name}.{empty} is stored in another form than this family runs it",
+                hint="it can only be run whole: give more memory",
+            )
+        return block
 
     def _with_cache(self, call: Call, *, measures: bool) -> Call:
         if self.kv is None:
@@ -178,7 +189,15 @@ def _load(path: Path, device: str, trust_remote_code: bool) -> Any:
         raise MissingExtra(f"transformers cannot load {path}: {_first_line(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
         raise UnsupportedModel(f"transformers cannot load {path}: {_first_line(error)}") from error
+    _loop_over_experts(model)
     return model.to(device).eval().requires_grad_(False)
+
+
+def _loop_over_experts(model: Any) -> None:
+    """Run experts one after the other: the grouped kernels of transformers 5 take 16-bit weights only on the CPU."""
+    choose = getattr(model, "set_experts_implementation", None)
+    if choose is not None:
+        choose("eager")
 
 
 def _first_line(error: Exception) -> str:
