@@ -60,7 +60,7 @@ def load(subject: Subject, recorder: Recorder) -> None:
     """
     recorder.begin("load")
     weights = list(subject.weights())
-    if subject.runs_as == "cuda":
+    if subject.runs_as == "cuda" and subject.device == "meta":
         recorder.spike([sum(tensor.untyped_storage().nbytes() for _, tensor in weights)], WARM_UP)
     for name, tensor in weights:
         recorder.hold(tensor, "weights", module=name.rpartition(".")[0], operator="load")
