@@ -26,6 +26,7 @@ class Marks:
 
     def __init__(self) -> None:
         self.log = _NoLog()
+        self.work = None
 
     def __enter__(self) -> Marks:
         return self
