@@ -59,7 +59,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
         "checkpointing": given.get("checkpointing"),
         "lora_rank": given.get("lora_rank"),
         "iterations": given.get("iterations"),
-        "warmup": given.get("warmup"),
+        "warmup": given.get("warmup", 1 if device == "cuda" else None),
         "allocator": given.get("allocator"),
         "capacity_bytes": _capacity(named) if device == "simulated" else None,
         "compute_capability": _capability(gpu),

@@ -128,6 +128,8 @@ def build_model(torch: Any, transformers: Any, config: Any, trust_remote_code: b
             with torch.device(device):
                 return make(config).eval()
         except Exception as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
             problem = problem or error
     raise _cannot("build the model", problem or ValueError("no class for it")) from None
 

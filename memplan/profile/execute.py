@@ -55,7 +55,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
     request = fitting(request, subject)
     recorder = _recorder(request, target)
     interrupted = False
-    with settled(request), _kernels(request, target), _explained(request):
+    with settled(request), _kernels(request, target), explained(request):
         try:
             notes = run(subject, recorder, request)
         except KeyboardInterrupt:
@@ -89,7 +89,7 @@ def _recorder(request: ProfileRequest, target: Target) -> Recorder:
 
 
 @contextlib.contextmanager
-def _explained(request: ProfileRequest) -> Iterator[None]:
+def explained(request: ProfileRequest) -> Iterator[None]:
     """Say in one line that a model's code cannot be run on tensors without values, or on inputs of these sizes.
 
     Raises: UnsupportedModel.

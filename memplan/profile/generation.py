@@ -108,7 +108,7 @@ class Generation:
             options["logits_to_keep"] = 1
         outputs = self._subject.model(**options)
         self._cache = next((outputs[each] for each in _CACHE_NAMES if outputs.get(each) is not None), None)
-        self._recorder.classify(_tensors_of(self._cache), "kv_cache")
+        self._recorder.classify(tensors_of(self._cache), "kv_cache")
         logits = outputs.logits[:, -1].to(copy=True, dtype=torch.float32)
         self._tokens = torch.cat([self._tokens, torch.argmax(logits, dim=-1)[:, None]], dim=-1)
         mask = self._fixed.get("attention_mask")
@@ -125,7 +125,7 @@ class Generation:
         return transformers.StaticCache(config=self._subject.config, max_cache_len=length)
 
 
-def _tensors_of(cache: Any) -> list[torch.Tensor]:
+def tensors_of(cache: Any) -> list[torch.Tensor]:
     """Every tensor that a cache object holds."""
     found: list[torch.Tensor] = []
     waiting: list[Any] = [cache]

@@ -6,11 +6,13 @@ another package. What they make is made here in the same order.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from memplan.errors import MissingExtra
 from memplan.profile.request import Optimizer
 from memplan.profile.subject import Subject
 
@@ -23,6 +25,8 @@ _SMALLEST = 4096
 def make_optimizer(kind: Optimizer, subject: Subject) -> torch.optim.Optimizer:
     """The optimizer of the parameters that are trained."""
     trained = [each for each in subject.model.parameters() if each.requires_grad]
+    if kind == "adamw-8bit" and subject.device.startswith("cuda"):
+        return _real_8bit(trained)
     if kind == "adamw-8bit":
         return AdamW8bit(trained)
     if kind.startswith("sgd"):
@@ -33,6 +37,16 @@ def make_optimizer(kind: Optimizer, subject: Subject) -> torch.optim.Optimizer:
         return torch.optim.AdamW(trained, lr=1e-4, fused=True)
     is_foreach = kind == "adamw-foreach" or (kind == "adamw" and subject.runs_as != "cpu")
     return torch.optim.AdamW(trained, lr=1e-4, foreach=is_foreach)
+
+
+def _real_8bit(trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the other one stands for, where it can run. Raises: MissingExtra without its package."""
+    try:
+        package = importlib.import_module("bitsandbytes")
+    except ImportError:
+        raise MissingExtra("adamw-8bit on a GPU needs bitsandbytes", hint="pip install bitsandbytes") from None
+    made: torch.optim.Optimizer = package.optim.AdamW8bit(trained, lr=1e-4)
+    return made
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:

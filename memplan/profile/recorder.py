@@ -34,7 +34,7 @@ Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
 # Parts of the profile that models call through without knowing.
-_PASSING = tuple(_OURS + name for name in ("recorder.py", "kernels.py", "values.py"))
+_PASSING = tuple(_OURS + name for name in ("recorder.py", "kernels.py", "values.py", "program.py"))
 _VIEW, _MAKES = 0, 1
 _LIFT = torch.ops.aten.lift_fresh.default
 _ADD = torch.ops.aten.add.Tensor
@@ -119,6 +119,10 @@ class Recorder(TorchDispatchMode):
             watch = self._alive.get(tensor.untyped_storage()._cdata)
             if watch is not None and self.log.category(watch.number) != "weights":
                 self.log.classify(watch.number, category)
+
+    def stop_adding(self) -> None:
+        """Write down no further allocation, only what becomes of those that are known."""
+        self._device_type, self.work = "", None
 
     def renumber(self, moved: dict[int, int]) -> None:
         """Let storages that are alive stand for other allocations of the trace, by their numbers."""

@@ -28,10 +28,11 @@ class ProfileRequest:
     `output_tokens` for each of them, training takes the prompt for its text. `dtype` None is the checkpoint's own.
     `attention` names the kernel: `auto` is what PyTorch's scaled_dot_product_attention takes by itself on a GPU,
     `eager` the model's own formula, `paged` a kernel that reads its keys and values from a pool of blocks.
-    `iterations` repeats every phase but load, after `warmup` repetitions that are not shown. `allocator` is written as in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes`
-    None does not limit the device. `compute_capability` is the GPU's that is simulated: cuBLAS sizes its workspace by
-    it, and kernels choose by it. `lora_targets` are last names of the modules that get an adapter, none for
-    every linear layer but the output head. `resolution` is the side of a picture in pixels, None for the model's own.
+    `iterations` repeats every phase but load, after `warmup` repetitions that are not shown. `allocator` is written as
+    in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes` None does not limit the device. `compute_capability` is the GPU's that
+    is simulated: cuBLAS sizes its workspace by it, and kernels choose by it. `lora_targets` are last names of the
+    modules that get an adapter, none for every linear layer but the output head. `resolution` is the side of a picture
+    in pixels, None for the model's own.
     """
 
     model: str
@@ -95,6 +96,8 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError(f"not a LoRA rank: {request.lora_rank}", hint="give 1 or more, such as 16")
     if request.trains and request.attention == "paged":
         raise UsageError("paged attention only serves: it has no backward pass", hint="give flash, efficient or math")
+    if request.device == "cuda" and request.attention == "paged":
+        raise UsageError("paged attention is simulated", hint="give --device simulated, or flash, efficient or math")
     if request.device == "cpu" and request.attention in ("flash", "efficient", "paged"):
         raise UsageError(f"no such attention on the CPU: `{request.attention}`", hint="give auto, math or eager")
     if request.trains and request.dtype is not None and not request.dtype.is_float:

@@ -28,6 +28,10 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
     check_request(request)
     settings = _allocator(request)
     require_packages()
+    if request.device == "cuda":
+        from memplan.profile.measured import measure
+
+        return measure(request)
     from memplan.profile.execute import record
 
     recorded = record(request)
@@ -52,9 +56,9 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
     return timeline, log
 
 
-def require_packages() -> None:
+def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
     """Refuse to go on without what a profile needs. Raises: MissingExtra."""
-    for package in _PACKAGES:
+    for package in packages:
         try:
             importlib.import_module(package)
         except ImportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from memplan.records import dataclass
 _REQUESTS = ("alloc", "free_requested", "free_completed")
 _SEGMENTS = ("segment_alloc", "segment_free", "segment_map", "segment_unmap")
 _LARGEST = 1 << 48
+_ITERATION = re.compile(r"-?\d{1,9}")
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class History:
         self._in_backward: list[int] = []
         self._returned = False
         self._is_named = False
-        self._begins: list[tuple[int, Phase]] = []
+        self._begins: list[tuple[int, Phase, int | None]] = []
 
     def add_segment(self, segment: Mapping[str, Any]) -> None:
         """A segment and its blocks at the end. Raises: CorruptFile."""
@@ -99,7 +101,7 @@ class History:
             self.log.begin("run")
         for entry, raw in steps:
             while begins and _time(raw) >= begins[-1][0]:
-                self._begin(begins.pop()[1])
+                self._begin(*begins.pop()[1:])
             self.entries.append(entry)
             self._step(entry, raw)
         for address, (size, _) in self.end.items():
@@ -122,15 +124,18 @@ class History:
         """A name that the program gave to a stretch of its run, if it is one of a phase."""
         if isinstance(annotation, Mapping) and annotation.get("stage") == "START":
             name = str(annotation.get("name", "")).lower()
-            phase = "optimizer" if name.startswith("optimizer.step") else name.partition(" ")[0]
-            if phase in PHASES:
-                self._begins.append((_time(annotation), cast("Phase", phase)))
+            word, _, number = name.partition(" ")
+            phase = "optimizer" if name.startswith("optimizer.step") else word
+            iteration = int(number) if _ITERATION.fullmatch(number) else None
+            if phase in PHASES or (phase == "run" and iteration is not None):
+                self._begins.append((_time(annotation), cast("Phase", phase), iteration))
 
-    def _begin(self, phase: Phase) -> None:
+    def _begin(self, phase: Phase, iteration: int | None) -> None:
         """Start a phase, again where it ran before. One in which nothing happened is left out."""
         if self.log.marks and self.log.marks[-1].position == len(self.log.order):
             self.log.marks.pop()
-        self.log.begin(phase, sum(mark.phase == phase for mark in self.log.marks))
+        again = sum(mark.phase == phase for mark in self.log.marks)
+        self.log.begin(phase, again if iteration is None else iteration)
 
     def _entry(self, raw: object) -> Entry:
         if not isinstance(raw, Mapping) or not isinstance(raw.get("action"), str):
@@ -240,7 +245,7 @@ class History:
         self.log.free(number)
         self.entry_of.append(index)
         category = self.log.category(number)
-        if category == "optimizer_state":
+        if category == "optimizer_state" and not self._is_named:
             self.log.classify(number, "workspace")  # the state itself stays
         elif category == "unknown" and number >= self.first and not self._is_named:
             self.log.classify(number, "activations")  # made and freed while the program ran

@@ -61,14 +61,15 @@ class Subject:
                     yield name, tensor
 
 
-def load_subject(request: ProfileRequest, *, runs_as: str) -> Subject:
-    """Build what a request names, on the meta device for a simulated profile.
+def load_subject(request: ProfileRequest, *, runs_as: str, device: str | None = None) -> Subject:
+    """Build what a request names on `device`; without one on the request's, the meta device if it is simulated.
 
     Raises: MissingExtra, SourceNotFound, UnsupportedModel, as `resolve_model` and transformers have it.
     """
     import transformers
 
-    device = "meta" if request.device == "simulated" else request.device
+    if device is None:
+        device = "meta" if request.device == "simulated" else request.device
     raw, source = _find_config(request)
     with quiet_transformers(transformers):
         if "_class_name" in raw:
@@ -76,7 +77,7 @@ def load_subject(request: ProfileRequest, *, runs_as: str) -> Subject:
         else:
             config = read_config(transformers, raw, source, request.trust_remote_code)
             _settle(config, request)
-            if device == "cpu":
+            if request.device == "cpu":
                 _check_room(build_model(torch, transformers, config, request.trust_remote_code), request)
             if request.weights == "real" and device != "meta":
                 model = _read(transformers, config, source, device)
@@ -131,7 +132,7 @@ def _settle(config: Any, request: ProfileRequest) -> None:
         _set_dtype(config, torch.bfloat16)  # what transformers computes quantized checkpoints in that name no type
     if request.attention == "eager":
         config._attn_implementation = "eager"
-    if request.attention in ("flash", "paged"):
+    if request.attention in ("flash", "paged") and request.device == "simulated":
         register_fused()
         config._attn_implementation = FUSED
     if getattr(config, "is_encoder_decoder", False) and getattr(config, "decoder_start_token_id", None) is None:

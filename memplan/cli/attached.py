@@ -1,0 +1,121 @@
+"""Profiles of people's own programs: what `memplan.profile.record` and `python -m memplan.profile` write and print.
+
+A program's stdout is its own, so the page goes to stderr; the profile goes to a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from memplan.cli.output import check_output, write_file
+from memplan.domain.timeline import MemoryTimeline
+from memplan.errors import MemplanError, UsageError
+from memplan.profile.attach import Attached, Where, attached, current
+
+_INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def record(
+    name: str = "run", *, device: Where = "auto", output: str | os.PathLike[str] | None = None, show: bool = True
+) -> Iterator[Attached]:
+    """Profile the memory of what runs inside; within such a block, name a phase: `with record("prefill"):`.
+
+    `output` is the JSON file to write, which replaces an older one; `show` prints the page to stderr. The profile is in
+    `timeline` of what this gives, once it is over.
+
+    Raises: MissingExtra without torch; UsageError for a file that cannot be written.
+    """
+    path = None if output is None else Path(output)
+    if current() is None:
+        check_output({"output": path, "force": True})
+    is_outermost = current() is None
+    recording = attached(name, device)
+    with recording as given:
+        yield given
+    if is_outermost:
+        tell(given.timeline, path, show=show)
+
+
+def tell(timeline: MemoryTimeline | None, path: Path | None, *, show: bool) -> None:
+    """Write a profile and print its page. Raises: UsageError for a file that cannot be written."""
+    if timeline is None:
+        print("memplan: nothing was allocated", file=sys.stderr)
+        return
+    if show:
+        from memplan.cli.listing import page_style
+        from memplan.report.profile_text import render_profile
+
+        style, _ = page_style(no_color=not sys.stderr.isatty())
+        print(render_profile(timeline, style), file=sys.stderr, end="")
+    if path is not None:
+        from memplan.report.profile_json import profiles_json
+
+        write_file(path, profiles_json([timeline]))
+        print(f"wrote {path}", file=sys.stderr)
+
+
+def run_script(arguments: Sequence[str]) -> int:
+    """`python -m memplan.profile [options] SCRIPT [ARGS]`: run a script as python would, and profile it.
+
+    Returns the exit code: the script's own, or that of an error of memplan's.
+    """
+    options = _parser().parse_args(arguments)
+    script: Path = options.script
+    path: Path = options.output or Path(f"{script.stem}.profile.json")
+    try:
+        if not script.is_file():
+            raise UsageError(f"no such file: {script}", hint="give a Python script, then its arguments")
+        check_output({"output": path, "force": options.force})
+        return _run(script, options, path)
+    except MemplanError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(script: Path, options: argparse.Namespace, path: Path) -> int:
+    """Run the script; whatever ends it, what was recorded until then is told."""
+    recording = Attached(script.name, cast("Where", options.device))
+    code, failure = 0, None
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[0:1] = [str(script), *options.arguments], [str(script.resolve().parent)]
+    try:
+        with recording:
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+                if isinstance(ended.code, str):
+                    print(ended.code, file=sys.stderr)
+            except KeyboardInterrupt:
+                code = _INTERRUPTED
+            except Exception as error:
+                code, failure = 1, error
+    finally:
+        sys.argv, sys.path[:] = before
+    if failure is not None:
+        sys.excepthook(type(failure), failure, failure.__traceback__)
+    tell(recording.timeline, path, show=not options.quiet)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m memplan.profile", description="Run a script, and profile the memory that it takes."
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="whose memory is watched")
+    parser.add_argument("--output", "-o", type=Path, help="the JSON file to write (default: SCRIPT.profile.json)")
+    parser.add_argument("--force", action="store_true", help="replace that file")
+    parser.add_argument("--quiet", action="store_true", help="print no page")
+    parser.add_argument("script", type=Path, help="the Python script to run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what it is given")
+    return parser
