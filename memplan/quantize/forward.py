@@ -110,7 +110,7 @@ class StreamedModel(Forward):
         runs = [self.surroundings.calls(token_BT) for token_BT in (*measured, *scored)]
         hidden = [first_BTH for first_BTH, _ in runs]
         for index, name in enumerate(self.skeleton.blocks):
-            block = self._load(name)
+            block = self.skeleton.load(name)
             for number, (_, calls) in enumerate(runs):
                 call = self._with_cache(calls[index], measures=number < len(measured))
                 hidden[number] = call.run(block, hidden[number])
@@ -119,16 +119,6 @@ class StreamedModel(Forward):
                 progress(index + 1, len(self.skeleton.blocks))
         for token_BT, output_BTH in zip(scored, hidden[len(measured) :], strict=True):
             yield self._finish(token_BT, output_BTH)
-
-    def _load(self, name: str) -> nn.Module:
-        block = self.skeleton.load(name)
-        empty = next((leaf for leaf, value in block.named_parameters() if value.device.type == "meta"), None)
-        if empty is not None:
-            raise UnsupportedModel(
-                f"{name}.{empty} is stored in another form than this family runs it",
-                hint="it can only be run whole: give more memory",
-            )
-        return block
 
     def _with_cache(self, call: Call, *, measures: bool) -> Call:
         if self.kv is None:

@@ -57,11 +57,20 @@ class Skeleton:
         return stored is not None and list(self._stored_name.values()).count(stored) > 1
 
     def load(self, part: str) -> nn.Module:
-        """Fill the parameters of a part of the model from the checkpoint, and return it."""
+        """Fill the parameters of a part of the model from the checkpoint, and return it.
+
+        Raises: UnsupportedModel for parameters that the checkpoint keeps in another form, such as fused experts.
+        """
         module = self.model.get_submodule(part)
         for name, _ in list(module.named_parameters()):
             if (full := f"{part}.{name}" if part else name) in self._stored_name:
                 self._fill(full)
+        empty = next((name for name, value in module.named_parameters() if value.device.type == "meta"), None)
+        if empty is not None:
+            raise UnsupportedModel(
+                f"the checkpoint keeps {part}.{empty} in pieces that are put together while a model loads",
+                hint="block by block it cannot be worked on yet; evaluated it can be, where it fits whole",
+            )
         return module
 
     def load_outside_blocks(self) -> None:
