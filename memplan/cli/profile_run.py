@@ -85,6 +85,8 @@ def completed(
             timeline = on_device(timeline, log, settings, capacity_bytes=request.capacity_bytes, outside_bytes=outside)
     elif request.device == "simulated":
         timeline = replace(timeline, device_name="")
+    elif request.device == "cuda":
+        timeline = replace(timeline, roof=_roof_of_local(timeline, asked.gpu))
     if log is not None and not timeline.at_peak:
         timeline = replace(timeline, at_peak=shares_at_peak(log, (phase.phase for phase in timeline.phases)))
     if asked.spec is not None:
@@ -98,6 +100,16 @@ def context_bytes(gpu: GpuSpec) -> int:
     from memplan.engines.transformers.fitted import load_fitted
 
     return context(gpu, load_fitted())
+
+
+def _roof_of_local(timeline: MemoryTimeline, named: GpuSpec | None) -> Roof | None:
+    """The roof of the GPU that a profile was measured on, if the catalogue has it."""
+    from memplan.catalog.gpus import find_gpu
+
+    try:
+        return roof_of(named or find_gpu(timeline.device_name), timeline)
+    except UsageError:
+        return None
 
 
 def roof_of(gpu: GpuSpec, timeline: MemoryTimeline) -> Roof | None:

@@ -44,6 +44,10 @@ class DeviceMemory(ABC):
         """End the history, and leave the device as it was found."""
 
     @abstractmethod
+    def give_back(self) -> None:
+        """Return what is cached."""
+
+    @abstractmethod
     def level(self) -> Level:
         """What is held now."""
 
@@ -89,12 +93,13 @@ class CudaMemory(DeviceMemory):
         self.capacity_bytes = int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
     def start(self) -> None:
-        self._give_back()
+        self.give_back()
         torch.cuda.memory._record_memory_history("all", stacks="python", max_entries=_MOST_ENTRIES)
 
     def stop(self) -> None:
         torch.cuda.memory._record_memory_history(None)
-        self._give_back()
+        self.give_back()
+        torch.cuda.reset_peak_memory_stats()
 
     def level(self) -> Level:
         torch.cuda.synchronize()
@@ -123,11 +128,10 @@ class CudaMemory(DeviceMemory):
         held = int(total - free) - self._driver_used_bytes - int(torch.cuda.memory_reserved())
         return max(held, 0)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _level(stats: dict[str, Any], which: str) -> Level:
@@ -183,6 +187,12 @@ class RehearsedMemory(DeviceMemory):
 
     def stop(self) -> None:
         self._recorder.__exit__(None, None, None)
+
+    def give_back(self) -> None:
+        gc.collect()
+        self._catch_up()
+        self._recorder.log.empty_cache()
+        self._allocator.empty_cache()
 
     def level(self) -> Level:
         self._catch_up()

@@ -75,8 +75,11 @@ def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory) -> 
     try:
         with settled(request), _kernels(request), explained(request):
             recorder.begin("load")
+            if request.weights == "dummy":
+                _warm_up(request, device)
             subject = load_subject(request, runs_as="cuda", device=device.device)
             outcome.architecture, outcome.dtype = subject.architecture, str(subject.dtype).removeprefix("torch.")
+            device.give_back()
             outcome.request = fitting(request, subject)
             outcome.notes = (*subject.notes, *_run(subject, recorder, outcome.request))
     except (torch.cuda.OutOfMemoryError, MemplanError) as error:
@@ -89,6 +92,13 @@ def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory) -> 
             raise
         outcome.interrupted = True
         outcome.notes = (f"interrupted in {recorder.stretches[-1].phase}: later phases are missing",)
+
+
+def _warm_up(request: ProfileRequest, device: DeviceMemory) -> None:
+    """Take all bytes of the weights at once and give them back, as a load from a checkpoint does (see `load_warmup`)."""
+    shape = load_subject(request, runs_as="cuda", device="meta")
+    size_bytes = sum(tensor.untyped_storage().nbytes() for _, tensor in shape.weights())
+    torch.empty(size_bytes, dtype=torch.uint8, device=device.device)
 
 
 def _run(subject: Subject, recorder: DeviceRecorder, request: ProfileRequest) -> tuple[str, ...]:
