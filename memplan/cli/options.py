@@ -127,6 +127,8 @@ PROFILE_OPTIONS = (
     Option(name="optimizer", help="adamw, adamw-fused, adamw-8bit, sgd ...", is_workload=False),
     Option(name="checkpointing", kind=bool, help="Recompute activations in the backward pass.", is_workload=False),
     Option(name="lora_rank", kind=int, help="Train LoRA adapters of this rank alone.", is_workload=False),
+    Option(name="ddp", kind=int, help="Processes that replicate the model.", is_workload=False),
+    Option(name="fsdp", kind=int, help="Processes that share the model in shards.", is_workload=False),
     Option(name="iterations", kind=int, help="Runs of every phase (default 1); 3 show what grows.", is_workload=False),
     Option(name="warmup", kind=int, help="Runs before those.", is_workload=False),
     Option(name="allocator", help="As in PYTORCH_CUDA_ALLOC_CONF.", is_workload=False),

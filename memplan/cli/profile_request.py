@@ -20,6 +20,7 @@ from memplan.units import parse_count
 _USUAL_PROMPT = 2048
 _USUAL_OUTPUT = 128
 _MOST_PROFILES = 64
+_MOST_RANKS = 64
 # What an estimate or a plan may have left behind and a profile does not run.
 _NOT_RUN = ("quant", "kv_dtype", "tp", "pp", "dp", "ep", "draft_model", "kv_keep", "cpu_offload")
 
@@ -67,6 +68,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
         "offline": given.get("offline"),
         "trust_remote_code": given.get("trust_remote_code"),
     }
+    fixed |= _sharing(given)
     fixed = {name: value for name, value in fixed.items() if value is not None}
     requests = [
         ProfileRequest(**fixed, batch=batch, prompt_tokens=prompt, attention=cast("Any", kernel))
@@ -135,6 +137,19 @@ def _capacity(named: NamedGpu | None) -> int | None:
     if named is None:
         return None
     return min(named.gpu.memory_bytes, named.free_bytes or named.gpu.memory_bytes)
+
+
+def _sharing(given: Given) -> dict[str, Any]:
+    """How many processes share the model, and how. Raises: UsageError."""
+    named = [name for name in ("ddp", "fsdp") if name in given]
+    if len(named) > 1:
+        raise UsageError("--ddp and --fsdp exclude each other", hint="give one of them")
+    if not named:
+        return {}
+    count = given[named[0]]
+    if not 1 <= count <= _MOST_RANKS:
+        raise UsageError(f"not a number of processes: {count}", hint=f"give 1 to {_MOST_RANKS}")
+    return {"sharing": named[0], "num_ranks": count}
 
 
 def _capability(gpu: GpuSpec | None) -> tuple[int, int] | None:

@@ -38,6 +38,11 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
         left = (time.monotonic() - start) / number * (len(asked.requests) - number) if number else None
         try:
             with _progress(request, number + 1, len(asked.requests), left):
+                if request.sharing != "none":
+                    from memplan.cli.profile_ranks import profile_ranks
+
+                    made += profile_ranks(request)
+                    continue
                 made.append(_profile(request, asked, given))
         except KeyboardInterrupt:
             if not made:

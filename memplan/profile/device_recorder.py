@@ -16,6 +16,7 @@ import torch
 
 from memplan.domain.timeline import Category, Level, Phase, PhaseMemory
 from memplan.profile.device_memory import DeviceMemory
+from memplan.profile.recorder import local
 from memplan.profile.snapshot import Snapshot, snapshot_of
 from memplan.records import dataclass, field, replace
 
@@ -105,7 +106,7 @@ class DeviceRecorder:
         """Say what tensors that are alive are for. What was a weight once stays one."""
         now_us = self._memory.now_us()
         for tensor in tensors:
-            address = self._memory.address_of(tensor)
+            address = self._memory.address_of(local(tensor))
             if address is not None:
                 named = self._named.setdefault(address, _Named())
                 named.times_us.append(now_us)

@@ -95,7 +95,7 @@ def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory) -> 
 
 
 def _warm_up(request: ProfileRequest, device: DeviceMemory) -> None:
-    """Take all bytes of the weights at once and give them back, as a load from a checkpoint does (see `load_warmup`)."""
+    """Take all bytes of the weights at once and give them back, as a load of files does (see `load_warmup`)."""
     shape = load_subject(request, runs_as="cuda", device="meta")
     size_bytes = sum(tensor.untyped_storage().nbytes() for _, tensor in shape.weights())
     torch.empty(size_bytes, dtype=torch.uint8, device=device.device)

@@ -36,6 +36,9 @@ _OURS = os.path.dirname(__file__) + os.sep
 # Parts of the profile that models call through without knowing.
 _PASSING = tuple(_OURS + name for name in ("recorder.py", "kernels.py", "values.py", "program.py"))
 _VIEW, _MAKES = 0, 1
+# A tensor of all ranks together, and one by which torch only works out shapes.
+_ELSEWHERE = ("DTensor", "FakeTensor")
+_EMPTIED = -1  # in the place of an allocation's number: the storage is there, and has no bytes
 _LIFT = torch.ops.aten.lift_fresh.default
 _ADD = torch.ops.aten.add.Tensor
 _sequence_number = torch.autograd._get_sequence_nr
@@ -116,8 +119,8 @@ class Recorder(TorchDispatchMode):
     def classify(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Say what tensors that are alive are for."""
         for tensor in tensors:
-            watch = self._alive.get(tensor.untyped_storage()._cdata)
-            if watch is not None and self.log.category(watch.number) != "weights":
+            watch = self._alive.get(local(tensor).untyped_storage()._cdata)
+            if watch is not None and watch.number != _EMPTIED and self.log.category(watch.number) != "weights":
                 self.log.classify(watch.number, category)
 
     def stop_adding(self) -> None:
@@ -137,6 +140,8 @@ class Recorder(TorchDispatchMode):
             self.log.free(number)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if types and _is_shared(types):
+            return NotImplemented  # what of it is here comes by on its own
         plan = self._plans.get(func)
         if plan is None:
             plan = self._plans[func] = self._plan(func)
@@ -177,6 +182,8 @@ class Recorder(TorchDispatchMode):
     def _add(self, tensor: torch.Tensor, name: str, category: Category | None, module: str | None) -> None:
         if tensor.device.type != self._device_type:
             return
+        if type(tensor).__name__ in _ELSEWHERE:
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._alive:
@@ -192,8 +199,23 @@ class Recorder(TorchDispatchMode):
 
     def _freed(self, watch: _Watch) -> None:
         del self._alive[watch.key]
-        if self._is_open:
+        if self._is_open and watch.number != _EMPTIED:
             self.log.free(watch.number)
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage has another size than before, as FSDP empties and fills those of gathered weights."""
+        watch = self._alive.get(storage._cdata)
+        if watch is None:
+            return
+        size = storage.nbytes()
+        if watch.number != _EMPTIED:
+            if size == self.log.sizes[watch.number]:
+                return
+            self.log.free(watch.number)
+        watch.number = _EMPTIED
+        if size:
+            label = self._label("UntypedStorage.resize_", (size,), "uint8", self.module)
+            watch.number = self.log.allocate_as(size, label, "workspace")
 
     def _keep(self, func: Any, name: str) -> None:
         """Note what a library takes when it is first used; those who share it find it there."""
@@ -263,14 +285,38 @@ class Recorder(TorchDispatchMode):
     def __enter__(self) -> Any:
         lone_holders()
         self._plain_call = torch.nn.Module.__call__
+        self._plain_resize = torch.UntypedStorage.resize_
         torch.nn.Module.__call__ = _named_call(self, self._plain_call)
+        torch.UntypedStorage.resize_ = _noted_resize(self, self._plain_resize)
         self._is_open = True
         return super().__enter__()
 
     def __exit__(self, *caught: Any) -> None:
         torch.nn.Module.__call__ = self._plain_call
+        torch.UntypedStorage.resize_ = self._plain_resize
         self._is_open = False
         super().__exit__(*caught)
+
+
+def _noted_resize(recorder: Recorder, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Resizing a storage, which no operator sees, told to the recorder."""
+
+    def resize_(self: torch.UntypedStorage, size_bytes: int) -> Any:
+        made = plain(self, size_bytes)
+        recorder._resized(self)
+        return made
+
+    return resize_
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor itself; of one that several ranks share, the part that is here."""
+    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return part
+
+
+def _is_shared(types: Any) -> bool:
+    return any(each.__name__ == "DTensor" for each in types)
 
 
 def _named_call(recorder: Recorder, plain: Callable[..., Any]) -> Callable[..., Any]:

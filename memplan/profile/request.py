@@ -14,6 +14,7 @@ Kernel = Literal["auto", "flash", "efficient", "math", "eager", "paged"]
 CacheKind = Literal["dynamic", "static"]
 Optimizer = Literal["adamw", "adamw-foreach", "adamw-loop", "adamw-fused", "adamw-8bit", "sgd", "sgd-momentum"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+Sharing = Literal["none", "ddp", "fsdp"]
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 INFERENCE: tuple[Phase, ...] = ("load", "prefill", "decode")
@@ -32,7 +33,8 @@ class ProfileRequest:
     in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes` None does not limit the device. `compute_capability` is the GPU's that
     is simulated: cuBLAS sizes its workspace by it, and kernels choose by it. `lora_targets` are last names of the
     modules that get an adapter, none for every linear layer but the output head. `resolution` is the side of a picture
-    in pixels, None for the model's own.
+    in pixels, None for the model's own. `sharing` says how `num_ranks` processes share the model; each has a batch of
+    its own.
     """
 
     model: str
@@ -50,6 +52,8 @@ class ProfileRequest:
     checkpointing: bool = False
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
+    sharing: Sharing = "none"
+    num_ranks: int = 1
     iterations: int = 1
     warmup: int = 0
     allocator: str = ""
@@ -90,6 +94,10 @@ def check_request(request: ProfileRequest) -> None:
     for name in ("batch", "prompt_tokens", "output_tokens", "iterations"):
         if getattr(request, name) < 1:
             raise UsageError(f"not a count: `{name}` is {getattr(request, name)}", hint="give 1 or more")
+    if request.num_ranks > 1 and request.device == "simulated":
+        raise UsageError("several processes are not simulated", hint="give --device cpu, or cuda where there are GPUs")
+    if request.sharing == "ddp" and not request.trains:
+        raise UsageError("DDP is for training", hint="give --phase training")
     if request.warmup < 0:
         raise UsageError(f"not a count: `warmup` is {request.warmup}", hint="give 0 or more")
     if request.lora_rank is not None and request.lora_rank < 1:

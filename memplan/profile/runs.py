@@ -41,6 +41,12 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
     notes: list[str] = []
     with recorder:
         load(subject, recorder)
+        if request.sharing != "none":
+            from memplan.profile.sharing import shared
+
+            subject = shared(subject, request)
+            recorder.name_modules(subject.model)
+            recorder.classify(subject.model.parameters(), "weights")
         # Both are kept until the recorder stops, so that what they hold is not freed by the end of the run.
         generation = Generation(subject, recorder, request)
         training = Training(subject, recorder, request)

@@ -54,7 +54,8 @@ def where(timeline: MemoryTimeline, *, with_workload: bool = True) -> str:
     device = timeline.device_name or (
         "on a device without limit" if timeline.device == "simulated" else timeline.device
     )
-    ranks = f"rank {timeline.rank} of {timeline.num_ranks}" if timeline.num_ranks > 1 else ""
+    # Several ranks are told apart where their workloads are.
+    ranks = ", ".join(_rank(timeline)) if with_workload else ""
     libraries = ", ".join(f"{name} {number}" for name, number in timeline.versions.items())
     workload = _workload(timeline) if with_workload else []
     parts = [f"{_PLACES[timeline.device]} {device}{size}", ranks, *workload, libraries]
@@ -77,9 +78,15 @@ def _workload(timeline: MemoryTimeline) -> list[str]:
     return found
 
 
+def _rank(timeline: MemoryTimeline) -> list[str]:
+    """Which of several processes this is."""
+    return [f"rank {timeline.rank} of {timeline.num_ranks}"] if timeline.num_ranks > 1 else []
+
+
 def label(timeline: MemoryTimeline) -> str:
     """What tells this profile from others of a sweep."""
-    return ", ".join(_workload(timeline)) or timeline.model_name
+    parts = [*_workload(timeline), *_rank(timeline)]
+    return ", ".join(parts) or timeline.model_name
 
 
 def word(timeline: MemoryTimeline) -> str:
