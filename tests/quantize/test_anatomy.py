@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import FAMILIES, save_model, windows
 
 from memplan.quantize.anatomy import Anatomy, inspect_block, move_scaling
 from memplan.quantize.calls import Surroundings
 from memplan.quantize.linears import linears
 from memplan.quantize.skeleton import Skeleton
-from tests.quantize.models import FAMILIES, save_model, windows
 
 _LLAMA_SITES = {
     "norm input_layernorm": ("q_proj", "k_proj", "v_proj"),

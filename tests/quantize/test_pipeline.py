@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import save_model, windows
 
 from memplan.errors import CorruptFile, UnsupportedModel, UsageError
 from memplan.quantize.formats import Layout
@@ -17,7 +18,6 @@ from memplan.quantize.request import QuantizeRequest, quantize_request
 from memplan.quantize.statistics import BrokenNumbers
 from memplan.quantize.workspace import Workspace
 from memplan.quantize.written import written_model
-from tests.quantize.models import save_model, windows
 
 
 class Killed(BaseException):
