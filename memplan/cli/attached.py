@@ -86,12 +86,13 @@ def _run(script: Path, options: argparse.Namespace, path: Path) -> int:
     """Run the script; whatever ends it, what was recorded until then is told."""
     recording = Attached(script.name, cast("Where", options.device))
     code, failure = 0, None
+    kept: dict[str, object] = {}  # the script's own names, so that its end is not told as its last phase
     before = sys.argv, sys.path[:]
     sys.argv, sys.path[0:1] = [str(script), *options.arguments], [str(script.resolve().parent)]
     try:
         with recording:
             try:
-                runpy.run_path(str(script), run_name="__main__")
+                kept = runpy.run_path(str(script), run_name="__main__")
             except SystemExit as ended:
                 code = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
                 if isinstance(ended.code, str):
@@ -102,6 +103,7 @@ def _run(script: Path, options: argparse.Namespace, path: Path) -> int:
                 code, failure = 1, error
     finally:
         sys.argv, sys.path[:] = before
+    kept.clear()
     if failure is not None:
         sys.excepthook(type(failure), failure, failure.__traceback__)
     tell(recording.timeline, path, show=not options.quiet)

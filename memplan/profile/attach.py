@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.domain.timeline import PHASES, MemoryTimeline
-from memplan.errors import UsageError
+from memplan.errors import CorruptFile, UsageError
 from memplan.profile.at_peak import shares_at_peak
 from memplan.profile.events import EventLog
 from memplan.profile.findings import find
@@ -111,6 +111,8 @@ class Attached:
             program.__exit__(None, None, None)
             try:
                 outside_bytes, snapshot = device.outside_bytes(), recorder.snapshot()
+            except CorruptFile:  # nothing was ever asked of the device
+                return
             finally:
                 gc.collect()
                 device.stop()

@@ -7,15 +7,15 @@ runs on a machine without a GPU as it does on one.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import importlib
+import os
 import time
 from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 
+from memplan.catalog.local_gpus import read_local_gpus
 from memplan.domain.timeline import Level
 from memplan.errors import MissingExtra
 from memplan.profile.allocator.blocks import Block, DeviceFull
@@ -144,28 +144,26 @@ def _level(stats: dict[str, Any], which: str) -> Level:
 
 
 def driver_used_bytes() -> int | None:
-    """What all processes hold of the GPU that this one will use, by NVML, which makes no context; None without NVML."""
+    """What all processes hold of the GPU that this one will use, by the driver; None where it does not answer.
+
+    Asking makes no context.
+    """
     try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
+        gpus = read_local_gpus()
+    except MissingExtra:
         return None
-    with contextlib.suppress(nvml.NVMLError):
-        nvml.nvmlInit()
-        try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(_driver_index())
-            try:
-                return int(nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).used)
-            except (AttributeError, TypeError):
-                return int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        finally:
-            nvml.nvmlShutdown()
-    return None
+    index = _driver_index()
+    return gpus[index].total_bytes - gpus[index].free_bytes if index is not None and index < len(gpus) else None
 
 
-def _driver_index() -> int:
-    """The driver's number of torch's current device, which CUDA_VISIBLE_DEVICES may move."""
-    ask = getattr(torch.cuda, "_get_nvml_device_index", None)
-    return int(ask(None)) if ask is not None else 0
+def _driver_index() -> int | None:
+    """The driver's number of this rank's GPU among those of CUDA_VISIBLE_DEVICES; None where that has ids."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return rank
+    names = [name.strip() for name in visible.split(",")]
+    return int(names[rank]) if rank < len(names) and names[rank].isdigit() else None
 
 
 class RehearsedMemory(DeviceMemory):

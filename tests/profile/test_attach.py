@@ -209,3 +209,12 @@ def test_a_trainer_is_profiled_for_its_first_steps(tmp_path: Path) -> None:
     assert {phase.iteration for phase in timeline.phases if phase.phase == "optimizer"} == {0, 1}
     last = [phase for phase in timeline.phases if phase.phase == "optimizer"][-1]
     assert last.by_category["optimizer_state"] == pytest.approx(2 * last.by_category["weights"], rel=0.05)
+
+
+def test_a_program_that_asks_nothing_of_the_device_has_no_profile() -> None:
+    with Attached("mine", memory=RehearsedMemory()) as recording:
+        pass
+    assert recording.timeline is None
+    with Attached("mine", "cpu") as recording:
+        pass
+    assert recording.timeline is None
