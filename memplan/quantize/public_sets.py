@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memplan.errors import MissingExtra, Offline, SourceError, UsageError
-from memplan.quantize.text_sets import Document, Part, calibration_folder, document_of
+from memplan.quantize.documents import Document, Part, calibration_folder, document_of
 from memplan.records import dataclass
 
 _KEYS = frozenset({"title", "domain", "licence", "source", "repository", "config", "column", "min_chars", "revision"})

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from memplan.errors import SourceNotFound, UnsupportedModel, UsageError
-from memplan.quantize.text_sets import Document, TextSet
+from memplan.quantize.documents import Document
+from memplan.quantize.text_sets import TextSet
 from memplan.records import dataclass
 
 # Below this many scored tokens of a domain, the standard error of its perplexity is some 5 %: no gate can be judged.

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from memplan.errors import CorruptFile, Offline, UsageError
+from memplan.quantize.documents import Document
 from memplan.quantize.overlap import check_disjoint, find_overlap
 from memplan.quantize.public_sets import load_spec
-from memplan.quantize.text_sets import DOMAINS, Document, TextSet, read_set, spec_names, statistics
+from memplan.quantize.text_sets import DOMAINS, TextSet, read_set, spec_names, statistics
 
 SENTENCE = "The keeper of the northern light wrote down the number of birds that he had counted in October. "
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 from memplan.errors import SourceNotFound, UsageError  # noqa: E402
 from memplan.introspect.resolve import weights_folder  # noqa: E402
-from memplan.quantize.text_sets import Document, TextSet, read_set  # noqa: E402
+from memplan.quantize.documents import Document  # noqa: E402
+from memplan.quantize.text_sets import TextSet, read_set  # noqa: E402
 from memplan.quantize.windows import (  # noqa: E402
     calibration_windows,
     check_enough,

@@ -17,7 +17,7 @@ from __future__ import annotations
 from memplan.catalog.rules import Rules
 from memplan.domain.attention import CompressedAttention, IndexerKeys
 from memplan.domain.model import Layer, ModelSpec
-from memplan.engines.sglang.pools import Pools
+from memplan.engines.sglang.pool_sizes import Pools
 from memplan.engines.sglang.settings import SglangSettings
 from memplan.units import ceil_div, round_up
 

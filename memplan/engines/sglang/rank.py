@@ -17,7 +17,8 @@ from memplan.engines.sglang.device import (
     workspace_bytes,
 )
 from memplan.engines.sglang.fitted import Fitted
-from memplan.engines.sglang.pools import Pools, plan_pools
+from memplan.engines.sglang.pool_sizes import Pools
+from memplan.engines.sglang.pools import plan_pools
 from memplan.engines.sglang.settings import SglangSettings
 from memplan.engines.sglang.weights import DeviceWeights, device_weights, stage_layers
 from memplan.records import dataclass

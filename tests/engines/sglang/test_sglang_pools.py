@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.engines.sglang.pools import Pools
+from memplan.engines.sglang.pool_sizes import Pools
 from memplan.units import GIB, KIB, MIB
 
 # model and ranks: before loading, after loading, fraction, bytes per token and rank, page, capacity
