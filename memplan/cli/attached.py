@@ -17,7 +17,7 @@ from typing import cast
 from memplan.cli.output import check_output, write_file
 from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import MemplanError, UsageError
-from memplan.profile.attach import Attached, Where, attached, current
+from memplan.profile.attach import Attached, Where, current
 
 _INTERRUPTED = 130
 
@@ -33,15 +33,20 @@ def record(
 
     Raises: MissingExtra without torch; UsageError for a file that cannot be written.
     """
+    running = current()
+    if running is not None:
+        with running.phase(name):
+            yield running
+        return
     path = None if output is None else Path(output)
-    if current() is None:
-        check_output({"output": path, "force": True})
-    is_outermost = current() is None
-    recording = attached(name, device)
-    with recording as given:
-        yield given
-    if is_outermost:
-        tell(given.timeline, path, show=show)
+    check_output({"output": path, "force": True})
+    recording = Attached(name, device)
+    try:
+        with recording:
+            yield recording
+    finally:  # what ends in an error, such as memory that ran out, is told as well
+        if recording.has_begun:
+            tell(recording.timeline, path, show=show)
 
 
 def tell(timeline: MemoryTimeline | None, path: Path | None, *, show: bool) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.domain.timeline import PHASES, MemoryTimeline
@@ -60,6 +59,11 @@ class Attached:
         global _current
         _current = None
         self._finish()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything is, or was, recorded."""
+        return self._program is not None
 
     def phase(self, name: str) -> contextlib.AbstractContextManager[None]:
         """A stretch of the program under a name; one that is not a phase's is told as part of the run."""
@@ -159,17 +163,6 @@ _current: Attached | None = None
 def current() -> Attached | None:
     """The recording that is running in this process."""
     return _current
-
-
-@contextlib.contextmanager
-def attached(name: str, where: Where = "auto") -> Iterator[Attached]:
-    """Record what runs inside; within a recording, name a phase of it."""
-    if _current is not None:
-        with _current.phase(name):
-            yield _current
-        return
-    with Attached(name, where) as recording:
-        yield recording
 
 
 def _device(where: Where) -> Where:

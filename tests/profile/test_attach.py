@@ -107,18 +107,18 @@ def test_what_torch_runs_through_is_put_back() -> None:
     assert (torch.nn.Module.__call__, torch.autograd.backward) == before
 
 
-def test_an_error_in_a_block_is_the_programs_own() -> None:
-    recording = Attached("mine", "cpu")
+def test_an_error_in_a_block_is_the_programs_own_and_the_profile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "block.json"
 
     def fails() -> None:
-        with recording:
+        with memplan.profile.record("mine", device="cpu", output=path, show=False):
             kept = torch.ones(1000)
             del kept
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fails()
-    assert recording.timeline is not None
+    assert read_profile(path).phases
 
 
 def test_a_long_run_is_recorded_up_to_a_bound_and_says_so() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,19 @@ def test_a_request_goes_to_a_rank_as_it_is() -> None:
 def test_what_ranks_cannot_run_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         check_request(request(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--ddp", "2", "--fsdp", "2"), "exclude each other"),
+        (("--fsdp", "0"), "not a number of processes: 0"),
+        (("--fsdp", "2", "--device", "simulated"), "not simulated"),
+    ],
+)
+def test_ranks_that_make_no_sense_are_one_line(options: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-m", "memplan", "profile", "demo", "--phase", "training", "--offline", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[0]
+    assert done.stdout == ""
