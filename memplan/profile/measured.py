@@ -161,8 +161,9 @@ def _with_work(
 ) -> tuple[PhaseMemory, ...]:
     """Add what each phase computes and moves, counted on meta tensors, and the seconds that it really took."""
     seconds = {(each.phase, each.iteration): each.seconds for each in recorder.stretches}
+    alone = replace(request, device="simulated", iterations=1, warmup=0, sharing="none", num_ranks=1)
     try:
-        counted_on_meta = record(replace(request, device="simulated", iterations=1, warmup=0))
+        counted_on_meta = record(alone)
     except MemplanError:
         return phases
     marks = counted_on_meta.log.marks

@@ -105,8 +105,7 @@ class Program:
                 return plain(module, *args, **kwargs)
             if module not in self._met:
                 self.meet(module)
-            if module.training and torch.is_grad_enabled():
-                self._found("forward")
+            self._found("forward" if module.training and torch.is_grad_enabled() else "run")
             self._depth += 1
             try:
                 made = plain(module, *args, **kwargs)
@@ -122,7 +121,11 @@ class Program:
     def _going_backward(self, plain: Any) -> Any:
         def backward(*args: Any, **kwargs: Any) -> Any:
             self._found("backward")
-            made = plain(*args, **kwargs)
+            self._depth += 1  # what is computed again for checkpointing is part of it
+            try:
+                made = plain(*args, **kwargs)
+            finally:
+                self._depth -= 1
             parameters = (each for model in self._met for each in model.parameters())
             self._recording.classify([each.grad for each in parameters if each.grad is not None], "gradients")
             return made

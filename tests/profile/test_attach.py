@@ -218,3 +218,18 @@ def test_a_program_that_asks_nothing_of_the_device_has_no_profile() -> None:
     with Attached("mine", "cpu") as recording:
         pass
     assert recording.timeline is None
+
+
+def test_what_is_computed_again_belongs_to_the_backward_pass_and_an_evaluation_to_the_run() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    layer = torch.nn.Linear(WIDTH, WIDTH)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with Attached("mine", "cpu") as recording:
+        checkpoint(layer, torch.ones(8, WIDTH), use_reentrant=False).sum().backward()
+        optimizer.step()
+        with torch.no_grad():
+            layer.eval()(torch.ones(8, WIDTH))
+    assert recording.timeline is not None
+    phases = [phase.phase for phase in recording.timeline.phases]
+    assert phases == ["run", "forward", "backward", "optimizer", "run"]
