@@ -146,6 +146,9 @@ def _sharing(given: Given) -> dict[str, Any]:
         raise UsageError("--ddp and --fsdp exclude each other", hint="give one of them")
     if not named:
         return {}
+    for option in ("save_correction", "memory_viz"):
+        if given.get(option):
+            raise UsageError(f"--{option.replace('_', '-')} is of one process", hint=f"leave out --{named[0]}")
     count = given[named[0]]
     if not 1 <= count <= _MOST_RANKS:
         raise UsageError(f"not a number of processes: {count}", hint=f"give 1 to {_MOST_RANKS}")

@@ -91,6 +91,7 @@ def test_what_ranks_cannot_run_is_refused(options: dict[str, Any]) -> None:
     ("options", "said"),
     [
         (("--ddp", "2", "--fsdp", "2"), "exclude each other"),
+        (("--ddp", "2", "--save-correction"), "of one process"),
         (("--fsdp", "0"), "not a number of processes: 0"),
         (("--fsdp", "2", "--device", "simulated"), "not simulated"),
     ],
