@@ -136,6 +136,8 @@ def _held(segments: list[Any], traces: list[Any]) -> dict[int, tuple[int, int]]:
         number, size = entry.get("device", 0), entry.get("total_size", 0)
         if not isinstance(number, int) or not isinstance(size, int):
             raise CorruptFile("not a memory snapshot: a segment without a size", hint=_HINT)
+        if number < 0:
+            raise CorruptFile(f"not a memory snapshot: a segment of device {number}", hint=_HINT)
         bytes_held, length = held.get(number, (0, 0))
         held[number] = (bytes_held + size, length)
     return held

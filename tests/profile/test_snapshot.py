@@ -358,6 +358,14 @@ def test_what_is_no_snapshot_is_one_clear_line(data: object) -> None:
         snapshot_of(data)
 
 
+def test_a_segment_of_a_device_below_zero_is_refused() -> None:
+    spoilt = pickle.loads(pickle.dumps(written()))
+    for segment in spoilt["segments"]:
+        segment["device"] = -3
+    with pytest.raises(CorruptFile, match="device -3"):
+        snapshot_of(spoilt)
+
+
 ODD = st.none() | st.integers(-5, 1 << 50) | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 
 
