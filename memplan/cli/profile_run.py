@@ -23,7 +23,7 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
     Raises: MemplanError for what cannot be asked or run; KeyboardInterrupt before the first profile is through.
     """
     from memplan.cli.state import filled_in
-    from memplan.profile.run import require_packages
+    from memplan.profile.packages import require_packages
 
     given = filled_in(given)
     asked = ask_profiles(given)

@@ -136,7 +136,7 @@ class Attached:
 
     def _tell(self, log: EventLog, **known: Any) -> None:
         """Make the timeline of what was recorded; phases in which nothing was made or freed are left out."""
-        from memplan.profile.run import installed_versions
+        from memplan.profile.packages import installed_versions
 
         happened = {(mark.phase, mark.iteration) for mark, start, stop in log.spans() if stop > start}
         phases = tuple(each for each in known.pop("phases") if (each.phase, each.iteration) in happened)
@@ -166,7 +166,7 @@ def current() -> Attached | None:
 
 
 def _device(where: Where) -> Where:
-    from memplan.profile.run import require_packages
+    from memplan.profile.packages import require_packages
 
     require_packages(("torch",))
     import torch

@@ -20,9 +20,9 @@ from memplan.profile.device_memory import CudaMemory, DeviceMemory
 from memplan.profile.device_recorder import DeviceRecorder, counted
 from memplan.profile.events import EventLog
 from memplan.profile.execute import explained, record, settled
+from memplan.profile.packages import installed_versions
 from memplan.profile.replay import PhaseWork
-from memplan.profile.request import ProfileRequest
-from memplan.profile.run import installed_versions, settings_of
+from memplan.profile.request import ProfileRequest, settings_of
 from memplan.profile.runs import fitting, run
 from memplan.profile.snapshot import Snapshot
 from memplan.profile.subject import Subject, load_subject

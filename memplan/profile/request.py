@@ -110,3 +110,10 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError(f"no such attention on the CPU: `{request.attention}`", hint="give auto, math or eager")
     if request.trains and request.dtype is not None and not request.dtype.is_float:
         raise UsageError(f"not a type to train in: {request.dtype.value}", hint="give bfloat16, float16 or float32")
+
+
+def settings_of(request: ProfileRequest) -> dict[str, object]:
+    """The settings of a request that a page shows."""
+    left_out = ("model", "device", "capacity_bytes", "trust_remote_code", "offline", "revision")
+    names = (name for name in request.__dataclass_fields__ if name not in left_out)
+    return {name: getattr(request, name) for name in names}

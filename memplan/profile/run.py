@@ -5,18 +5,13 @@ Torch is imported when a profile runs, never when this module is.
 
 from __future__ import annotations
 
-import importlib
-from importlib.metadata import PackageNotFoundError, version
-
 from memplan.domain.timeline import MemoryTimeline
-from memplan.errors import MissingExtra
 from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog
 from memplan.profile.load_warmup import warmed_up_on
+from memplan.profile.packages import installed_versions, require_packages
 from memplan.profile.replay import replay
-from memplan.profile.request import ProfileRequest, check_request
-
-_PACKAGES = ("torch", "transformers")
+from memplan.profile.request import ProfileRequest, check_request, settings_of
 
 
 def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | None]:
@@ -54,33 +49,6 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
         versions=installed_versions(),
     )
     return timeline, log
-
-
-def require_packages(packages: tuple[str, ...] = _PACKAGES) -> None:
-    """Refuse to go on without what a profile needs. Raises: MissingExtra."""
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise MissingExtra(f"profile needs {package}", hint="pip install 'memplan[profile]'") from None
-
-
-def settings_of(request: ProfileRequest) -> dict[str, object]:
-    """The settings of a request that a page shows."""
-    left_out = ("model", "device", "capacity_bytes", "trust_remote_code", "offline", "revision")
-    names = (name for name in request.__dataclass_fields__ if name not in left_out)
-    return {name: getattr(request, name) for name in names}
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of the packages that what was measured depends on."""
-    found = {}
-    for package in (*_PACKAGES, "diffusers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _allocator(request: ProfileRequest) -> AllocatorSettings | None:
