@@ -19,7 +19,8 @@ from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
 from memplan.units import MIB
 
-# A Python with torch and transformers loaded. Source: benchmarks/quantize/memory.py, torch 2.13 on Linux.
+# A process that has imported torch and transformers and built a model without weights holds 512 MiB (measured by
+# benchmarks/quantize/memory.py, torch 2.13 on Linux); 48 MiB on top is assumed for what passes leave with malloc.
 RUNTIME_BYTES = 560 * MIB
 # What a process on a GPU holds outside of torch: context, cuBLAS. Source: docs/memory-model.md, context.
 _CONTEXT_BYTES = 500 * MIB
