@@ -93,7 +93,7 @@ class Quantization:
 
     def _calls(self, workspace: Workspace) -> tuple[list[list[Call]], tuple[Tensor, list[Call]]]:
         """The calls of every block by batch size, and a small one for trials; writes the inputs of the first block."""
-        self.skeleton.load_outside_blocks()
+        self.skeleton.load_outside_blocks(with_head=False)
         surroundings = Surroundings(self.skeleton)
         trial = surroundings.calls(self.tokens_BN[0][:1, :_TRIAL_TOKENS])
         by_size: dict[int, list[Call]] = {}

@@ -73,11 +73,14 @@ class Skeleton:
             )
         return module
 
-    def load_outside_blocks(self) -> None:
-        """Fill what is not in a block: embeddings, the last norm, the head."""
-        inside = tuple(f"{block}." for block in self.blocks)
+    def load_outside_blocks(self, *, with_head: bool = True) -> None:
+        """Fill what is not in a block: embeddings, the last norm, and unless it is left out the head."""
+        left_out = tuple(f"{block}." for block in self.blocks)
+        head = self.model.get_output_embeddings()
+        if not with_head and head is not None:
+            left_out += tuple(f"{name}." for name, module in self.model.named_modules() if module is head)
         for name, _ in list(self.model.named_parameters(remove_duplicate=False)):
-            if not name.startswith(inside):
+            if not name.startswith(left_out):
                 self._fill(name)
 
     def drop(self, part: str) -> None:
