@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +9,13 @@ import typer
 
 from memplan.cli.options import EVALUATE_OPTIONS, OUTPUT_OPTIONS, SERVING_OPTIONS, SOURCE_OPTIONS, Given, accepts
 from memplan.cli.output import answer_with, check_output
+from memplan.cli.progress import progress
 from memplan.errors import SourceNotFound, UsageError
 from memplan.quantize.packages import require_packages
 from memplan.units import parse_fraction, parse_size_bytes
 
 if TYPE_CHECKING:
     from memplan.quantize.evaluation import Evaluation, EvaluationRequest
-    from memplan.quantize.forward import Progress
     from memplan.quantize.gate import GateResult
 
 _SERVING = tuple(option for option in SERVING_OPTIONS if option.name == "kv_dtype")
@@ -40,8 +37,8 @@ def evaluate_command(given: Given) -> None:
     from memplan.quantize.evaluation import evaluate
     from memplan.quantize.gate import DEFAULT_LIMIT_FRACTION, judge
 
-    with _progress() as progress:
-        found = evaluate(request, progress)
+    with progress("evaluating") as step:
+        found = evaluate(request, step)
     gate = None
     if found.report.base is not None:
         limit = given.get("max_perplexity_increase")
@@ -96,24 +93,6 @@ def _count(given: Given, name: str) -> int:
     if name in given and given[name] < 1:
         raise UsageError(f"--{name.replace('_', '-')} is {given[name]}", hint="it must be at least 1")
     return int(given.get(name, 0))
-
-
-@contextmanager
-def _progress() -> Iterator[Progress | None]:
-    """A bar with the time left on a terminal; nothing off one."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("evaluating", total=None)
-
-        def step(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield step
 
 
 def _render(given: Given, found: Evaluation, gate: GateResult | None) -> str:

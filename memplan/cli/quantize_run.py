@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memplan.cli.options import Given
+from memplan.cli.progress import progress
 from memplan.cli.quantize_request import AskedQuantization
 from memplan.errors import QualityMissed, Unfinished
 from memplan.quantize.gate import GateResult, judge
@@ -43,7 +43,8 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
     workspace = Workspace(asked.output, work.identity())
     workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
     try:
-        work.run(workspace, _progress("block"))
+        with progress("block", lines=True) as step:
+            work.run(workspace, step)
         staging = write_checkpoint(work, workspace)
         quality, gate = _prove(asked, work, staging, given)
     except KeyboardInterrupt:
@@ -114,12 +115,13 @@ def _prove(
     texts = read_set(asked.request.calibration, "validate", seed=0, offline=bool(given.get("offline")))
     window = min(_VALIDATION_TOKENS, asked.spec.max_context_tokens)
     windows = scoring_windows(texts, load_tokenizer(asked.folder), window_tokens=window)
-    domains, overall = measure(
-        written_model(staging, work.layout, asked.request.format, device=asked.request.device),
-        windows,
-        base=StreamedModel(asked.folder, device=asked.request.device),
-        progress=_progress("checking block"),
-    )
+    with progress("checking block", lines=True) as step:
+        domains, overall = measure(
+            written_model(staging, work.layout, asked.request.format, device=asked.request.device),
+            windows,
+            base=StreamedModel(asked.folder, device=asked.request.device),
+            progress=step,
+        )
     report = QualityReport(
         model=str(asked.output),
         base=asked.spec.name,
@@ -158,22 +160,6 @@ def _remember(asked: AskedQuantization, result: QuantizeResult) -> None:
     remember_quantized(
         QuantizedOutput(model=asked.spec.name, output=result.folder, scheme=scheme_name(asked.request), quality=words)
     )
-
-
-def _progress(what: str) -> Callable[..., None]:
-    """A line on stderr that is written over on a terminal, with the time left."""
-    start = time.monotonic()
-    on_terminal = sys.stderr.isatty()
-
-    def show(done: int, total: int, name: str = "") -> None:
-        spent = time.monotonic() - start
-        left = f", {spent / done * (total - done):.0f} s left" if done and done < total else ""
-        text = f"{what} {done} of {total}{left} {name}"
-        print(f"\r{text:<78}" if on_terminal else text, file=sys.stderr, end="" if on_terminal else "\n", flush=True)
-        if on_terminal and done == total:
-            print(file=sys.stderr)
-
-    return show
 
 
 def _peak_bytes() -> int | None:
