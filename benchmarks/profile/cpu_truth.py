@@ -74,7 +74,9 @@ def _cases(only: list[str]) -> list[tuple[str, tuple[Phase, ...], dict[str, Any]
             continue
         writes = config.get("model_type") not in _WITHOUT_TEXT
         cases.append((name, INFERENCE if writes else ("load", "forward"), {}))
-        cases += [(name, TRAINING, options) for options in (_OPTIONS if name in ("llama", "bert") else _OPTIONS[:1])]
+        cases += [
+            (name, TRAINING, options) for options in (_OPTIONS if name in ("llama", "bert", "vit") else _OPTIONS[:1])
+        ]
     return cases
 
 
