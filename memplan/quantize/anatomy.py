@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from memplan.quantize.linears import is_linear, linears, parameter, weight_of
+from memplan.quantize.rows import row_slices
 from memplan.records import dataclass
 
 _SAME = 1e-3  # relative; a scaling that is not undone changes outputs by tens of percent
@@ -98,7 +99,8 @@ def move_scaling(block: nn.Module, site: Site, scale_P: Tensor) -> Tensor:
     scale_I = site.spread(used_P)
     for name in site.consumers:
         weight_OI = weight_of(modules[name])
-        weight_OI.copy_(weight_OI.to(torch.float32) * scale_I)
+        for rows in row_slices(weight_OI.shape[0]):
+            weight_OI[rows] = weight_OI[rows].to(torch.float32) * scale_I
     return scale_I
 
 
@@ -107,7 +109,8 @@ def _divide(producer: nn.Module, site: Site, scale_P: Tensor) -> Tensor:
     if site.kind == "linear":
         rows = slice(site.first, site.first + scale_P.numel())
         weight_PI = weight_of(producer)[rows]
-        weight_PI.copy_(weight_PI.to(torch.float32) / scale_P[:, None])
+        for part in row_slices(weight_PI.shape[0]):
+            weight_PI[part] = weight_PI[part].to(torch.float32) / scale_P[part, None]
         bias = parameter(producer, "bias")
         if bias is not None:
             bias[rows] = bias[rows].to(torch.float32) / scale_P
@@ -193,6 +196,7 @@ def _site(
         same = is_same()
         for value, kept in before:
             value.copy_(kept)
+        del before
         if same:
             return site
     return None

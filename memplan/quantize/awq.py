@@ -14,7 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from memplan.quantize.grid import Grid, Quantized, find_scales, round_to_grid, round_to_nearest
+from memplan.quantize.grid import (
+    Grid,
+    Quantized,
+    Scales,
+    dequantize,
+    find_scales,
+    round_to_grid,
+    round_to_nearest,
+)
+from memplan.quantize.rows import row_slices
 from memplan.records import dataclass, replace
 
 _STEPS = 20
@@ -43,13 +52,13 @@ def search_scaling(
     *,
     shared: Callable[[Tensor], Tensor] = lambda value_I: value_I,
 ) -> Scaling:
-    """Return the scaling under which rounding `weights_OI` (float32) costs their common outputs least.
+    """Return the scaling under which rounding `weights_OI` costs their common outputs least.
 
     `hessian_II` is the mean of x x^T and `magnitude_I` the mean of |x| over the calibration tokens. `shared` makes a
     value the same for in features that must be scaled alike.
     """
     grid = replace(grid, searches_range=False)
-    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))] for weight_OI in weights_OI])
+    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))].float() for weight_OI in weights_OI])
     plain = best = _loss(rows_RI, None, hessian_II, grid)
     best_I = torch.ones_like(magnitude_I)
     for scale_I in _candidates(magnitude_I, shared(_relative_magnitude(weights_OI, grid))):
@@ -84,7 +93,12 @@ def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:
 
 
 def _with_loss(found: Quantized, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:
-    return replace(found, loss=output_error(found.dequantize() - weight_OI, hessian_II))
+    """The same with its loss, worked out some rows at a time."""
+    loss = 0.0
+    for rows in row_slices(weight_OI.shape[0]):
+        scales = Scales(found.scales.scale_OG[rows], found.scales.zero_OG[rows])
+        loss += output_error(dequantize(found.code_OI[rows], scales, found.grid).sub_(weight_OI[rows]), hessian_II)
+    return replace(found, loss=loss)
 
 
 def _blocks(hessian_II: Tensor, size: int) -> Tensor:
@@ -99,11 +113,14 @@ def _relative_magnitude(weights_OI: Sequence[Tensor], grid: Grid) -> Tensor:
     total_I: Tensor | None = None
     num_rows = 0
     for weight_OI in weights_OI:
-        num_out, num_in = weight_OI.shape
-        weight_OGS = weight_OI.abs().reshape(num_out, -1, grid.group(num_in))
-        part_I = (weight_OGS / weight_OGS.amax(-1, keepdim=True).clamp_(min=1e-12)).reshape(num_out, num_in).sum(0)
-        total_I = part_I if total_I is None else total_I + part_I
-        num_rows += num_out
+        num_in = weight_OI.shape[1]
+        for rows in row_slices(weight_OI.shape[0]):
+            weight_OGS = (
+                weight_OI[rows].to(torch.float32).abs().reshape(-1, num_in // grid.group(num_in), grid.group(num_in))
+            )
+            part_I = weight_OGS.div_(weight_OGS.amax(-1, keepdim=True).clamp_(min=1e-12)).reshape(-1, num_in).sum(0)
+            total_I = part_I if total_I is None else total_I + part_I
+        num_rows += weight_OI.shape[0]
     assert total_I is not None
     return total_I / num_rows
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from memplan.quantize.anatomy import Anatomy, Site, move_scaling
 from memplan.quantize.awq import Scaling, awq, output_error, search_scaling
 from memplan.quantize.calls import Call
+from memplan.quantize.elements import LARGEST
 from memplan.quantize.gptq import GptqSettings, gptq
 from memplan.quantize.grid import Grid, Quantized, round_to_nearest
 from memplan.quantize.linears import set_weight, weight_of
@@ -121,7 +122,7 @@ def _scale(
     if first not in known or not rounded:
         return
     statistics = known[first]
-    weights_OI = [weight_of(block.get_submodule(name)).to(torch.float32) for name in rounded]
+    weights_OI = [weight_of(block.get_submodule(name)) for name in rounded]
     found = _search(weights_OI, statistics, site, recipe)
     if found.loss >= found.plain_loss:
         return
@@ -147,6 +148,9 @@ def _round_subset(
     block: nn.Module, subset: Sequence[str], statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
 ) -> None:
     rounded = [name for name in subset if not recipe.keeps(name)]
+    # Engines fuse layers that read one tensor: scales that hang on the largest weight are found for them together.
+    grid = recipe.grid.reaching(*(weight_of(block.get_submodule(name)) for name in rounded))
+    recipe = replace(recipe, grid=grid)
     for name in rounded:
         _round(block, name, statistics, recipe, result, is_last=name == rounded[-1])
 
@@ -177,8 +181,16 @@ def _round(
         result.error[name] = found.loss
     if found.fallback:
         result.notes.append(f"{name}: rounded to nearest, because {found.fallback}")
+    if recipe.method.activations == "tensor":
+        found = replace(found, input_scale=_input_scale(statistics, recipe.grid))
     set_weight(module, found.dequantize())
     result.layers[name] = found
+
+
+def _input_scale(statistics: Statistics | None, grid: Grid) -> float:
+    """The scale under which the largest input seen is the largest float, as it is stored; 1 where none was seen."""
+    largest = float(statistics.largest_I.max()) if statistics is not None else 0.0
+    return float(torch.tensor(largest / LARGEST[grid.element]).to(grid.scale_dtype)) or 1.0
 
 
 def _plain_errors(weight_OI: Tensor, hessian_II: Tensor, grid: Grid) -> tuple[float, float]:

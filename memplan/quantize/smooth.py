@@ -16,11 +16,11 @@ from torch import Tensor
 
 from memplan.quantize.awq import Scaling
 from memplan.quantize.grid import Grid, round_to_nearest
+from memplan.quantize.input_rounding import round_activations
 
 _STEPS = 10
 _ROWS = 256
 _SMALLEST = 1e-5
-_MAX_CODE = 127.0
 
 
 def search_smoothing(weights_OI: Sequence[Tensor], largest_I: Tensor, sample_NI: Tensor, grid: Grid) -> Scaling:
@@ -28,8 +28,8 @@ def search_smoothing(weights_OI: Sequence[Tensor], largest_I: Tensor, sample_NI:
 
     `largest_I` is the largest |x| of each in feature over the calibration tokens, `sample_NI` some of the tokens.
     """
-    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))] for weight_OI in weights_OI])
-    weight_I = torch.stack([weight_OI.abs().amax(0) for weight_OI in weights_OI]).amax(0)
+    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))].float() for weight_OI in weights_OI])
+    weight_I = torch.stack([_largest(weight_OI) for weight_OI in weights_OI]).amax(0)
     wanted_NR = sample_NI @ rows_RI.t()
     plain = best = _loss(rows_RI, sample_NI, wanted_NR, None, grid)
     best_I = torch.ones_like(largest_I)
@@ -40,10 +40,9 @@ def search_smoothing(weights_OI: Sequence[Tensor], largest_I: Tensor, sample_NI:
     return Scaling(scale_I=best_I, loss=best, plain_loss=plain)
 
 
-def round_activations(input_NI: Tensor) -> Tensor:
-    """Return inputs as an engine sees them that rounds every token to 8 bits, symmetrically, while it runs."""
-    scale_N1 = input_NI.abs().amax(-1, keepdim=True).clamp_(min=1e-12) / _MAX_CODE
-    return (input_NI / scale_N1).round_().clamp_(-_MAX_CODE - 1, _MAX_CODE).mul_(scale_N1)
+def _largest(weight_OI: Tensor) -> Tensor:
+    """The largest size of a weight of every in feature (I, float32)."""
+    return torch.maximum(weight_OI.amax(0), weight_OI.amin(0).neg()).to(torch.float32)
 
 
 def _candidates(largest_I: Tensor, weight_I: Tensor) -> Iterator[Tensor]:

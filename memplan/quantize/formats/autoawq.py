@@ -21,6 +21,7 @@ from memplan.errors import UsageError
 from memplan.quantize.formats import Layout
 from memplan.quantize.formats.words import pack_words, unpack_words
 from memplan.quantize.grid import Quantized
+from memplan.quantize.rows import row_slices
 
 scale_dtype = torch.float16
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -29,9 +30,10 @@ _BITS = 4
 
 def check(layout: Layout) -> None:
     """Refuse what readers of this format refuse. Raises: UsageError."""
-    if layout.bits != _BITS or layout.method.activation_bits < 16:
+    if layout.bits != _BITS or layout.method.activation_bits < 16 or layout.method.element != "int":
         raise UsageError(
-            f"--format awq holds weights of 4 bits, not {layout.bits}", hint="use --format compressed-tensors"
+            f"--format awq holds integer weights of 4 bits, not {layout.method.name} of {layout.bits}",
+            hint="use --format compressed-tensors",
         )
     if not layout.group_size:
         raise UsageError("--format awq has groups, not whole rows", hint="give --group-size 128")
@@ -49,11 +51,14 @@ def pack(found: Quantized) -> dict[str, Tensor]:
 def unpack(tensors: Mapping[str, Tensor], layout: Layout) -> Tensor:
     """Return the weights (O x I, float32) that a reader computes."""
     code_IO = _in_order(unpack_words(tensors["qweight"], _BITS, dim=1))
-    zero_GO = _in_order(unpack_words(tensors["qzeros"], _BITS, dim=1))
+    zero_GO = _in_order(unpack_words(tensors["qzeros"], _BITS, dim=1)).to(torch.float32)
     scale_GO = tensors["scales"].to(torch.float32)
     size = code_IO.shape[0] // scale_GO.shape[0]
-    zero_IO, scale_IO = zero_GO.repeat_interleave(size, 0), scale_GO.repeat_interleave(size, 0)
-    return ((code_IO - zero_IO).to(torch.float32) * scale_IO).t().contiguous()
+    weight_OI = torch.empty(code_IO.t().shape, dtype=torch.float32, device=code_IO.device)
+    for part in row_slices(code_IO.shape[0]):
+        group_I = torch.arange(part.start, part.stop, device=code_IO.device) // size
+        weight_OI[:, part] = ((code_IO[part].to(torch.float32) - zero_GO[group_I]) * scale_GO[group_I]).t()
+    return weight_OI
 
 
 def shape(stored: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, int]:

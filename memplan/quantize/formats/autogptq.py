@@ -23,14 +23,15 @@ from memplan.errors import UsageError
 from memplan.quantize.formats import Layout
 from memplan.quantize.formats.words import pack_words, unpack_words
 from memplan.quantize.grid import Quantized
+from memplan.quantize.rows import row_slices
 
 scale_dtype = torch.float16
 
 
 def check(layout: Layout) -> None:
     """Refuse what readers of this format refuse. Raises: UsageError."""
-    if layout.method.activation_bits < 16:
-        raise UsageError("--format gptq holds weights alone", hint="use --format compressed-tensors")
+    if layout.method.activation_bits < 16 or layout.method.element != "int":
+        raise UsageError("--format gptq holds integer weights alone", hint="use --format compressed-tensors")
     if layout.bits not in (2, 3, 4, 8):
         raise UsageError(f"--format gptq has no {layout.bits} bits", hint="use 2, 3, 4 or 8")
 
@@ -54,13 +55,17 @@ def unpack(tensors: Mapping[str, Tensor], layout: Layout, *, stored_less: int = 
     `stored_less` is 1 where zero points are stored less one, 0 under `checkpoint_format: gptq_v2`.
     """
     code_IO = unpack_words(tensors["qweight"], layout.bits, dim=0)
-    zero_GO = (unpack_words(tensors["qzeros"], layout.bits, dim=1) + stored_less) & ((1 << layout.bits) - 1)
+    zero_GO = unpack_words(tensors["qzeros"], layout.bits, dim=1).to(torch.int64) + stored_less
+    zero_GO &= (1 << layout.bits) - 1
     if layout.symmetric:
         zero_GO = torch.full_like(zero_GO, 1 << (layout.bits - 1))
     group_I = tensors["g_idx"].to(torch.int64)
     scale_GO = tensors["scales"].to(torch.float32)
-    weight_IO = (code_IO - zero_GO[group_I]).to(torch.float32) * scale_GO[group_I]
-    return weight_IO.t().contiguous()
+    weight_OI = torch.empty(code_IO.t().shape, dtype=torch.float32, device=code_IO.device)
+    for part in row_slices(code_IO.shape[0]):
+        part_IO = (code_IO[part] - zero_GO[group_I[part]]).to(torch.float32) * scale_GO[group_I[part]]
+        weight_OI[:, part] = part_IO.t()
+    return weight_OI
 
 
 def shape(stored: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, int]:
