@@ -29,6 +29,10 @@ class Call:
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
+    def equals(self, other: Call) -> bool:
+        """Whether another call passes the same."""
+        return _same(self.args, other.args) and _same(dict(self.kwargs), dict(other.kwargs))
+
     def as_float(self) -> Call:
         """The same call in float32."""
         kwargs = {name: _map(value, _float) for name, value in self.kwargs.items()}
@@ -85,6 +89,17 @@ class Surroundings:
             for name, block in zip(names, blocks, strict=True):
                 model.set_submodule(name, block)
         return noting[0].hidden, [stand_in.call for stand_in in noting]
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two nested values are the same; what is neither a tensor nor plain is the same when it is one thing."""
+    if isinstance(value, Tensor):
+        return isinstance(other, Tensor) and value.shape == other.shape and torch.equal(value, other)
+    if isinstance(value, tuple | list):
+        return type(value) is type(other) and len(value) == len(other) and all(map(_same, value, other))
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(_same(value[key], other[key]) for key in value)
+    return value is other or (isinstance(value, bool | int | float | str) and value == other)
 
 
 def _float(value: Tensor) -> Tensor:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memplan.errors import MissingExtra, UnsupportedModel
+from memplan.quantize.activations import Activations
 from memplan.quantize.calls import Call, Surroundings
 from memplan.quantize.kv_rounding import KvRounding
 from memplan.quantize.skeleton import Skeleton
@@ -21,6 +24,8 @@ from memplan.records import replace
 
 # Tokens of a batch: with a vocabulary of 128k, their logits are 1 GiB in float32.
 _BATCH_TOKENS = 2048
+# Hidden states of more than this are kept in a file.
+MOST_HIDDEN_BYTES = 256 * 2**20
 
 Progress = Callable[[int, int], None]
 
@@ -80,8 +85,9 @@ class WholeModel(Forward):
 
 
 class StreamedModel(Forward):
-    """A model of which one decoder block at a time is in memory, beside its embeddings, head and all hidden states.
+    """A model of which one decoder block at a time is in memory; hidden states are in a file where there are many.
 
+    `spill` is the folder for that file, the system's own for what is temporary where none is named.
     Raises: as Skeleton; UnsupportedModel for a cache type where the family's blocks take no cache.
     """
 
@@ -94,7 +100,9 @@ class StreamedModel(Forward):
         calibration_NT: Tensor | None = None,
         trust_remote_code: bool = False,
         skeleton: Skeleton | None = None,
+        spill: Path | None = None,
     ) -> None:
+        self.spill = spill
         self.skeleton = skeleton or Skeleton(path, device=device, trust_remote_code=trust_remote_code)
         self.skeleton.dtype = compute_dtype(device) or self.skeleton.dtype
         _loop_over_experts(self.skeleton.model)
@@ -107,18 +115,55 @@ class StreamedModel(Forward):
         self.skeleton.load_outside_blocks()
         scored = batches(token_NT)
         measured = batches(self.calibration_NT) if self.kv and self.calibration_NT is not None else []
-        runs = [self.surroundings.calls(token_BT) for token_BT in (*measured, *scored)]
-        hidden = [first_BTH for first_BTH, _ in runs]
-        for index, name in enumerate(self.skeleton.blocks):
-            block = self.skeleton.load(name)
-            for number, (_, calls) in enumerate(runs):
-                call = self._with_cache(calls[index], measures=number < len(measured))
-                hidden[number] = call.run(block, hidden[number])
-            self.skeleton.drop(name)
-            if progress:
-                progress(index + 1, len(self.skeleton.blocks))
-        for token_BT, output_BTH in zip(scored, hidden[len(measured) :], strict=True):
-            yield self._finish(token_BT, output_BTH)
+        tokens = [*measured, *scored]
+        with self._states(tokens) as hidden:
+            calls = self._first(tokens, hidden)
+            for index, name in enumerate(self.skeleton.blocks):
+                block = self.skeleton.load(name)
+                hidden.write(self._through(block, index, hidden, calls, len(measured)))
+                self.skeleton.drop(name)
+                if progress:
+                    progress(index + 1, len(self.skeleton.blocks))
+            for number, token_BT in enumerate(scored, start=len(measured)):
+                yield self._finish(token_BT, hidden.read(number).to(self.skeleton.device))
+
+    @contextmanager
+    def _states(self, tokens: list[Tensor]) -> Iterator[Activations]:
+        """Room for the hidden states of all batches."""
+        width = self.skeleton.hidden_size
+        shapes = [(*token_BT.shape, width) for token_BT in tokens]
+        dtype = self.skeleton.dtype
+        if sum(token_BT.numel() for token_BT in tokens) * width * dtype.itemsize <= MOST_HIDDEN_BYTES:
+            yield Activations(None, shapes, dtype)
+            return
+        with TemporaryDirectory(prefix="memplan-", dir=self.spill) as folder:
+            yield Activations(Path(folder) / "hidden.bin", shapes, dtype)
+
+    def _first(self, tokens: list[Tensor], hidden: Activations) -> list[list[Call]]:
+        """Write the inputs of the first block, and return the calls of all blocks for every batch.
+
+        Batches of one shape share a call, where what blocks are given does not depend on the tokens.
+        """
+        found: list[list[Call]] = []
+
+        def inputs() -> Iterator[Tensor]:
+            known: dict[torch.Size, list[Call]] = {}
+            for token_BT in tokens:
+                input_BTH, calls = self.surroundings.calls(token_BT)
+                same = known.setdefault(token_BT.shape, calls)
+                found.append(same if all(map(Call.equals, same, calls)) else calls)
+                yield input_BTH
+
+        hidden.write(inputs())
+        return found
+
+    def _through(
+        self, block: nn.Module, index: int, hidden: Activations, calls: list[list[Call]], num_measured: int
+    ) -> Iterator[Tensor]:
+        """The outputs of a block for every batch; the first `num_measured` tell the scales of a rounded cache."""
+        for number, of_batch in enumerate(calls):
+            call = self._with_cache(of_batch[index], measures=number < num_measured)
+            yield call.run(block, hidden.read(number).to(self.skeleton.device))
 
     def _with_cache(self, call: Call, *, measures: bool) -> Call:
         if self.kv is None:

@@ -93,7 +93,7 @@ class Quantization:
 
     def _calls(self, workspace: Workspace) -> tuple[list[list[Call]], tuple[Tensor, list[Call]]]:
         """The calls of every block by batch size, and a small one for trials; writes the inputs of the first block."""
-        self.skeleton.load_outside_blocks(with_head=False)
+        self.skeleton.load_outside_blocks()
         surroundings = Surroundings(self.skeleton)
         trial = surroundings.calls(self.tokens_BN[0][:1, :_TRIAL_TOKENS])
         by_size: dict[int, list[Call]] = {}
@@ -107,7 +107,7 @@ class Quantization:
 
         hidden = trial[0].shape[-1]
         shapes = [(*batch_BN.shape, hidden) for batch_BN in self.tokens_BN]
-        first = Activations(workspace.inputs_file(0), shapes, self.skeleton.dtype, in_memory=False)
+        first = Activations(workspace.inputs_file(0), shapes, self.skeleton.dtype)
         if workspace.blocks:
             for _ in inputs():
                 pass
@@ -121,13 +121,13 @@ class Quantization:
     ) -> None:
         name = self.skeleton.blocks[index]
         shapes = [(*batch_BN.shape, trial[0].shape[-1]) for batch_BN in self.tokens_BN]
-        inputs = Activations(workspace.inputs_file(index), shapes, self.skeleton.dtype, in_memory=False)
+        inputs = Activations(workspace.inputs_file(index), shapes, self.skeleton.dtype)
         inputs.check()
         block = self.skeleton.load(name)
         anatomy = self._anatomy(block, trial[0], trial[1][index])
         batches = _Batches(inputs, [batch[index] for batch in calls], self.request.device)
         result = quantize_block(block, anatomy, batches, self._recipe(name))
-        outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype, in_memory=False)
+        outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype)
         outputs.write(run_block(block, batches))
         workspace.finish_block(index, self._packed(name, block, result), _facts(name, result))
         self.skeleton.drop(name)

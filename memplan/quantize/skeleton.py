@@ -11,7 +11,9 @@ from torch import nn
 
 from memplan.errors import CorruptFile, UnsupportedModel
 from memplan.quantize.checkpoint import Checkpoint
+from memplan.quantize.ends import ends, read_rows_of
 from memplan.quantize.linears import is_linear
+from memplan.quantize.rows import row_slices
 
 
 class Skeleton:
@@ -39,6 +41,11 @@ class Skeleton:
         self._stored_name = _stored_names(self.model, self.checkpoint)
         self.dtype: torch.dtype = next(self.model.parameters()).dtype
         _fill_buffers(self.model, device)
+
+    @property
+    def hidden_size(self) -> int:
+        """Features of a hidden state."""
+        return int(self.config.get_text_config().hidden_size)
 
     @property
     def head_dim(self) -> int:
@@ -73,15 +80,18 @@ class Skeleton:
             )
         return module
 
-    def load_outside_blocks(self, *, with_head: bool = True) -> None:
-        """Fill what is not in a block: embeddings, the last norm, and unless it is left out the head."""
+    def load_outside_blocks(self) -> None:
+        """Make ready what is not in a block: norms are filled; embeddings and the head read rows as they need them."""
         left_out = tuple(f"{block}." for block in self.blocks)
-        head = self.model.get_output_embeddings()
-        if not with_head and head is not None:
-            left_out += tuple(f"{name}." for name, module in self.model.named_modules() if module is head)
+        read_by_rows = {f"{name}.weight": module for name, module in ends(self.model)}
         for name, _ in list(self.model.named_parameters(remove_duplicate=False)):
-            if not name.startswith(left_out):
+            if name.startswith(left_out):
+                continue
+            stored = self._stored_name.get(name)
+            if name not in read_by_rows or stored is None or self.checkpoint.is_unpacked(stored):
                 self._fill(name)
+            else:
+                read_rows_of(read_by_rows[name], self._checked(name, stored), self.device, self.dtype)
 
     def drop(self, part: str) -> None:
         """Empty a part of the model again."""
@@ -96,15 +106,23 @@ class Skeleton:
         if stored is None:
             raise CorruptFile(f"{self.checkpoint.path} has no weights for {name}", hint="is the download complete?")
         owner, leaf = _owner(self.model, name)
+        value = self._checked(name, stored)
+        # A copy of its own, also where the type is the same: what is mapped would be read again at every pass.
+        setattr(owner, leaf, nn.Parameter(value.to(self.device, self.dtype, copy=True), requires_grad=False))
+
+    def _checked(self, name: str, stored: str) -> torch.Tensor:
+        """A tensor of the checkpoint as the model wants it; of one that is mapped, no byte is held."""
+        owner, leaf = _owner(self.model, name)
         wanted = getattr(owner, leaf)
         value = self.checkpoint.read(stored)
         if self.checkpoint.is_unpacked(stored) and not isinstance(owner, nn.Linear):
             value = value.t()
         if tuple(value.shape) != tuple(wanted.shape):
             raise CorruptFile(f"{stored} has shape {tuple(value.shape)}; the config asks for {tuple(wanted.shape)}")
-        if not bool(torch.isfinite(value).all()):
+        parts = [value] if value.dim() < 2 else (value[rows] for rows in row_slices(value.shape[0]))
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             raise CorruptFile(f"{stored} holds NaN or infinite weights", hint="the checkpoint itself is broken")
-        setattr(owner, leaf, nn.Parameter(value.to(self.device, self.dtype), requires_grad=False))
+        return value
 
 
 def _build(path: Path, trust_remote_code: bool) -> tuple[Any, nn.Module]:
