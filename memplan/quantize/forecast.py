@@ -25,6 +25,8 @@ RUNTIME_BYTES = 560 * MIB
 # What a process on a GPU holds outside of torch: context, cuBLAS. Source: docs/memory-model.md, context.
 _CONTEXT_BYTES = 500 * MIB
 _FLOAT = 4
+_FLOAT_SCHEMES = {"fp8": "fp8-channel", "fp8-static": "fp8", "fp8-block": "fp8-block"}
+_FLOAT_SCHEMES |= {"nvfp4": "nvfp4", "mxfp4": "mxfp4"}
 _ROUNDED = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Role.SHARED_EXPERT})
 
 
@@ -172,7 +174,10 @@ def _output_bytes(spec: ModelSpec, request: QuantizeRequest) -> int:
 
 def scheme_name(request: QuantizeRequest) -> str:
     """What `--quant` calls the result."""
-    if request.method.activation_bits < 16:
+    method = request.method
+    if method.element != "int":
+        return _FLOAT_SCHEMES[method.name]
+    if method.activation_bits < 16:
         return "w8a8-int8"
     family = {"gptq": "gptq", "awq": "awq", "compressed-tensors": "ct"}[request.format]
     group = f"-g{request.group_size}" if request.group_size else ""

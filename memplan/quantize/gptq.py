@@ -16,8 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from memplan.quantize.elements import nearest, values
 from memplan.quantize.grid import Grid, Quantized, Scales, dequantize, find_scales, round_to_nearest
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 
 _COLUMNS = 128  # features worked on before the rest is updated by one product
 _ROWS = 1024
@@ -43,6 +44,7 @@ def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettin
     Checked by: tests/quantize/test_gptq.py, against a solution by brute force.
     """
     settings = settings or GptqSettings()
+    grid = grid.reaching(weight_OI)
     importance_I = hessian_II.diagonal().clone()
     unused_I = importance_I == 0
     hessian_II.diagonal()[unused_I] = 1.0
@@ -117,16 +119,21 @@ def _sweep(
             if scale_GO is None or zero_GO is None:
                 if row % size == 0:
                     group_OS = _reached(weight_IO, upper_II, error_BO, start, i, size)
-                    here = find_scales(group_OS, _whole_row(grid), importance_I[row : row + size])
+                    here = find_scales(group_OS, replace(grid, group_size=0), importance_I[row : row + size])
                     found_scale_GO.append(here.scale_OG[:, 0])
                     found_zero_GO.append(here.zero_OG[:, 0])
                 scale_O, zero_O = found_scale_GO[-1], found_zero_GO[-1]
             else:
                 scale_O, zero_O = scale_GO[groups[row]], zero_GO[groups[row]]
             weight_O = block_BO[i]
-            code_O = torch.div(weight_O, scale_O).round_().add_(zero_O).clamp_(0, grid.max_code)
-            code_IO[row] = code_O
-            error_O = code_O.sub_(zero_O).mul_(scale_O).sub_(weight_O).div_(-pivots[i])
+            if grid.element == "int":
+                code_O = torch.div(weight_O, scale_O).round_().add_(zero_O).clamp_(0, grid.max_code)
+                code_IO[row] = code_O
+                value_O = code_O.sub_(zero_O)
+            else:
+                code_IO[row] = nearest(weight_O / scale_O, grid.element)
+                value_O = values(code_IO[row], grid.element)
+            error_O = value_O.mul_(scale_O).sub_(weight_O).div_(-pivots[i])
             error_BO[i] = error_O
             if i + 1 < stop - start:
                 block_BO[i + 1 :].addr_(upper_BB[i, i + 1 :], error_O, alpha=-1.0)
@@ -150,12 +157,6 @@ def _reached(weight_IO: Tensor, upper_II: Tensor, error_BO: Tensor, start: int, 
         group_SO = group_SO.clone()
         group_SO[edge - row :].addmm_(upper_II[start:row, edge:end].t(), error_BO[:i], alpha=-1.0)
     return group_SO.t().contiguous()
-
-
-def _whole_row(grid: Grid) -> Grid:
-    return Grid(
-        bits=grid.bits, symmetric=grid.symmetric, searches_range=grid.searches_range, scale_dtype=grid.scale_dtype
-    )
 
 
 def _inverse_factor(turned_II: Tensor, damping: float) -> tuple[Tensor | None, float]:

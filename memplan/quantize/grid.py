@@ -1,10 +1,11 @@
-"""Integer grids: what a weight may be stored as, and the scales that fit a matrix best.
+"""Grids: what a weight may be stored as, and the scales that fit a matrix best.
 
-Axes: O out features, I in features, G groups of in features (I // group_size; 1 for whole rows).
+Axes: O out features, I in features, G groups of in features (I // group_size; 1 for whole rows), S features of a group.
 
-Codes are unsigned here, 0 to 2**bits - 1, with a zero point in the middle for a symmetric grid; a file format shifts
-them as it likes. A weight is `(code - zero) * scale`. Scales are rounded to the type that they will be stored in
-*before* codes are chosen, so that what is measured is what is loaded.
+Integer codes are unsigned here, 0 to 2**bits - 1, with a zero point in the middle for a symmetric grid; a file format
+shifts them as it likes. A weight is `(code - zero) * scale`, or the scale times the float that a code stands for.
+Scales are rounded to the type that they will be stored in *before* codes are chosen, so that what is measured is what
+is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from memplan.errors import UsageError
-from memplan.records import dataclass
+from memplan.quantize.elements import LARGEST, nearest, values
+from memplan.quantize.methods import Element, ScaleType
+from memplan.quantize.rows import row_slices
+from memplan.records import dataclass, replace
 
 # The search for scales that clip a little tries ranges from the whole one down to this part of it.
 _SMALLEST_RANGE = 0.4
@@ -23,14 +27,19 @@ _NUM_RANGES = 31
 _ROWS = 1024  # worked on at a time, so that what is held beside a matrix stays small
 # Large errors cost a model more than their square says; GPTQ's own search uses this power. Source: IST-DASLab/gptq.
 _ERROR_POWER = 2.4
+_LARGEST_SCALE = 448.0  # of NVFP4's groups, which are e4m3 floats: the largest group of a tensor gets it
+_SMALLEST_SCALE = 2.0**-9
+_EXPONENTS = 127  # the most that a scale of MXFP4 may be a power of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """An integer grid: `bits` wide, one scale for every `group_size` in features (0: for a whole row).
+    """A grid: `bits` wide, one scale for every `group_size` in features (0: for a whole row).
 
     `searches_range`: clip a little where that lowers the error, instead of always covering the largest weight.
     `activation_bits` is the width that an engine rounds inputs to beside these weights, 16 for none.
+    `rows_per_scale` rows share a scale, 0 for all. `largest` is the largest weight of all layers that an engine
+    fuses into one, where their scales hang together; 0 is that of the matrix itself.
     """
 
     bits: int
@@ -39,6 +48,10 @@ class Grid:
     searches_range: bool = False
     scale_dtype: Any = torch.bfloat16
     activation_bits: int = 16
+    element: Element = "int"
+    rows_per_scale: int = 1
+    scale_type: ScaleType = "model"
+    largest: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -50,6 +63,17 @@ class Grid:
     def max_code(self) -> int:
         """The largest code."""
         return (1 << self.bits) - 1
+
+    @property
+    def depends_on_largest(self) -> bool:
+        """Whether scales hang on the largest weight of the matrix, and of those that it is fused with."""
+        return self.rows_per_scale == 0 or self.scale_type == "e4m3"
+
+    def reaching(self, *weights_OI: Tensor) -> Grid:
+        """The same grid with `largest` filled in from the layers that an engine fuses."""
+        if not self.depends_on_largest or self.largest:
+            return self
+        return replace(self, largest=max(float(weight_OI.abs().max()) for weight_OI in weights_OI))
 
     def group(self, num_in: int) -> int:
         """How many in features share a scale. Raises: UsageError where groups do not divide `num_in`."""
@@ -74,7 +98,7 @@ class Quantized:
     """A matrix on its grid: codes (uint8, O x I), scales and zero points (float32, O x G), and the grid.
 
     `loss` is the output error that the method measured, summed over rows; `fallback` says why a simpler method was
-    used, if one was.
+    used, if one was. `input_scale` is what inputs are divided by before an engine rounds them, 0 where it finds out.
     """
 
     code_OI: Tensor
@@ -82,6 +106,7 @@ class Quantized:
     grid: Grid
     loss: float = 0.0
     fallback: str = ""
+    input_scale: float = 0.0
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weights (O x I) that a reader of the file computes."""
@@ -94,7 +119,10 @@ def find_scales(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None)
     `importance` says what errors cost, where the range is searched: the mean square of what each in feature is
     multiplied by (I), or the groups' own blocks of the Hessian (G x S x S), which know that errors cancel.
     """
+    grid = grid.reaching(weight_OI)
     num_out, num_in = weight_OI.shape
+    if grid.rows_per_scale != 1:
+        return _shared_scales(weight_OI, grid)
     if num_out > _ROWS:
         parts = [find_scales(weight_OI[row : row + _ROWS], grid, importance) for row in range(0, num_out, _ROWS)]
         return Scales(torch.cat([part.scale_OG for part in parts]), torch.cat([part.zero_OG for part in parts]))
@@ -132,20 +160,30 @@ def round_to_grid(weight_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:
 
 def dequantize(code_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:
     """Return the float32 weights (O x I) of codes."""
-    num_out, num_in = code_OI.shape
-    code_OGS = code_OI.reshape(num_out, scales.scale_OG.shape[1], -1).to(torch.float32)
-    return ((code_OGS - scales.zero_OG[..., None]) * scales.scale_OG[..., None]).reshape(num_out, num_in)
+    weight_OI = torch.empty(code_OI.shape, dtype=torch.float32, device=code_OI.device)
+    for rows in row_slices(code_OI.shape[0]):
+        scale_OG1 = scales.scale_OG[rows, :, None]
+        code_OGS = code_OI[rows].reshape(*scale_OG1.shape[:2], -1)
+        if grid.element == "int":
+            part_OGS = code_OGS.to(torch.float32).sub_(scales.zero_OG[rows, :, None])
+        else:
+            part_OGS = values(code_OGS, grid.element)
+        weight_OI[rows] = part_OGS.mul_(scale_OG1).flatten(1)
+    return weight_OI
 
 
 def round_to_nearest(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None) -> Quantized:
     """Round every weight by itself: the baseline that every method is measured against."""
     weight_OI = weight_OI.to(torch.float32)
+    grid = grid.reaching(weight_OI)
     scales = find_scales(weight_OI, grid, importance)
     return Quantized(round_to_grid(weight_OI, scales, grid), scales, grid)
 
 
 def _scales(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
     """The scales that spread the codes over a range. A range of nothing gets scale 1, so that zeros stay zeros."""
+    if grid.element != "int":
+        return _float_scales(high_OG, grid)
     scale_OG = (high_OG - low_OG) / grid.max_code
     scale_OG = torch.where(scale_OG > 0, scale_OG, torch.ones_like(scale_OG))
     stored_OG = scale_OG.to(grid.scale_dtype).to(torch.float32)
@@ -156,7 +194,48 @@ def _scales(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
     return Scales(scale_OG, (-low_OG / scale_OG).round_().clamp_(0, grid.max_code))
 
 
+def _float_scales(high_OG: Tensor, grid: Grid) -> Scales:
+    """The scales under which the largest weight is the largest float, as they are stored."""
+    scale_OG = high_OG / LARGEST[grid.element]
+    if grid.scale_type == "e4m3":
+        whole = whole_scale(grid)
+        stored_OG = (scale_OG * whole).clamp_(max=_LARGEST_SCALE).to(torch.float8_e4m3fn).to(torch.float32)
+        scale_OG = stored_OG.clamp_(min=_SMALLEST_SCALE) / whole
+    elif grid.scale_type == "e8m0":
+        exponent_OG = torch.log2(scale_OG.clamp(min=2.0**-_EXPONENTS)).ceil_().clamp_(-_EXPONENTS, _EXPONENTS)
+        scale_OG = torch.exp2(exponent_OG)
+    else:
+        dtype = torch.float32 if grid.scale_type == "float32" else grid.scale_dtype
+        scale_OG = torch.where(scale_OG > 0, scale_OG, torch.ones_like(scale_OG)).to(dtype).to(torch.float32)
+        scale_OG = scale_OG.clamp_(min=torch.finfo(dtype).tiny)
+    return Scales(scale_OG, torch.zeros_like(scale_OG))
+
+
+def whole_scale(grid: Grid) -> float:
+    """What NVFP4 multiplies the scales of all groups of a matrix by, so that the largest of them is an e4m3 float's."""
+    if not grid.largest:
+        return 1.0
+    return float(torch.tensor(_LARGEST_SCALE * LARGEST[grid.element] / grid.largest, dtype=torch.float32))
+
+
+def _shared_scales(weight_OI: Tensor, grid: Grid) -> Scales:
+    """Scales that rows share: of blocks, or of the whole matrix and those that it is fused with. All stand in O x G."""
+    num_out, num_in = weight_OI.shape
+    size = grid.group(num_in)
+    if grid.rows_per_scale == 0:
+        high_OG = torch.full((num_out, num_in // size), grid.largest, device=weight_OI.device)
+        return _scales(-high_OG, high_OG, grid)
+    high_OG = weight_OI.abs().reshape(num_out, num_in // size, size).amax(-1)
+    for row in range(0, num_out, grid.rows_per_scale):
+        rows = slice(row, row + grid.rows_per_scale)
+        high_OG[rows] = high_OG[rows].amax(0)
+    return _scales(-high_OG, high_OG, grid)
+
+
 def _codes(weight_OGS: Tensor, scales: Scales, grid: Grid) -> Tensor:
+    """Codes of integers as float32, of other elements as uint8."""
+    if grid.element != "int":
+        return nearest(weight_OGS / scales.scale_OG[..., None], grid.element)
     code_OGS = weight_OGS / scales.scale_OG[..., None]
     return code_OGS.round_().add_(scales.zero_OG[..., None]).clamp_(0, grid.max_code)
 
@@ -164,7 +243,8 @@ def _codes(weight_OGS: Tensor, scales: Scales, grid: Grid) -> Tensor:
 def _error(weight_OGS: Tensor, scales: Scales, grid: Grid, importance: Tensor | None) -> Tensor:
     """What rounding costs, by group and row (O x G)."""
     error_OGS = _codes(weight_OGS, scales, grid)
-    error_OGS.sub_(scales.zero_OG[..., None]).mul_(scales.scale_OG[..., None]).sub_(weight_OGS)
+    error_OGS = values(error_OGS, grid.element) if grid.element != "int" else error_OGS.sub_(scales.zero_OG[..., None])
+    error_OGS.mul_(scales.scale_OG[..., None]).sub_(weight_OGS)
     if importance is None:
         return error_OGS.abs_().pow_(_ERROR_POWER).sum(-1)
     if importance.dim() == 1:

@@ -7,23 +7,36 @@
 | `awq` | AWQ | to nearest, ranges clipped | 4 bits, groups of 128, asymmetric |
 | `awq+gptq` | AWQ | GPTQ | 4 bits, groups of 128, symmetric |
 | `int8` | SmoothQuant | to nearest | 8 bits, whole rows, symmetric, activations by token |
+| `fp8` | none | to nearest | e4m3 floats, whole rows, activations by token |
+| `fp8-static` | none | to nearest | e4m3 floats, one scale for a matrix and one for its calibrated input |
+| `fp8-block` | none | to nearest | e4m3 floats, blocks of 128 x 128, activations by token and 128 features |
+| `nvfp4` | none | GPTQ | e2m1 floats in groups of 16, scales of 8 bits under one for the matrix |
+| `mxfp4` | none | GPTQ | e2m1 floats in groups of 32, scales that are powers of two |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import dataclass
 
 Scaling = Literal["none", "awq", "smooth"]
 Rounding = Literal["nearest", "clipped", "gptq"]
+Element = Literal["int", "e4m3", "e2m1", "nf4"]
+# How scales are stored: in the model's type, as 8-bit floats under one of 32 bits for the matrix, as powers of two.
+ScaleType = Literal["model", "float32", "e4m3", "e8m0"]
+# What an engine scales together when it rounds inputs: a token, the whole tensor by a calibrated scale, 128 features.
+Activations = Literal["none", "token", "tensor", "group"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """What a method does. `activation_bits` is the width that an engine rounds inputs to, 16 for none."""
+    """What a method does. `activation_bits` is the width that an engine rounds inputs to, 16 for none.
+
+    `element` is what a code stands for, and `rows_per_scale` how many rows share a scale (0: all of them).
+    """
 
     name: str
     scaling: Scaling
@@ -32,11 +45,25 @@ class Method:
     group_size: int
     symmetric: bool
     activation_bits: int = 16
+    element: Element = "int"
+    rows_per_scale: int = 1
+    scale_type: ScaleType = "model"
+    activations: Activations = "none"
 
     @property
     def needs_calibration(self) -> bool:
         """Whether the method looks at what the weights are multiplied by."""
-        return self.scaling != "none" or self.rounding != "nearest"
+        return self.scaling != "none" or self.rounding != "nearest" or self.activations == "tensor"
+
+
+def _float8(name: str, *, group_size: int = 0, **others: Any) -> Method:
+    weights: dict[str, Any] = {"bits": 8, "group_size": group_size, "symmetric": True, "element": "e4m3"}
+    return Method(name=name, scaling="none", rounding="nearest", activation_bits=8, **weights, **others)
+
+
+def _float4(name: str, *, group_size: int, scale_type: ScaleType) -> Method:
+    weights: dict[str, Any] = {"bits": 4, "group_size": group_size, "symmetric": True, "element": "e2m1"}
+    return Method(name=name, scaling="none", rounding="gptq", scale_type=scale_type, **weights)
 
 
 METHODS: Mapping[str, Method] = {
@@ -54,7 +81,13 @@ METHODS: Mapping[str, Method] = {
             group_size=0,
             symmetric=True,
             activation_bits=8,
+            activations="token",
         ),
+        _float8("fp8", activations="token"),
+        _float8("fp8-static", rows_per_scale=0, activations="tensor"),
+        _float8("fp8-block", group_size=128, rows_per_scale=128, scale_type="float32", activations="group"),
+        _float4("nvfp4", group_size=16, scale_type="e4m3"),
+        _float4("mxfp4", group_size=32, scale_type="e8m0"),
     )
 }
 

@@ -72,7 +72,7 @@ def quantize_request(
     if weights_only and known.activation_bits < 16:
         from memplan.records import replace
 
-        known = replace(known, activation_bits=16, scaling="none")
+        known = replace(known, activation_bits=16, activations="none", scaling="none")
     request = QuantizeRequest(
         method=known,
         bits=known.bits if bits is None else bits,
@@ -82,6 +82,7 @@ def quantize_request(
         **settings,  # type: ignore[arg-type]
     )
     check_format(request.format)
+    _check_fixed(request, bits=bits, group_size=group_size, symmetric=symmetric)
     if not 2 <= request.bits <= 8:
         raise UsageError(f"not a width that is supported: {request.bits} bits", hint="use 2 to 8")
     for name in ("num_samples", "window_tokens", "batch_size"):
@@ -92,3 +93,14 @@ def quantize_request(
     if not 0 < request.damping <= 1:
         raise UsageError(f"not a damping: {request.damping}", hint="give a part of the mean, such as 0.01")
     return request
+
+
+def _check_fixed(request: QuantizeRequest, **given: object) -> None:
+    """Raises: UsageError for a width, group or zero point that the method's format does not leave to choose."""
+    method = request.method
+    if method.element == "int":
+        return
+    for name, value in given.items():
+        if value is not None and value != getattr(method, name):
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{method.name} has no choice of {name.replace('_', ' ')}", hint=f"leave {option} out")

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from memplan.quantize.checkpoint import Checkpoint
 from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.forward import StreamedModel
+from memplan.quantize.input_rounding import round_inputs
+from memplan.quantize.methods import Method
 from memplan.quantize.skeleton import Skeleton
-from memplan.quantize.smooth import round_activations
 
 
 class WrittenCheckpoint(Checkpoint):
@@ -63,6 +64,11 @@ class WrittenCheckpoint(Checkpoint):
         tensors = {part: super(WrittenCheckpoint, self).read(f"{module}.{part}") for part in self._parts[module]}
         return self._format.unpack(tensors, self._layout)
 
+    def input_scale(self, module: str) -> float:
+        """The calibrated scale of a layer's inputs; 0 where there is none."""
+        name = f"{module}.input_scale"
+        return float(super().read(name)) if name in self.shapes else 0.0
+
     def _shape(self, module: str) -> tuple[int, int]:
         """The shape of the weights, from what is stored and without unpacking it."""
         stored = {part: self.shapes[f"{module}.{part}"] for part in self._parts[module]}
@@ -80,15 +86,17 @@ def written_model(path: Path, layout: Layout, format_name: str, *, device: str =
     checkpoint = WrittenCheckpoint(path, layout, format_name)
     skeleton = Skeleton(path, device=device, checkpoint=checkpoint)
     if layout.method.activation_bits < 16:
-        quantized = {f"{layer}.weight" for layer in checkpoint.layers}
         for name, module in skeleton.model.named_modules():
-            if isinstance(module, nn.Linear) and skeleton.stored_name(f"{name}.weight") in quantized:
-                module.register_forward_pre_hook(_rounding())
+            if isinstance(module, nn.Linear) and checkpoint.is_unpacked(
+                stored := skeleton.stored_name(f"{name}.weight")
+            ):
+                scale = checkpoint.input_scale(stored.removesuffix(".weight"))
+                module.register_forward_pre_hook(_rounding(layout.method, scale))
     return StreamedModel(path, device=device, skeleton=skeleton)
 
 
-def _rounding() -> Callable[..., Any]:
+def _rounding(method: Method, input_scale: float) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (round_activations(args[0].float()).to(args[0].dtype), *args[1:])
+        return (round_inputs(args[0].float(), method, input_scale).to(args[0].dtype), *args[1:])
 
     return hook

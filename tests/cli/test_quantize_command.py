@@ -106,6 +106,8 @@ def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_
         (("--bits", "9"), "9 bits"),
         (("--format", "gguf"), "unknown format"),
         (("--method", "int8", "--format", "gptq"), "compressed-tensors"),
+        (("--method", "nvfp4", "--bits", "3"), "leave --bits out"),
+        (("--method", "fp8", "--format", "awq"), "compressed-tensors"),
         (("--device", "tpu"), "not a device"),
         (("--max-perplexity-increase", "lots"), "not a rise"),
         (("--num-samples", "0"), "give 1 or more"),

@@ -12,6 +12,7 @@ from small_models import save_model, windows
 from memplan.errors import CorruptFile, UnsupportedModel, UsageError
 from memplan.quantize.formats import Layout
 from memplan.quantize.forward import StreamedModel
+from memplan.quantize.methods import METHODS
 from memplan.quantize.output import accept, write_checkpoint
 from memplan.quantize.pipeline import Quantization
 from memplan.quantize.request import QuantizeRequest, quantize_request
@@ -32,7 +33,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(method: str, **settings: object) -> QuantizeRequest:
     """A request with groups that divide the small models."""
-    if method != "int8":
+    if METHODS[method].element == "int" and method != "int8":
         settings.setdefault("group_size", 32)
     return quantize_request(method, **settings)  # type: ignore[arg-type]
 
@@ -58,12 +59,12 @@ def divergence(base: StreamedModel, model: StreamedModel) -> float:
     return float((want.exp() * (want - got)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "awq+gptq", "int8"])
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "awq+gptq", "int8", "fp8", "fp8-static", "nvfp4", "mxfp4"])
 def test_a_written_model_predicts_what_its_base_does(llama: Path, tmp_path: Path, method: str) -> None:
     request = asked(method)
     work = quantized(llama, tmp_path / "out", request)
     found = divergence(StreamedModel(llama), written_model(tmp_path / "out", work.layout, request.format))
-    assert found < (1e-4 if method == "int8" else 5e-3)
+    assert found < (1e-4 if method == "int8" else 5e-4 if "fp8" in method else 5e-3)
 
 
 def test_better_methods_are_better(llama: Path, tmp_path: Path) -> None:
@@ -93,11 +94,16 @@ def test_layers_of_gpt2_are_written_out_by_in(tmp_path: Path, format: str) -> No
         Quantization(asked("awq"), source, windows())
 
 
-def test_transformers_loads_the_result_and_sees_the_same_weights(llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "weights_only"), [("gptq", False), ("int8", True), ("fp8", True), ("fp8", False), ("fp8-static", False)]
+)
+def test_transformers_loads_the_result_and_sees_the_same_weights(
+    llama: Path, tmp_path: Path, method: str, weights_only: bool
+) -> None:
     pytest.importorskip("compressed_tensors")
     import transformers
 
-    request = asked("gptq")
+    request = asked(method, weights_only=weights_only)
     work = quantized(llama, tmp_path / "out", request)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.quantize.formats import Layout
+from memplan.quantize.formats.compressed_tensors import format_of
 from memplan.quantize.methods import method_named
+from memplan.records import replace
 
 
 def layout_of(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
@@ -19,26 +21,48 @@ def layout_of(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
 
 def _compressed_tensors(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
     groups = list((config.get("config_groups") or {}).values())
-    if config.get("format") not in ("pack-quantized", "int-quantized") or len(groups) != 1:
+    if len(groups) != 1 or groups[0].get("targets") != ["Linear"] or config.get("kv_cache_scheme"):
         return None
-    (group,) = groups
-    weights, inputs = group.get("weights") or {}, group.get("input_activations")
-    if group.get("targets") != ["Linear"] or weights.get("type") != "int" or config.get("kv_cache_scheme"):
+    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
+    name = _method_of(weights, inputs)
+    if name is None or weights.get("actorder") not in (None, "static"):
         return None
-    if weights.get("strategy") not in ("group", "channel") or weights.get("actorder") not in (None, "static"):
-        return None
-    rounds = inputs is not None
-    if rounds and not (inputs.get("num_bits") == 8 and inputs.get("dynamic") is True and inputs.get("type") == "int"):
-        return None
+    method = method_named(name)
+    if inputs is None and method.activations != "none":
+        method = replace(method, activation_bits=16, activations="none")
+    chosen = method.element == "int"
+    group_size = int(weights.get("group_size") or 0) if weights["strategy"] == "group" else 0
     layout = Layout(
-        method=method_named("int8" if rounds else "rtn"),
+        method=method,
         bits=int(weights["num_bits"]),
-        group_size=int(weights.get("group_size") or 0) if weights["strategy"] == "group" else 0,
+        group_size=group_size if chosen else method.group_size,
         symmetric=bool(weights.get("symmetric", True)),
         damping=0.0,
         kept=tuple(config.get("ignore") or ()),
     )
-    return layout, "compressed-tensors"
+    return (layout, "compressed-tensors") if format_of(layout) == config.get("format") else None
+
+
+def _method_of(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> str | None:
+    """The method whose files have weights and inputs like these."""
+    kind, strategy = weights.get("type", "int"), str(weights.get("strategy"))
+    rounded = None if inputs is None else (inputs.get("num_bits"), inputs.get("type"), inputs.get("strategy"))
+    if kind == "int" and strategy in ("group", "channel"):
+        by_token = inputs is not None and inputs.get("num_bits") == 8 and inputs.get("dynamic") is True
+        return "rtn" if inputs is None else "int8" if by_token and inputs.get("type") == "int" else None
+    if kind != "float":
+        return None
+    if weights.get("num_bits") == 4 and inputs is None:
+        return {("tensor_group", 16): "nvfp4", ("group", 32): "mxfp4"}.get(
+            (strategy, int(weights.get("group_size") or 0))
+        )
+    if weights.get("num_bits") != 8 or weights.get("block_structure") not in (None, [128, 128]):
+        return None
+    wanted = {"channel": ("fp8", "token"), "tensor": ("fp8-static", "tensor"), "block": ("fp8-block", "group")}
+    if strategy not in wanted:
+        return None
+    name, rounds = wanted[strategy]
+    return name if rounded in (None, (8, "float", rounds)) else None
 
 
 def _gptq(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
