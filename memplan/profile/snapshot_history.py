@@ -118,7 +118,11 @@ class History:
 
     def stream_of_segment(self, address: int) -> int:
         """The stream, as the trace counts them, that a segment's blocks are for."""
-        return self._streams.get(self._segment_streams.get(address, 0), 0)
+        return self._number_of_stream(self._segment_streams.get(address, 0))
+
+    def _number_of_stream(self, stream: int) -> int:
+        """A stream as the trace counts it: from 0, the default one; of more than 256 the rest share a number."""
+        return self._streams.setdefault(stream, min(len(self._streams), 255))
 
     def add_annotation(self, annotation: object) -> None:
         """A name that the program gave to a stretch of its run, if it is one of a phase."""
@@ -166,8 +170,7 @@ class History:
     def _make(self, made: Made) -> None:
         origin = made.origin
         category = made.category or origin.category
-        # A trace counts streams from 0, the default one; of more than 256 the rest share a number.
-        stream = self._streams.setdefault(made.stream, min(len(self._streams), 255))
+        stream = self._number_of_stream(made.stream)
         number = self.log.allocate(made.size_bytes, origin.label, category, stream)
         self.held.append(self._neighbours.take(made.address, self._rules.rounded(made.size_bytes)))
         if self._neighbours.corrected is not None:

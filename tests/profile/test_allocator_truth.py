@@ -46,6 +46,19 @@ def test_a_run_recorded_from_its_start_is_met_to_the_byte_and_to_the_address(
     assert found["in_place"] == found["requests"] == len(log.sizes)
 
 
+def test_a_stream_that_asks_for_nothing_in_the_part_recorded_keeps_its_segments_to_itself(tmp_path: Path) -> None:
+    log = EventLog()
+    label = Label(module="m", operator="aten.mm", where="", shape=(), dtype="")
+    log.free(log.allocate(1, label, stream=1))
+    log.allocate(1, label)
+    snapshot = snapshot_from(log)
+    trace = snapshot["device_traces"][0]
+    frees = next(number for number, entry in enumerate(trace) if entry["action"] == "free_completed")
+    snapshot["device_traces"][0] = trace[frees:]
+    (found,) = placed(written(tmp_path, snapshot))
+    assert found["in_place"] == found["requests"] == 1
+
+
 @given(traces(capture=False, streams=False, empties=False), st.integers(0, 100))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_recorded_from_its_middle_is_met_to_the_address(tmp_path: Path, log: EventLog, cut: int) -> None:
