@@ -173,7 +173,7 @@ def _inverse_factor(turned_II: Tensor, damping: float) -> tuple[Tensor | None, f
         turned_II.diagonal().copy_(diagonal_I + damping * mean)
         lower_II, failed = torch.linalg.cholesky_ex(turned_II)
         if not int(failed) and bool(torch.isfinite(lower_II.diagonal()).all()):
-            turned_II.resize_(0)
+            turned_II.untyped_storage().resize_(0)
             _invert_lower(lower_II)
             return lower_II.flip(0, 1), damping * mean
         damping *= 10

@@ -13,12 +13,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from memplan.errors import CorruptFile, UsageError
 
 _MANIFEST = "manifest.json"
 _SCHEMA = "memplan.quantize-work/1"
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class Workspace:
@@ -83,12 +99,27 @@ class Workspace:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file under a temporary name, sync it and rename it."""
-    from safetensors.torch import save_file
+    """Write a safetensors file under a temporary name, sync it and rename it.
 
+    Tensors are written one after another, the widest types first so that all are aligned; the library would hold a
+    copy of all of them first.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, value in ordered:
+        start, end = end, end + value.numel() * value.element_size()
+        header[name] = {"dtype": _DTYPES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
     waiting = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, waiting, {"format": "pt"})
-    _sync(waiting)
+    with waiting.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for _, value in ordered:
+            plain = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            file.write(memoryview(plain.numpy()))
+        file.flush()
+        os.fsync(file.fileno())
     waiting.replace(path)
     _sync(path.parent)
 
