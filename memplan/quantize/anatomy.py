@@ -1,6 +1,7 @@
 """What a decoder block is made of, found by running it once and by trying: no table of families.
 
-Linear layers that read the same tensor share their statistics and are quantized as one *subset*. A *site* is a place
+Linear layers that read the same tensor share their statistics and are quantized as one *subset*. The experts of one
+module are a *pool*: alike, and each with subsets of its own. A *site* is a place
 where a scaling can be moved: from the input of some linear layers into what feeds them (a norm's weights, or the rows
 of another linear layer). Whether it can is not read from names: a random scaling is moved, and the block's outputs must
 stay as they were. So a family that nobody thought of is handled, and one where it would be wrong is left alone.
@@ -11,15 +12,16 @@ Axes: I in features of the layers that are scaled, P entries of the producer tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from memplan.quantize.linears import is_linear, linears, parameter, weight_of
+from memplan.quantize.experts import SplitExperts, check_experts, pools
+from memplan.quantize.linears import is_linear, is_router, linears, parameter, weight_of
 from memplan.quantize.rows import row_slices
-from memplan.records import dataclass
+from memplan.records import dataclass, replace
 
 _SAME = 1e-3  # relative; a scaling that is not undone changes outputs by tens of percent
 _MAX_REPEATS = 64
@@ -31,7 +33,8 @@ class Site:
 
     The inputs of `consumers` are divided by scales, their weights multiplied; `producer` makes up for it. `kind` is
     `norm`, `unit_norm` (one that multiplies by 1 + its weight) or `linear`. In feature i is fed by entry `first + j` of
-    the producer, where j is i, or the j that `repeats` heads of `head_dim` share.
+    the producer, where j is i, or the j that `repeats` heads of `head_dim` share. Consumers may be routers, which are
+    never rounded.
     """
 
     kind: Literal["norm", "unit_norm", "linear"]
@@ -56,12 +59,46 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The experts of the module `name`, which ran after `after` of the block's subsets.
+
+    In every expert the layers `entries` read a token as it comes, and `down_proj` what they make of it; `site` is the
+    place between the two, by names in an expert.
+    """
+
+    name: str
+    num_experts: int
+    entries: tuple[str, ...]
+    after: int
+    site: Site | None = None
+
+    def layers(self, expert: int) -> tuple[str, ...]:
+        """The linear layers of an expert by their names in the block."""
+        return tuple(f"{self.name}.{expert}.{leaf}" for leaf in (*self.entries, "down_proj"))
+
+    def site_of(self, expert: int) -> Site | None:
+        """The place inside an expert by names in the block."""
+        if self.site is None:
+            return None
+        inside = f"{self.name}.{expert}."
+        return replace(
+            self.site,
+            producer=inside + self.site.producer,
+            consumers=tuple(inside + name for name in self.site.consumers),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
-    """The linear layers of a block: subsets that read the same tensor, in the order they run, and sites."""
+    """The linear layers of a block: subsets that read the same tensor, in the order they run, and sites.
+
+    Layers of experts are in `pools` alone.
+    """
 
     subsets: tuple[tuple[str, ...], ...]
     sites: tuple[Site, ...]
     unreached: tuple[str, ...] = ()
+    pools: tuple[Pool, ...] = ()
 
 
 Run = Callable[[nn.Module], Tensor]
@@ -72,19 +109,50 @@ def inspect_block(block: nn.Module, run: Run, *, head_dim: int, sites: bool = Tr
 
     With `sites` a copy of the block in float32 is run, many times; else the block itself, once.
     """
-    trial = copy.deepcopy(block).to(torch.float32) if sites else block
+    for name, experts in pools(block).items():
+        check_experts(name, experts)
+    trial = _trial(block) if sites else block
     trace = _Trace(trial)
     with torch.no_grad(), trace:
         wanted = run(trial)
     subsets = trace.subsets()
     reached = {name for subset in subsets for name in subset}
-    found = []
-    for subset in subsets if sites else ():
-        site = _site(trial, trace, subset, head_dim, lambda: _is_same(run, trial, wanted))
-        if site is not None:
-            found.append(site)
-    unreached = tuple(name for name, _ in linears(block) if name not in reached)
-    return Anatomy(subsets=subsets, sites=tuple(found), unreached=unreached)
+    inside = tuple(f"{name}." for name in trace.pools)
+    search = _Search(trial, trace, head_dim, lambda: _is_same(run, trial, wanted))
+    found = [search.of_subset(subset) for subset in subsets if not subset[0].startswith(inside)] if sites else []
+    found += [search.of_pool(name) for name in trace.pools] if sites else []
+    return Anatomy(
+        subsets=tuple(subset for subset in subsets if not subset[0].startswith(inside)),
+        sites=tuple(site for site in found if site is not None),
+        unreached=tuple(
+            name for name, _ in linears(block) if name not in reached and not name.startswith(tuple(inside))
+        ),
+        pools=tuple(
+            Pool(
+                name=name,
+                num_experts=experts.num_fused,
+                entries=experts.entries,
+                after=trace.before(name, subsets),
+                site=search.inside_pool(name) if sites else None,
+            )
+            for name, experts in pools(block).items()
+        ),
+    )
+
+
+def _trial(block: nn.Module) -> nn.Module:
+    """A copy of a block in float32, with the first expert of a module alone, to which all tokens go."""
+    whole = {experts: experts._modules for experts in pools(block).values()}
+    for experts, modules in whole.items():
+        experts._modules = {name: module for name, module in modules.items() if name == "0" or not name.isdigit()}
+    try:
+        trial = copy.deepcopy(block).to(torch.float32)
+    finally:
+        for experts, modules in whole.items():
+            experts._modules = modules
+    for experts in pools(trial).values():
+        experts.everyone = True
+    return trial
 
 
 @torch.no_grad()
@@ -134,14 +202,20 @@ class _Trace:
     def __init__(self, block: nn.Module) -> None:
         self.block = block
         self.reads: dict[str, int] = {}
+        self.routers: dict[str, int] = {}
+        self.pools: dict[str, int] = {}
+        self._num_reads: dict[str, int] = {}
         self.norm_outputs: dict[int, str] = {}
         self._kept: list[Tensor] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> _Trace:
         for name, module in self.block.named_modules():
-            if is_linear(module):
-                self._hooks.append(module.register_forward_pre_hook(self._reading(name), with_kwargs=True))
+            noted = self.reads if is_linear(module) else self.routers if is_router(module) else None
+            noted = self.pools if isinstance(module, SplitExperts) else noted
+            if noted is not None:
+                hook = self._reading(name, noted)
+                self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             elif _is_norm(module):
                 self._hooks.append(module.register_forward_hook(self._made(name)))
         return self
@@ -157,9 +231,20 @@ class _Trace:
             by_tensor.setdefault(tensor, []).append(name)
         return tuple(tuple(names) for names in by_tensor.values())
 
-    def _reading(self, name: str) -> Callable[..., None]:
+    def before(self, pool: str, subsets: Sequence[Sequence[str]]) -> int:
+        """How many of some subsets had begun when a pool was reached."""
+        earlier = list(self.reads)[: self._num_reads.get(pool, 0)]
+        return sum(subset[0] in earlier and not subset[0].startswith(tuple(self.pools)) for subset in subsets)
+
+    def readers(self, norm: str) -> Iterator[str]:
+        """The linear layers and routers that read what a norm made."""
+        made = {tensor for tensor, name in self.norm_outputs.items() if name == norm}
+        yield from (name for name, tensor in {**self.reads, **self.routers}.items() if tensor in made)
+
+    def _reading(self, name: str, noted: dict[str, int]) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            self.reads.setdefault(name, self._identity(args[0] if args else next(iter(kwargs.values()))))
+            noted.setdefault(name, self._identity(args[0] if args else next(iter(kwargs.values()))))
+            self._num_reads.setdefault(name, len(self.reads))
 
         return hook
 
@@ -181,44 +266,91 @@ def _is_norm(module: nn.Module) -> bool:
     return weight is not None and weight.dim() == 1 and not list(module.children())
 
 
-@torch.no_grad()
-def _site(
-    block: nn.Module, trace: _Trace, subset: tuple[str, ...], head_dim: int, is_same: Callable[[], bool]
-) -> Site | None:
-    """The site that feeds a subset, if moving a scaling there leaves the block's outputs alone."""
-    for site in _possible(block, trace, subset, head_dim):
-        touched = [block.get_submodule(name) for name in (site.producer, *site.consumers)]
-        before = [(value, value.clone()) for module in touched for value in module.parameters()]
-        num_in = weight_of(block.get_submodule(subset[0])).shape[1]
-        generator = torch.Generator().manual_seed(0)
-        scale_P = torch.rand(num_in // site.repeats, generator=generator) * 1.5 + 0.5
-        move_scaling(block, site, scale_P)
-        same = is_same()
-        for value, kept in before:
-            value.copy_(kept)
-        del before
-        if same:
-            return site
-    return None
+class _Search:
+    """Tries where a scaling may be moved, in a block that is there for it."""
 
+    def __init__(self, block: nn.Module, trace: _Trace, head_dim: int, is_same: Callable[[], bool]) -> None:
+        self.block, self.trace, self.head_dim, self.is_same = block, trace, head_dim, is_same
 
-def _possible(block: nn.Module, trace: _Trace, subset: tuple[str, ...], head_dim: int) -> Iterator[Site]:
-    """Sites worth trying: the norm that made the tensor, else the layers that ran before, the latest first."""
-    norm = trace.norm_outputs.get(trace.reads[subset[0]])
-    if norm is not None:
-        yield Site(kind="norm", producer=norm, consumers=subset)
-        yield Site(kind="unit_norm", producer=norm, consumers=subset)
-        return
-    num_in = weight_of(block.get_submodule(subset[0])).shape[1]
-    earlier = list(trace.reads)[: list(trace.reads).index(subset[0])]
-    for name in reversed(earlier):
-        num_out = weight_of(block.get_submodule(name)).shape[0]
-        for repeats in _repeats(num_in, head_dim):
-            first = num_out - num_in // repeats
-            if first >= 0:
-                yield Site(
-                    kind="linear", producer=name, consumers=subset, first=first, repeats=repeats, head_dim=head_dim
+    def of_subset(self, subset: tuple[str, ...]) -> Site | None:
+        """The site that feeds a subset: the norm that made the tensor, else a layer that ran before."""
+        norm = self.trace.norm_outputs.get(self.trace.reads[subset[0]])
+        if norm is not None:
+            return self._first(_norm_sites(norm, subset)) if self._width(norm) == self._num_in(subset[0]) else None
+        return self._first(self._linear_sites(subset, tuple(self.trace.reads)))
+
+    def of_pool(self, name: str) -> Site | None:
+        """The norm that feeds the experts of a module, and with them their router and what else reads it."""
+        experts = pools(self.block)[name]
+        entries = tuple(f"{name}.0.{leaf}" for leaf in experts.entries)
+        made = self.trace.norm_outputs.get(self.trace.pools[name])
+        norms = [made] if made is not None else list(self.trace.norm_outputs.values())[::-1]
+        for norm in norms:
+            if self._width(norm) != self._num_in(entries[0]):
+                continue
+            readers = tuple(reader for reader in self.trace.readers(norm) if reader not in entries)
+            found = self._first(_norm_sites(norm, (*readers, *entries)))
+            if found is not None:
+                every = tuple(
+                    f"{name}.{number}.{leaf}" for number in range(experts.num_fused) for leaf in experts.entries
                 )
+                return replace(found, consumers=(*readers, *every))
+        return None
+
+    def inside_pool(self, name: str) -> Site | None:
+        """The site between the layers of an expert, by names in an expert."""
+        inside = f"{name}.0."
+        earlier = tuple(reader for reader in self.trace.reads if reader.startswith(inside))
+        found = self._first(self._linear_sites((f"{inside}down_proj",), earlier))
+        if found is None:
+            return None
+        return replace(found, producer=found.producer.removeprefix(inside), consumers=("down_proj",))
+
+    def _linear_sites(self, subset: tuple[str, ...], readers: tuple[str, ...]) -> Iterator[Site]:
+        """The layers among `readers` that ran before a subset, the latest first."""
+        num_in = self._num_in(subset[0])
+        for name in reversed(readers[: readers.index(subset[0])]):
+            num_out = weight_of(self.block.get_submodule(name)).shape[0]
+            for repeats in _repeats(num_in, self.head_dim):
+                first = num_out - num_in // repeats
+                if first >= 0:
+                    yield Site(
+                        kind="linear",
+                        producer=name,
+                        consumers=subset,
+                        first=first,
+                        repeats=repeats,
+                        head_dim=self.head_dim,
+                    )
+
+    def _num_in(self, name: str) -> int:
+        return int(weight_of(self.block.get_submodule(name)).shape[1])
+
+    def _width(self, norm: str) -> int:
+        """How many weights a norm has: fewer than features where heads share them."""
+        weight = parameter(self.block.get_submodule(norm), "weight")
+        return 0 if weight is None else weight.numel()
+
+    def _first(self, sites: Iterator[Site]) -> Site | None:
+        """The first of some sites where moving a scaling leaves the block's outputs alone."""
+        return next((site for site in sites if self._leaves_outputs(site)), None)
+
+    def _leaves_outputs(self, site: Site) -> bool:
+        touched = [self.block.get_submodule(name) for name in (site.producer, *site.consumers)]
+        before = [(value, value.detach().clone()) for module in touched for value in module.parameters()]
+        generator = torch.Generator().manual_seed(0)
+        scale_P = torch.rand(self._num_in(site.consumers[0]) // site.repeats, generator=generator) * 1.5 + 0.5
+        move_scaling(self.block, site, scale_P)
+        same = self.is_same()
+        with torch.no_grad():
+            for value, kept in before:
+                value.copy_(kept)
+        return same
+
+
+def _norm_sites(norm: str, consumers: tuple[str, ...]) -> Iterator[Site]:
+    yield Site(kind="norm", producer=norm, consumers=consumers)
+    yield Site(kind="unit_norm", producer=norm, consumers=consumers)
 
 
 def _repeats(num_in: int, head_dim: int) -> Iterator[int]:

@@ -5,32 +5,41 @@ Axes: B windows of a batch, N tokens of a window, H hidden features, O out featu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from memplan.quantize.anatomy import Anatomy, Site, move_scaling
+from memplan.quantize.anatomy import Anatomy, Pool, Site, move_scaling
 from memplan.quantize.awq import Scaling, awq, output_error, search_scaling
 from memplan.quantize.calls import Call
 from memplan.quantize.elements import LARGEST
+from memplan.quantize.experts import SplitExperts
 from memplan.quantize.gptq import GptqSettings, gptq
 from memplan.quantize.grid import Grid, Quantized, round_to_nearest
-from memplan.quantize.linears import set_weight, weight_of
+from memplan.quantize.linears import is_linear, set_weight, weight_of
 from memplan.quantize.methods import Method
+from memplan.quantize.pool_statistics import ExpertTokens, collect_pool
+from memplan.quantize.request import POOL_BYTES
 from memplan.quantize.smooth import search_smoothing
 from memplan.quantize.statistics import Statistics, collect
 from memplan.records import dataclass, field, replace
 
 Batches = Sequence[tuple[Tensor, Call]]
 _ROWS = 256  # of a layer, that stand for all where only a figure for the report is wanted
+_MANY = 16  # layers that read one input; only experts are more
+_SEARCHED_ROWS = 8192  # of many layers together, that rank the candidates of a scaling
+_NUMBER = re.compile(r"\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRecipe:
     """What to do to every block. `keeps` says, by name in the block, which linear layers stay as they are.
 
-    `true_sequential` measures the inputs of a layer with the layers before it already rounded.
+    `true_sequential` measures the inputs of a layer with the layers before it already rounded. Experts are measured in
+    groups whose Hessians take `pool_bytes` at most, or one by one; an expert with fewer than `min_expert_tokens` (in
+    features of its first layer where None) is shown other tokens as well.
     """
 
     method: Method
@@ -38,6 +47,18 @@ class BlockRecipe:
     gptq: GptqSettings
     keeps: Callable[[str], bool]
     true_sequential: bool = True
+    pool_bytes: int = POOL_BYTES
+    min_expert_tokens: int | None = None
+
+    @property
+    def with_hessian(self) -> bool:
+        """Whether statistics must have a Hessian."""
+        return self.method.rounding != "nearest" or self.method.scaling == "awq"
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the inputs of a layer are measured when those before it are rounded."""
+        return self.method.rounding == "gptq" and self.true_sequential
 
 
 @dataclass(slots=True)
@@ -45,7 +66,8 @@ class BlockResult:
     """What became of a block: its layers on the grid, which of its other tensors changed, and the errors.
 
     `error` is a layer's mean squared output error over the calibration tokens, `signal` its mean squared output: the
-    ratio says how much noise was added. `scaled` has the sites where a scaling was moved.
+    ratio says how much noise was added. `scaled` has the sites where a scaling was moved. `experts` says of every pool
+    how many experts it has, how many of them had fewer tokens than wanted, and how many none.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
@@ -55,6 +77,7 @@ class BlockResult:
     rounding_error: dict[str, float] = field(default_factory=dict)
     scaled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    experts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -65,18 +88,21 @@ def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe:
     """
     result = BlockResult()
     worked = [subset for subset in anatomy.subsets if any(not recipe.keeps(name) for name in subset)]
-    one_by_one = recipe.method.rounding == "gptq" and recipe.true_sequential
     known: dict[str, Statistics] = {}
-    if recipe.method.scaling != "none" or (recipe.method.needs_calibration and not one_by_one):
-        known = _statistics(block, worked, batches, recipe)
+    if recipe.method.scaling != "none" or (recipe.method.needs_calibration and not recipe.one_by_one):
+        known = _statistics(block, _read_together(anatomy, worked), batches, recipe)
     if recipe.method.scaling != "none":
         for site in anatomy.sites:
-            _scale(block, site, anatomy, known, recipe, result)
+            _scale(block, site, _fed(anatomy, site, known), recipe, result)
+    for pool in anatomy.pools:
+        known.pop(pool.name, None)
     for index, subset in enumerate(worked):
-        if one_by_one and (index or subset[0] not in known):
+        _quantize_pools(block, anatomy, anatomy.subsets.index(subset), batches, recipe, result)
+        if recipe.one_by_one and (index or subset[0] not in known):
             known.pop(subset[0], None)
             known.update(_statistics(block, [subset], batches, recipe))
         _round_subset(block, subset, known.pop(subset[0], None), recipe, result)
+    _quantize_pools(block, anatomy, len(anatomy.subsets), batches, recipe, result)
     if anatomy.unreached and recipe.method.needs_calibration:
         result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(anatomy.unreached)}")
     for name in anatomy.unreached:
@@ -92,45 +118,79 @@ def run_block(block: nn.Module, batches: Batches) -> Iterator[Tensor]:
             yield call.run(block, input_BNH)
 
 
+def _read_together(anatomy: Anatomy, worked: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """The subsets that are worked on, and the pools that some site feeds (their name, and a layer), as they run."""
+    found: list[Sequence[str]] = []
+    fed = {name for site in anatomy.sites for name in site.consumers}
+    pools = [pool for pool in anatomy.pools if fed.intersection(pool.layers(0))]
+    for index, subset in enumerate(anatomy.subsets):
+        found += [(pool.name, pool.layers(0)[0]) for pool in pools if pool.after == index]
+        found += [subset] if subset in worked else []
+    return found + [(pool.name, pool.layers(0)[0]) for pool in pools if pool.after == len(anatomy.subsets)]
+
+
+def _fed(anatomy: Anatomy, site: Site, known: dict[str, Statistics]) -> list[Statistics]:
+    """The statistics, of those that are known, of what a site feeds: of experts together first."""
+    fed = set(site.consumers)
+    readers = [(pool.name, pool.layers(0)) for pool in anatomy.pools]
+    readers += [(subset[0], subset) for subset in anatomy.subsets]
+    return [known[name] for name, layers in readers if name in known and fed.intersection(layers)]
+
+
 def _statistics(
     block: nn.Module, subsets: Sequence[Sequence[str]], batches: Batches, recipe: BlockRecipe
 ) -> dict[str, Statistics]:
-    """The statistics of the inputs of some subsets, by their first layer."""
+    """The statistics of the inputs of some subsets or pools, by the first of their names."""
+    if not subsets:
+        return {}
     names = [subset[0] for subset in subsets]
-    sizes = [weight_of(block.get_submodule(name)).shape[1] for name in names]
-    device = weight_of(block.get_submodule(names[0])).device
-    runs = (_run(block, input_BNH, call) for input_BNH, call in batches)
-    with_hessian = recipe.method.rounding != "nearest" or recipe.method.scaling == "awq"
-    return collect(block, names, sizes, runs, device=device, num_runs=len(batches), with_hessian=with_hessian)
+    weights = [weight_of(block.get_submodule(subset[1 if _is_pool(block, subset) else 0])) for subset in subsets]
+    return collect(
+        block,
+        names,
+        [weight_OI.shape[1] for weight_OI in weights],
+        _runs(block, batches),
+        device=weights[0].device,
+        num_runs=len(batches),
+        with_hessian=recipe.with_hessian,
+    )
+
+
+def _is_pool(block: nn.Module, names: Sequence[str]) -> bool:
+    return isinstance(block.get_submodule(names[0]), SplitExperts)
+
+
+def _runs(block: nn.Module, batches: Batches) -> Iterator[Callable[[], Tensor]]:
+    return (_run(block, input_BNH, call) for input_BNH, call in batches)
 
 
 def _run(block: nn.Module, input_BNH: Tensor, call: Call) -> Callable[[], Tensor]:
     return lambda: call.run(block, input_BNH)
 
 
-def _scale(
-    block: nn.Module,
-    site: Site,
-    anatomy: Anatomy,
-    known: dict[str, Statistics],
-    recipe: BlockRecipe,
-    result: BlockResult,
-) -> None:
-    """Search the scaling of one site, and move it where it lowers the error."""
-    first = next(subset[0] for subset in anatomy.subsets if site.consumers[0] in subset)
-    rounded = [name for name in site.consumers if not recipe.keeps(name)]
-    if first not in known or not rounded:
+def _scale(block: nn.Module, site: Site, fed: list[Statistics], recipe: BlockRecipe, result: BlockResult) -> None:
+    """Search the scaling of one site, by the first statistics of what it feeds, and move it where it helps."""
+    linear = [name for name in site.consumers if is_linear(block.get_submodule(name))]
+    rounded = [name for name in linear if not recipe.keeps(name)]
+    if not fed or not rounded:
         return
-    statistics = known[first]
-    weights_OI = [weight_of(block.get_submodule(name)) for name in rounded]
-    found = _search(weights_OI, statistics, site, recipe)
+    weights_OI = _few_rows([weight_of(block.get_submodule(name)) for name in rounded])
+    found = _search(weights_OI, fed[0], site, recipe)
     if found.loss >= found.plain_loss:
         return
     used_I = move_scaling(block, site, site.fold(found.scale_I, lambda value, dim: value.mean(dim)))
-    statistics.scale_inputs(used_I)
-    result.scaled.append(f"{site.producer} -> {', '.join(site.consumers)}")
-    kept = [name for name in site.consumers if recipe.keeps(name)]
+    for statistics in fed:
+        statistics.scale_inputs(used_I)
+    names = dict.fromkeys(_NUMBER.sub(".*.", name) if len(site.consumers) > _MANY else name for name in site.consumers)
+    result.scaled.append(f"{site.producer} -> {', '.join(names)}")
+    kept = [name for name in site.consumers if name not in rounded]
     result.changed += [name for name in (site.producer, *kept) if name not in result.changed]
+
+
+def _few_rows(weights_OI: list[Tensor]) -> list[Tensor]:
+    """Some rows of each of many matrices, evenly spaced, so that a search looks at no more than of a few."""
+    every = -(-sum(weight_OI.shape[0] for weight_OI in weights_OI) // _SEARCHED_ROWS)
+    return [weight_OI[::every] for weight_OI in weights_OI] if len(weights_OI) > _MANY else weights_OI
 
 
 def _search(weights_OI: list[Tensor], statistics: Statistics, site: Site, recipe: BlockRecipe) -> Scaling:
@@ -142,6 +202,66 @@ def _search(weights_OI: list[Tensor], statistics: Statistics, site: Site, recipe
         return search_smoothing(weights_OI, shared(statistics.largest_I), statistics.sample_NI, recipe.grid)
     assert statistics.hessian_II is not None
     return search_scaling(weights_OI, statistics.hessian_II, shared(statistics.magnitude_I), recipe.grid, shared=shared)
+
+
+def _quantize_pools(
+    block: nn.Module, anatomy: Anatomy, after: int, batches: Batches, recipe: BlockRecipe, result: BlockResult
+) -> None:
+    """Quantize the experts that run after so many subsets of a block and have not been quantized."""
+    for pool in anatomy.pools:
+        if pool.after <= after and pool.name not in result.experts:
+            _quantize_pool(block, pool, batches, recipe, result)
+
+
+def _quantize_pool(block: nn.Module, pool: Pool, batches: Batches, recipe: BlockRecipe, result: BlockResult) -> None:
+    """Quantize experts, some at a time: scale, round what reads tokens, then what reads that."""
+    worked = [
+        expert for expert in range(pool.num_experts) if any(not recipe.keeps(name) for name in pool.layers(expert))
+    ]
+    counts = {"experts": pool.num_experts, "with_few_tokens": 0, "without_tokens": 0}
+    result.experts[pool.name] = counts
+    scales, calibrates = recipe.method.scaling != "none", recipe.method.needs_calibration
+    num_in = weight_of(block.get_submodule(pool.layers(0)[0])).shape[1]
+    wanted = num_in if recipe.min_expert_tokens is None else recipe.min_expert_tokens
+    entry, down = pool.entries[0], "down_proj"
+
+    def measured(group: Sequence[int], of: Sequence[str]) -> tuple[dict[str, Statistics], ExpertTokens]:
+        return collect_pool(
+            block,
+            pool,
+            group,
+            _runs(block, batches),
+            num_runs=len(batches),
+            min_tokens=wanted,
+            with_hessian=recipe.with_hessian,
+            of=of,
+        )
+
+    for group in _groups(block, pool, worked, recipe):
+        known: dict[str, Statistics] = {}
+        if calibrates:
+            known, tokens = measured(group, (entry, down) if scales or not recipe.one_by_one else (entry,))
+            counts["with_few_tokens"] += sum(num < wanted for num in tokens.own.values())
+            counts["without_tokens"] += sum(num == 0 for num in tokens.own.values())
+        for expert in group:
+            *entries, last = pool.layers(expert)
+            site = pool.site_of(expert) if scales else None
+            if site is not None and last in known:
+                _scale(block, site, [known[last]], recipe, result)
+            _round_subset(block, entries, known.pop(entries[0], None), recipe, result)
+        if recipe.one_by_one:
+            known, _ = measured(group, (down,))
+        for expert in group:
+            last = pool.layers(expert)[-1]
+            _round_subset(block, (last,), known.pop(last, None), recipe, result)
+
+
+def _groups(block: nn.Module, pool: Pool, worked: Sequence[int], recipe: BlockRecipe) -> Iterator[Sequence[int]]:
+    """Experts in groups whose Hessians are not more than a recipe allows."""
+    sizes = {weight_of(block.get_submodule(name)).shape[1] for name in pool.layers(0)}
+    each_bytes = sum(size**2 for size in sizes) * 4 if recipe.with_hessian else sum(sizes) * 4
+    size = max(1, recipe.pool_bytes // each_bytes)
+    yield from (worked[start : start + size] for start in range(0, len(worked), size))
 
 
 def _round_subset(
@@ -170,7 +290,7 @@ def _round(
     """
     module = block.get_submodule(name)
     weight_OI = weight_of(module)
-    if statistics is None or statistics.hessian_II is None:
+    if statistics is None or statistics.hessian_II is None or not statistics.num_tokens:
         found = round_to_nearest(weight_OI, recipe.grid)
     else:
         result.signal[name], result.rounding_error[name] = _plain_errors(weight_OI, statistics.hessian_II, recipe.grid)

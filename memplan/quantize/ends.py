@@ -37,7 +37,9 @@ def read_rows_of(module: nn.Module, table_VH: Tensor, device: str, dtype: torch.
     module.padding_idx = None  # it matters to gradients alone, and would point outside of the rows in use
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         hooks.clear()
-    empty_VH = module.weight
+    # Of the table's shape and on its device, which families ask for, and a number large.
+    empty_VH = nn.Parameter(torch.zeros((), dtype=dtype, device=device).expand(table_VH.shape), requires_grad=False)
+    module.weight = empty_VH
     module.register_forward_pre_hook(_filling(table_VH, device, dtype))
     module.register_forward_hook(_emptying(empty_VH))
 

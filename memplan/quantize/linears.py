@@ -16,6 +16,14 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def is_router(module: nn.Module) -> bool:
+    """Whether a module that is no linear layer multiplies its input by a matrix, as those that choose experts do."""
+    weight = parameter(module, "weight")
+    if weight is None or weight.dim() != 2 or is_linear(module) or isinstance(module, nn.Embedding):
+        return False
+    return not list(module.children())
+
+
 def linears(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The linear layers of a block with their names in it."""
     return ((name, module) for name, module in block.named_modules() if is_linear(module))
@@ -28,10 +36,10 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weights of a linear layer, out x in: a view of what the module holds."""
+    """The weights of a linear layer or router, out x in: a view of what the module holds."""
     weight = parameter(module, "weight")
     assert weight is not None
-    return weight.detach() if isinstance(module, nn.Linear) else weight.detach().t()
+    return weight.detach().t() if type(module).__name__ == "Conv1D" else weight.detach()
 
 
 @torch.no_grad()

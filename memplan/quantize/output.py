@@ -44,14 +44,12 @@ def _tensors(work: Quantization, workspace: Workspace) -> Iterator[tuple[str, Te
     from safetensors import safe_open
 
     written: set[str] = set()
-    replaced: set[str] = set()
     for index in range(len(work.skeleton.blocks)):
         with safe_open(workspace.block_file(index), framework="pt") as block:
             for name in block.keys():  # noqa: SIM118
                 written.add(name)
                 yield name, block.get_tensor(name)
-    for name in written:
-        replaced.add(f"{name.rpartition('.')[0]}.weight")
+    replaced = work.replaced()
     checkpoint = work.skeleton.checkpoint
     for name in checkpoint.names():
         if name not in written and name not in replaced:

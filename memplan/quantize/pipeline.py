@@ -21,7 +21,7 @@ from memplan.quantize.calls import Call, Surroundings
 from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.gptq import GptqSettings
 from memplan.quantize.grid import Grid
-from memplan.quantize.linears import linears, parameter, weight_of
+from memplan.quantize.linears import is_router, linears, parameter, weight_of
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
 from memplan.quantize.workspace import Workspace
@@ -162,6 +162,7 @@ class Quantization:
             gptq=GptqSettings(damping=request.damping, activation_order=request.activation_order),
             keeps=lambda name: f"{block}.{name}" in self._kept_names,
             true_sequential=request.true_sequential,
+            min_expert_tokens=request.min_expert_tokens,
         )
 
     def _kept_everywhere(self) -> tuple[str, ...]:
@@ -176,7 +177,14 @@ class Quantization:
                     f"groups of {request.group_size} do not divide the {num_in} in features of {name}",
                     hint=f"--group-size {_dividing(num_in)}, or --keep '{name.rsplit('.', 1)[-1]}'",
                 )
-        return tuple(dict.fromkeys(name for kept in sorted(self._kept_names) for name in self._names(kept)))
+        routers = {name for name, module in model.named_modules() if name.startswith(blocks) and is_router(module)}
+        kept_names = sorted(self._kept_names | routers)
+        return tuple(dict.fromkeys(name for kept in kept_names for name in self._names(kept)))
+
+    def replaced(self) -> set[str]:
+        """The tensors of the checkpoint that the result has in another form."""
+        rounded = (name for name, _ in linears(self.skeleton.model) if name not in self._kept_names)
+        return {self.skeleton.stored(f"{name}.weight").name for name in rounded}
 
     def _names(self, module: str) -> tuple[str, ...]:
         """What readers call a module: its name in the model, and in the checkpoint unless its weights are another's."""
@@ -245,6 +253,7 @@ def _facts(name: str, result: BlockResult) -> dict[str, Any]:
             for layer in result.layers
         },
         "scaled": result.scaled,
+        "experts": result.experts,
         "notes": result.notes,
     }
 

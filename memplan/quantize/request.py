@@ -15,16 +15,24 @@ from memplan.errors import UsageError
 from memplan.quantize.formats import check_format
 from memplan.quantize.methods import Method, method_named
 from memplan.records import dataclass
+from memplan.units import GIB
 
-# A router picks experts by small differences and holds next to nothing; so do the gates of shared experts.
-_ALWAYS_KEPT = re.compile(r"(^|\.)(router|gate|shared_expert_gate|lm_head|embed_\w+|weights_proj)(\.|$)")
+# A router picks experts by small differences and holds next to nothing; so do the gates of shared experts and the decay
+# of linear attention.
+_ALWAYS_KEPT = re.compile(
+    r"(^|\.)(router|gate|shared_expert_gate|lm_head|embed_\w+|weights_proj|in_proj_(a|b|ba))(\.|$)"
+)
+
+# Hessians of experts of one module that are measured together; more experts than that are measured in groups.
+POOL_BYTES = GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeRequest:
     """A quantization. `group_size` 0 means whole rows; `keeps` are patterns of module names that stay in 16 bit.
 
-    `num_samples` windows of `window_tokens` tokens of the text set `calibration` are used, `batch_size` at a time.
+    `num_samples` windows of `window_tokens` tokens of the text set `calibration` are used, `batch_size` at a time. An
+    expert with fewer than `min_expert_tokens` of them (None: than its layers have in features) is shown others as well.
     """
 
     method: Method
@@ -41,6 +49,7 @@ class QuantizeRequest:
     num_samples: int = 128
     window_tokens: int = 512
     batch_size: int = 8
+    min_expert_tokens: int | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -90,6 +99,10 @@ def quantize_request(
             raise UsageError(
                 f"not a number of {name.replace('_', ' ')}: {getattr(request, name)}", hint="give 1 or more"
             )
+    if request.min_expert_tokens is not None and request.min_expert_tokens < 0:
+        raise UsageError(
+            f"not a number of tokens of an expert: {request.min_expert_tokens}", hint="give 0 for its own alone"
+        )
     if not 0 < request.damping <= 1:
         raise UsageError(f"not a damping: {request.damping}", hint="give a part of the mean, such as 0.01")
     return request

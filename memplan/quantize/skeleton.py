@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import nn
 from memplan.errors import CorruptFile, UnsupportedModel
 from memplan.quantize.checkpoint import Checkpoint
 from memplan.quantize.ends import ends, read_rows_of
+from memplan.quantize.experts import split_experts
 from memplan.quantize.linears import is_linear
 from memplan.quantize.rows import row_slices
+from memplan.quantize.stored import Stored, StoredNames
 
 
 class Skeleton:
@@ -37,15 +38,22 @@ class Skeleton:
         self.device = device
         self.config, self.model = _build(path, trust_remote_code)
         self.model.eval().requires_grad_(False)
+        split_experts(self.model)
         self.blocks = _blocks(self.model)
-        self._stored_name = _stored_names(self.model, self.checkpoint)
+        self._stored = StoredNames(self.model, self.checkpoint)
         self.dtype: torch.dtype = next(self.model.parameters()).dtype
         _fill_buffers(self.model, device)
+        self._read_buffers()
 
     @property
     def hidden_size(self) -> int:
         """Features of a hidden state."""
         return int(self.config.get_text_config().hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that logits are for."""
+        return int(self.config.get_text_config().vocab_size)
 
     @property
     def head_dim(self) -> int:
@@ -54,14 +62,17 @@ class Skeleton:
         heads = int(getattr(text, "num_attention_heads", 0) or 0)
         return int(getattr(text, "head_dim", 0) or 0) or (int(text.hidden_size) // heads if heads else 0)
 
+    def stored(self, name: str) -> Stored:
+        """Where the checkpoint keeps a parameter. Raises: KeyError for one that it does not hold."""
+        return self._stored[name]
+
     def stored_name(self, name: str) -> str:
-        """The name of a parameter in the checkpoint. Raises: KeyError for one that it does not hold."""
-        return self._stored_name[name]
+        """The name of a parameter in a checkpoint. Raises: KeyError for one that this one does not hold."""
+        return self._stored[name].written
 
     def is_tied(self, name: str) -> bool:
         """Whether the checkpoint keeps one tensor for this parameter and another."""
-        stored = self._stored_name.get(name)
-        return stored is not None and list(self._stored_name.values()).count(stored) > 1
+        return self._stored.is_tied(name)
 
     def load(self, part: str) -> nn.Module:
         """Fill the parameters of a part of the model from the checkpoint, and return it.
@@ -70,7 +81,7 @@ class Skeleton:
         """
         module = self.model.get_submodule(part)
         for name, _ in list(module.named_parameters()):
-            if (full := f"{part}.{name}" if part else name) in self._stored_name:
+            if (full := f"{part}.{name}" if part else name) in self._stored:
                 self._fill(full)
         empty = next((name for name, value in module.named_parameters() if value.device.type == "meta"), None)
         if empty is not None:
@@ -87,11 +98,10 @@ class Skeleton:
         for name, _ in list(self.model.named_parameters(remove_duplicate=False)):
             if name.startswith(left_out):
                 continue
-            stored = self._stored_name.get(name)
-            if name not in read_by_rows or stored is None or self.checkpoint.is_unpacked(stored):
+            if name not in read_by_rows or name not in self._stored or self._is_unpacked(name):
                 self._fill(name)
             else:
-                read_rows_of(read_by_rows[name], self._checked(name, stored), self.device, self.dtype)
+                read_rows_of(read_by_rows[name], self._checked(name), self.device, self.dtype)
 
     def drop(self, part: str) -> None:
         """Empty a part of the model again."""
@@ -102,26 +112,36 @@ class Skeleton:
             setattr(owner, leaf, nn.Parameter(empty, requires_grad=False))
 
     def _fill(self, name: str) -> None:
-        stored = self._stored_name.get(name)
-        if stored is None:
+        if name not in self._stored:
             raise CorruptFile(f"{self.checkpoint.path} has no weights for {name}", hint="is the download complete?")
         owner, leaf = _owner(self.model, name)
-        value = self._checked(name, stored)
+        value = self._checked(name)
         # A copy of its own, also where the type is the same: what is mapped would be read again at every pass.
-        setattr(owner, leaf, nn.Parameter(value.to(self.device, self.dtype, copy=True), requires_grad=False))
+        is_mapped = not self._is_unpacked(name)
+        setattr(owner, leaf, nn.Parameter(value.to(self.device, self.dtype, copy=is_mapped), requires_grad=False))
 
-    def _checked(self, name: str, stored: str) -> torch.Tensor:
+    def _read_buffers(self) -> None:
+        """Fill the buffers that the checkpoint keeps, such as the biases of a router's choice. They stay."""
+        for name, value in list(self.model.named_buffers()):
+            if name in self._stored:
+                owner, leaf = _owner(self.model, name)
+                owner._buffers[leaf] = self._checked(name).to(self.device, value.dtype, copy=True)
+
+    def _is_unpacked(self, name: str) -> bool:
+        return self.checkpoint.is_unpacked(self._stored[name].name)
+
+    def _checked(self, name: str) -> torch.Tensor:
         """A tensor of the checkpoint as the model wants it; of one that is mapped, no byte is held."""
         owner, leaf = _owner(self.model, name)
-        wanted = getattr(owner, leaf)
-        value = self.checkpoint.read(stored)
-        if self.checkpoint.is_unpacked(stored) and not isinstance(owner, nn.Linear):
+        shape, stored = tuple(getattr(owner, leaf).shape), self._stored[name]
+        value = stored.read(self.checkpoint, shape)
+        if self._is_unpacked(name) and not isinstance(owner, nn.Linear):
             value = value.t()
-        if tuple(value.shape) != tuple(wanted.shape):
-            raise CorruptFile(f"{stored} has shape {tuple(value.shape)}; the config asks for {tuple(wanted.shape)}")
+        if tuple(value.shape) != shape:
+            raise CorruptFile(f"{stored.name} has shape {tuple(value.shape)}; the config asks for {shape}")
         parts = [value] if value.dim() < 2 else (value[rows] for rows in row_slices(value.shape[0]))
         if not all(bool(torch.isfinite(part).all()) for part in parts):
-            raise CorruptFile(f"{stored} holds NaN or infinite weights", hint="the checkpoint itself is broken")
+            raise CorruptFile(f"{stored.name} holds NaN or infinite weights", hint="the checkpoint itself is broken")
         return value
 
 
@@ -151,42 +171,6 @@ def _blocks(model: nn.Module) -> tuple[str, ...]:
     if not best:
         raise UnsupportedModel(f"{type(model).__name__} has no list of decoder blocks with linear layers")
     return tuple(f"{best}.{index}" for index in range(len(model.get_submodule(best))))
-
-
-def _stored_names(model: nn.Module, checkpoint: Checkpoint) -> Mapping[str, str]:
-    """Where the checkpoint keeps every parameter: under its own name, or under one that transformers renames.
-
-    A tied parameter that is stored once is found under the name of the other.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    changes = get_model_conversion_mapping(model)
-    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    found: dict[str, str] = {}
-    for stored in checkpoint.names():
-        name, _ = rename_source_key(stored, renamings, [], str(model.base_model_prefix), dict(parameters))
-        if name in parameters:
-            found[name] = stored
-    for names in _tied(model):
-        stored_as = next((found[name] for name in names if name in found), None)
-        if stored_as is not None:
-            found.update({name: found.get(name, stored_as) for name in names})
-    return found
-
-
-def _tied(model: nn.Module) -> Iterator[list[str]]:
-    """Names that share one parameter."""
-    names: dict[int, list[str]] = {}
-    for name, value in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(value), []).append(name)
-    yield from (group for group in names.values() if len(group) > 1)
-    if getattr(model.config, "tie_word_embeddings", False):
-        ends = (model.get_input_embeddings(), model.get_output_embeddings())
-        by_module = {id(module): name for name, module in model.named_modules()}
-        if all(end is not None for end in ends):
-            yield [f"{by_module[id(end)]}.weight" for end in ends]
 
 
 def _fill_buffers(model: nn.Module, device: str) -> None:

@@ -5,7 +5,7 @@ Axes: T tokens of a batch, N tokens that are kept, I in features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,9 +105,11 @@ def collect(
         name: Statistics.empty(size, device, with_hessian=with_hessian)
         for name, size in zip(names, num_in, strict=True)
     }
-    keep = -(-_SAMPLE_TOKENS // max(1, num_runs))
+    keep = sample_tokens(num_runs)
     hooks = [
-        block.get_submodule(name).register_forward_pre_hook(_adding(found[name], keep, name == names[-1]))
+        block.get_submodule(name).register_forward_pre_hook(
+            _adding(found[name], keep, name == names[-1]), with_kwargs=True
+        )
         for name in names
     ]
     try:
@@ -124,9 +126,15 @@ def collect(
     return found
 
 
+def sample_tokens(num_runs: int) -> int:
+    """How many tokens of each run stay in a sample."""
+    return -(-_SAMPLE_TOKENS // max(1, num_runs))
+
+
 def _adding(statistics: Statistics, keep: int, is_last: bool) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-        statistics.add(args[0].reshape(-1, args[0].shape[-1]), keep)
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        input_BNI: Tensor = args[0] if args else next(iter(kwargs.values()))
+        statistics.add(input_BNI.reshape(-1, input_BNI.shape[-1]), keep)
         if is_last:
             raise StopRun
 

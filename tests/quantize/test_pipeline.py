@@ -261,21 +261,3 @@ def test_the_layout_says_what_was_kept(llama: Path) -> None:
     assert work.layout == Layout(
         method=asked("gptq").method, bits=4, group_size=32, symmetric=True, damping=0.01, kept=("lm_head",)
     )
-
-
-def test_experts_that_are_held_in_one_tensor_are_refused_and_not_left_empty(tmp_path: Path) -> None:
-    import transformers
-
-    config = transformers.MixtralConfig(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UnsupportedModel, match="in pieces"):
-        quantized(tmp_path / "model", tmp_path / "out", asked("gptq"))

@@ -1,0 +1,107 @@
+"""What the calibration tokens say of the inputs of experts: each of its own tokens, topped up where they are few.
+
+A router sends every token to some experts, and to some experts hardly a token. A Hessian of fewer tokens than a layer
+has in features says nothing of most directions, and GPTQ would spend them freely. So an expert that has had less than
+its share of a minimum by some batch is shown other tokens of that batch as well, evenly spaced: what they would be to
+it, were they sent there.
+
+Axes: T tokens of a batch, N tokens that an expert is shown, H hidden features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from memplan.quantize.anatomy import Pool
+from memplan.quantize.experts import SplitExperts
+from memplan.quantize.linears import weight_of
+from memplan.quantize.statistics import Statistics, StopRun, sample_tokens
+from memplan.records import dataclass, field
+
+
+@dataclass(slots=True)
+class ExpertTokens:
+    """How many tokens some experts had, by number: sent there by the router, and shown on top."""
+
+    own: dict[int, int] = field(default_factory=dict)
+    added: dict[int, int] = field(default_factory=dict)
+
+
+def collect_pool(
+    block: nn.Module,
+    pool: Pool,
+    group: Sequence[int],
+    runs: Iterable[Callable[[], object]],
+    *,
+    num_runs: int,
+    min_tokens: int,
+    with_hessian: bool,
+    of: Sequence[str],
+) -> tuple[dict[str, Statistics], ExpertTokens]:
+    """Return the statistics of the inputs of some experts' layers over all `runs` of the block, by layer.
+
+    `of` names layers of an expert: its first entry, whose input all entries read, and `down_proj`. A run ends when the
+    experts are reached. Raises: BrokenNumbers for activations that are not finite.
+    """
+    experts = block.get_submodule(pool.name)
+    assert isinstance(experts, SplitExperts)
+    found: dict[str, Statistics] = {}
+    for number in group:
+        for leaf in of:
+            weight_OI = weight_of(experts.expert(number).get_submodule(leaf))
+            name = f"{pool.name}.{number}.{leaf}"
+            found[name] = Statistics.empty(weight_OI.shape[1], weight_OI.device, with_hessian=with_hessian)
+    tokens = ExpertTokens(own=dict.fromkeys(group, 0), added=dict.fromkeys(group, 0))
+    watch = _Watch(pool, found, tokens, sample_tokens(num_runs))
+    experts.watch = watch
+    try:
+        for index, run in enumerate(runs):
+            watch.due = -(-min_tokens * (index + 1) // num_runs)
+            try:
+                run()
+            except StopRun:
+                continue
+    finally:
+        experts.watch = None
+    for statistics in found.values():
+        statistics.finish()
+    return found, tokens
+
+
+class _Watch:
+    """Takes the statistics of some experts when a block reaches them, and ends its run."""
+
+    def __init__(self, pool: Pool, found: dict[str, Statistics], tokens: ExpertTokens, keep: int) -> None:
+        self.pool, self.found, self.tokens, self.keep = pool, found, tokens, keep
+        self.due = 0
+
+    def __call__(self, experts: SplitExperts, hidden_TH: Tensor, routing: list[Tensor]) -> None:
+        """Add a batch. Raises: StopRun."""
+        for number, token_N, _ in experts.shares(hidden_TH, routing):
+            if number in self.tokens.own:
+                other_N = self._others(experts, hidden_TH, number, token_N.numel())
+                self._add(experts, number, hidden_TH[torch.cat((token_N, other_N))])
+        raise StopRun
+
+    def _others(self, experts: SplitExperts, hidden_TH: Tensor, number: int, num_own: int) -> Tensor:
+        """The rows of other tokens that an expert is shown, so that it has what is due by now."""
+        self.tokens.own[number] += num_own
+        missing = self.due - self.tokens.own[number] - self.tokens.added[number]
+        row_T = experts.tokens(hidden_TH)
+        missing = min(max(0, missing), row_T.numel())
+        self.tokens.added[number] += missing
+        every = torch.linspace(0, row_T.numel() - 1, missing, device=row_T.device) if missing else row_T[:0]
+        return row_T[every.round().long()] if missing else row_T[:0]
+
+    def _add(self, experts: SplitExperts, number: int, input_NH: Tensor) -> None:
+        if not input_NH.shape[0]:
+            return
+        entry = self.found.get(f"{self.pool.name}.{number}.{self.pool.entries[0]}")
+        if entry is not None:
+            entry.add(input_NH, self.keep)
+        down = self.found.get(f"{self.pool.name}.{number}.down_proj")
+        if down is not None:
+            down.add(experts.inner(experts.expert(number), input_NH), self.keep)
