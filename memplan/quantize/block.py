@@ -49,6 +49,11 @@ class BlockRecipe:
     true_sequential: bool = True
     pool_bytes: int = POOL_BYTES
     min_expert_tokens: int | None = None
+    grid_of: Callable[[str], Grid] | None = None
+
+    def of(self, name: str) -> BlockRecipe:
+        """The recipe of one layer, and of those that are fused with it, where layers have grids of their own."""
+        return replace(self, grid=self.grid_of(name)) if self.grid_of else self
 
     @property
     def with_hessian(self) -> bool:
@@ -107,7 +112,7 @@ def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe:
         result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(anatomy.unreached)}")
     for name in anatomy.unreached:
         if not recipe.keeps(name):
-            _round(block, name, None, recipe, result)
+            _round(block, name, None, recipe.of(name), result)
     return result
 
 
@@ -175,7 +180,7 @@ def _scale(block: nn.Module, site: Site, fed: list[Statistics], recipe: BlockRec
     if not fed or not rounded:
         return
     weights_OI = _few_rows([weight_of(block.get_submodule(name)) for name in rounded])
-    found = _search(weights_OI, fed[0], site, recipe)
+    found = _search(weights_OI, fed[0], site, recipe.of(rounded[0]))
     if found.loss >= found.plain_loss:
         return
     used_I = move_scaling(block, site, site.fold(found.scale_I, lambda value, dim: value.mean(dim)))
@@ -268,6 +273,9 @@ def _round_subset(
     block: nn.Module, subset: Sequence[str], statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
 ) -> None:
     rounded = [name for name in subset if not recipe.keeps(name)]
+    if not rounded:
+        return
+    recipe = recipe.of(rounded[0])
     # Engines fuse layers that read one tensor: scales that hang on the largest weight are found for them together.
     grid = recipe.grid.reaching(*(weight_of(block.get_submodule(name)) for name in rounded))
     recipe = replace(recipe, grid=grid)

@@ -24,7 +24,9 @@ from memplan.quantize.grid import Grid
 from memplan.quantize.linears import is_router, linears, parameter, weight_of
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.width import Width
 from memplan.quantize.workspace import Workspace
+from memplan.records import replace
 
 _TRIAL_TOKENS = 16  # enough to see which layer reads what, and whether a scaling may be moved
 
@@ -48,6 +50,7 @@ class Quantization:
             symmetric=request.symmetric,
             damping=request.damping,
             kept=self.kept,
+            widths={name: width for module, width in request.mix.items() for name in self._stored_width(module, width)},
         )
         self.format.check(self.layout)
         if request.format == "compressed-tensors" and any(
@@ -145,20 +148,26 @@ class Quantization:
 
     def _recipe(self, block: str) -> BlockRecipe:
         request = self.request
-        scale_dtype = getattr(self.format, "scale_dtype", self.skeleton.dtype)
+        grid = Grid(
+            bits=request.bits,
+            group_size=request.group_size,
+            symmetric=request.symmetric,
+            searches_range=request.searches_range and request.method.rounding != "nearest",
+            scale_dtype=getattr(self.format, "scale_dtype", self.skeleton.dtype),
+            activation_bits=request.method.activation_bits,
+            element=request.method.element,
+            rows_per_scale=request.method.rows_per_scale,
+            scale_type=request.method.scale_type,
+        )
+
+        def grid_of(name: str) -> Grid:
+            width = request.width(f"{block}.{name}")
+            return replace(grid, bits=width.bits, group_size=width.group_size)
+
         return BlockRecipe(
             method=request.method,
-            grid=Grid(
-                bits=request.bits,
-                group_size=request.group_size,
-                symmetric=request.symmetric,
-                searches_range=request.searches_range and request.method.rounding != "nearest",
-                scale_dtype=scale_dtype,
-                activation_bits=request.method.activation_bits,
-                element=request.method.element,
-                rows_per_scale=request.method.rows_per_scale,
-                scale_type=request.method.scale_type,
-            ),
+            grid=grid,
+            grid_of=grid_of if request.mix else None,
             gptq=GptqSettings(damping=request.damping, activation_order=request.activation_order),
             keeps=lambda name: f"{block}.{name}" in self._kept_names,
             true_sequential=request.true_sequential,
@@ -172,9 +181,10 @@ class Quantization:
         self._kept_names = {name for name, _ in linears(model) if not name.startswith(blocks) or request.kept(name)}
         for name, module in linears(model):
             num_in = weight_of(module).shape[1]
-            if name not in self._kept_names and request.group_size and num_in % request.group_size:
+            width = request.width(name)
+            if name not in self._kept_names and not width.divides(num_in):
                 raise UsageError(
-                    f"groups of {request.group_size} do not divide the {num_in} in features of {name}",
+                    f"groups of {width.group_size} do not divide the {num_in} in features of {name}",
                     hint=f"--group-size {_dividing(num_in)}, or --keep '{name.rsplit('.', 1)[-1]}'",
                 )
         routers = {name for name, module in model.named_modules() if name.startswith(blocks) and is_router(module)}
@@ -190,6 +200,11 @@ class Quantization:
         """What readers call a module: its name in the model, and in the checkpoint unless its weights are another's."""
         tied = self.skeleton.is_tied(f"{module}.weight")
         return (module,) if tied else (module, self._stored_module(module))
+
+    def _stored_width(self, module: str, width: Width) -> tuple[str, ...]:
+        """The name under which the checkpoint keeps a layer of another width; none where it is kept or the same."""
+        usual = width == Width(self.request.bits, self.request.group_size)
+        return () if usual or module in self._kept_names else (self._stored_module(module),)
 
     def _stored_module(self, name: str) -> str:
         try:

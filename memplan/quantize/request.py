@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from memplan.errors import UsageError
 from memplan.quantize.formats import check_format
 from memplan.quantize.methods import Method, method_named
-from memplan.records import dataclass
+from memplan.quantize.width import Width
+from memplan.records import dataclass, field
 from memplan.units import GIB
 
 # A router picks experts by small differences and holds next to nothing; so do the gates of shared experts and the decay
@@ -33,6 +35,7 @@ class QuantizeRequest:
 
     `num_samples` windows of `window_tokens` tokens of the text set `calibration` are used, `batch_size` at a time. An
     expert with fewer than `min_expert_tokens` of them (None: than its layers have in features) is shown others as well.
+    `mix` has the layers, by their full names, that are stored in another width.
     """
 
     method: Method
@@ -52,10 +55,15 @@ class QuantizeRequest:
     min_expert_tokens: int | None = None
     seed: int = 0
     device: str = "cpu"
+    mix: Mapping[str, Width] = field(default_factory=dict)
+
+    def width(self, module: str) -> Width:
+        """How a linear layer, by its full name, is stored unless it is kept."""
+        return self.mix.get(module) or Width(self.bits, self.group_size)
 
     def kept(self, module: str) -> bool:
         """Whether a linear layer, by its full name, stays in 16 bit."""
-        if _ALWAYS_KEPT.search(module):
+        if _ALWAYS_KEPT.search(module) or self.width(module).is_plain:
             return True
         return any(fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*") for pattern in self.keeps)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from memplan.errors import UsageError, did_you_mean
 from memplan.quantize.methods import Method
-from memplan.records import dataclass
+from memplan.quantize.width import Width
+from memplan.records import dataclass, field, replace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,8 @@ FORMATS: Mapping[str, str] = {
 class Layout:
     """What a format must know of a checkpoint as a whole.
 
-    `kept` names the linear layers that were left in 16 bit, `lm_head` among them.
+    `kept` names the linear layers that were left in 16 bit, `lm_head` among them, and `widths` those that are stored in
+    another width than the others.
     """
 
     method: Method
@@ -39,6 +41,12 @@ class Layout:
     symmetric: bool
     damping: float
     kept: tuple[str, ...] = ()
+    widths: Mapping[str, Width] = field(default_factory=dict)
+
+    def of(self, module: str) -> Layout:
+        """The layout of one layer, by its name in the checkpoint."""
+        width = self.widths.get(module)
+        return replace(self, bits=width.bits, group_size=width.group_size, widths={}) if width else self
 
 
 class Format(Protocol):

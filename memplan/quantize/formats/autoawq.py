@@ -30,6 +30,8 @@ _BITS = 4
 
 def check(layout: Layout) -> None:
     """Refuse what readers of this format refuse. Raises: UsageError."""
+    if layout.widths:
+        raise UsageError("--format awq holds one width", hint="use --format compressed-tensors")
     if layout.bits != _BITS or layout.method.activation_bits < 16 or layout.method.element != "int":
         raise UsageError(
             f"--format awq holds integer weights of 4 bits, not {layout.method.name} of {layout.bits}",

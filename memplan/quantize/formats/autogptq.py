@@ -30,6 +30,8 @@ scale_dtype = torch.float16
 
 def check(layout: Layout) -> None:
     """Refuse what readers of this format refuse. Raises: UsageError."""
+    if layout.widths:
+        raise UsageError("--format gptq holds one width", hint="use --format compressed-tensors")
     if layout.method.activation_bits < 16 or layout.method.element != "int":
         raise UsageError("--format gptq holds integer weights alone", hint="use --format compressed-tensors")
     if layout.bits not in (2, 3, 4, 8):

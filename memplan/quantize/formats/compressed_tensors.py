@@ -30,6 +30,7 @@ from memplan.quantize.elements import values
 from memplan.quantize.formats import Layout
 from memplan.quantize.grid import Grid, Quantized, Scales, dequantize, whole_scale
 from memplan.quantize.rows import row_slices
+from memplan.quantize.width import Width
 
 
 def check(layout: Layout) -> None:
@@ -104,21 +105,27 @@ def shape(stored: Mapping[str, tuple[int, ...]], layout: Layout) -> tuple[int, i
 
 def quantization_config(layout: Layout) -> dict[str, Any]:
     """Return what config.json says of the weights."""
-    form = format_of(layout)
+    by_width: dict[Width, list[str]] = {}
+    for module, width in layout.widths.items():
+        by_width.setdefault(width, []).append(module)
+    # A layer is matched by its name before it is matched by its class.
+    groups = [_group(layout, ["Linear"]), *(_group(layout.of(names[0]), names) for names in by_width.values())]
     return {
         "quant_method": "compressed-tensors",
-        "format": form,
+        "format": format_of(layout),
         "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": _weights(layout),
-                "input_activations": _inputs(layout),
-                "output_activations": None,
-                "format": form,
-            }
-        },
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
         "ignore": list(layout.kept),
+    }
+
+
+def _group(layout: Layout, targets: list[str]) -> dict[str, Any]:
+    return {
+        "targets": targets,
+        "weights": _weights(layout),
+        "input_activations": _inputs(layout),
+        "output_activations": None,
+        "format": format_of(layout),
     }
 
 

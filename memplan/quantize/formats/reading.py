@@ -8,6 +8,7 @@ from typing import Any
 from memplan.quantize.formats import Layout
 from memplan.quantize.formats.compressed_tensors import format_of
 from memplan.quantize.methods import method_named
+from memplan.quantize.width import Width
 from memplan.records import replace
 
 
@@ -21,26 +22,39 @@ def layout_of(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
 
 def _compressed_tensors(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
     groups = list((config.get("config_groups") or {}).values())
-    if len(groups) != 1 or groups[0].get("targets") != ["Linear"] or config.get("kv_cache_scheme"):
+    if not groups or groups[0].get("targets") != ["Linear"] or config.get("kv_cache_scheme"):
         return None
-    weights, inputs = groups[0].get("weights") or {}, groups[0].get("input_activations")
+    layout = _group(groups[0])
+    if layout is None or format_of(layout) != config.get("format"):
+        return None
+    widths: dict[str, Width] = {}
+    for group in groups[1:]:
+        named = _group(group)
+        if named is None or replace(named, bits=layout.bits, group_size=layout.group_size) != layout:
+            return None
+        widths.update(dict.fromkeys(group.get("targets") or (), Width(named.bits, named.group_size)))
+    if any("." not in name or name.startswith("re:") for name in widths):
+        return None
+    return replace(layout, widths=widths, kept=tuple(config.get("ignore") or ())), "compressed-tensors"
+
+
+def _group(group: Mapping[str, Any]) -> Layout | None:
+    """The layout of one group of layers; None for one that is not read here."""
+    weights, inputs = group.get("weights") or {}, group.get("input_activations")
     name = _method_of(weights, inputs)
     if name is None or weights.get("actorder") not in (None, "static"):
         return None
     method = method_named(name)
     if inputs is None and method.activations != "none":
         method = replace(method, activation_bits=16, activations="none")
-    chosen = method.element == "int"
     group_size = int(weights.get("group_size") or 0) if weights["strategy"] == "group" else 0
-    layout = Layout(
+    return Layout(
         method=method,
         bits=int(weights["num_bits"]),
-        group_size=group_size if chosen else method.group_size,
+        group_size=group_size if method.element == "int" else method.group_size,
         symmetric=bool(weights.get("symmetric", True)),
         damping=0.0,
-        kept=tuple(config.get("ignore") or ()),
     )
-    return (layout, "compressed-tensors") if format_of(layout) == config.get("format") else None
 
 
 def _method_of(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> str | None:
