@@ -1,0 +1,286 @@
+"""Reverse-mode differentiation as PyTorch does it, without numbers: which tensors an operator keeps for its backward
+pass, and which gradients and temporaries that pass makes, in its order.
+
+A Tensor here is a share in a block of memory. Code that would hold a Python name holds the tensor, and drops it where
+the name would go. Operators are recorded only while gradients are wanted and an input needs one.
+
+Rules (PyTorch 2.x, torch/csrc/autograd/engine.cpp, input_buffer.cpp): nodes run backwards in the order they were
+made; a second gradient for the same tensor is added in place when nobody else holds the first; what a node kept is
+released when it has run; a leaf's first gradient is taken over, later ones are added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from memplan.budget.training.device import Block, Device
+
+ACTIVATIONS, GRADIENTS, WORKSPACE = "activations", "gradients", "workspace"
+
+
+class Tensor:
+    """A tensor of the step: its memory, and the operator that made it."""
+
+    __slots__ = ("block", "needs_grad", "node", "size_bytes")
+
+    def __init__(self, block: Block, size_bytes: float, *, needs_grad: bool, node: Node | None = None) -> None:
+        self.block = block
+        self.size_bytes = size_bytes
+        self.needs_grad = needs_grad
+        self.node = node
+
+
+class Parameter:
+    """A weight as operators see it: how large its gradient is, and what happens when there is one."""
+
+    __slots__ = ("grad_bytes", "name", "num_elements", "on_gradient", "size_bytes")
+
+    def __init__(
+        self,
+        name: str,
+        size_bytes: float,
+        grad_bytes: float,
+        on_gradient: Callable[[Parameter, Block], None] | None,
+        num_elements: float,
+    ) -> None:
+        self.name = name
+        self.size_bytes = size_bytes
+        self.grad_bytes = grad_bytes
+        self.on_gradient = on_gradient
+        self.num_elements = num_elements
+
+    @property
+    def is_trained(self) -> bool:
+        return self.on_gradient is not None
+
+
+class Node:
+    """One recorded operator.
+
+    `grads` says for each input how large its gradient is; None where it is the output's own gradient, passed on.
+    """
+
+    __slots__ = ("backward_temporaries", "grads", "inputs", "kept", "name", "parameters", "run", "waiting")
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Tensor],
+        grads: Sequence[float | None],
+        kept: list[Block],
+        backward_temporaries: Sequence[float],
+        parameters: Sequence[Parameter],
+    ) -> None:
+        self.name = name
+        self.inputs = inputs
+        self.grads = grads
+        self.kept = kept
+        self.backward_temporaries = backward_temporaries
+        self.parameters = parameters
+        self.waiting: Block | None = None
+        self.run: Callable[[Block], None] | None = None
+
+
+class Graph:
+    """Operators on one device, with the graph that is being recorded."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.is_recording = True
+        self.is_rerunning = False
+        self.num_products = 0
+        self._stash: list[Block] | None = None
+        self._nodes: list[Node] = []
+        self._leaf_grads: dict[int, Block] = {}
+
+    def tensor(self, size_bytes: float, name: str, *, needs_grad: bool = False, category: str = ACTIVATIONS) -> Tensor:
+        """A tensor that no recorded operator made."""
+        return Tensor(self.device.take(size_bytes, category, name), size_bytes, needs_grad=needs_grad)
+
+    def drop(self, *tensors: Tensor) -> None:
+        """Let names go."""
+        for each in tensors:
+            self.device.free(each.block)
+
+    def op(
+        self,
+        name: str,
+        size_bytes: float,
+        inputs: Sequence[Tensor],
+        *,
+        keeps: Sequence[Tensor] = (),
+        keeps_bytes: Sequence[float] = (),
+        keeps_output: bool = False,
+        grads: Sequence[float | None] | None = None,
+        temporaries: Sequence[float] = (),
+        backward_temporaries: Sequence[float] = (),
+        parameters: Sequence[Parameter] = (),
+        in_place_of: Tensor | None = None,
+        is_stashed: bool = False,
+    ) -> Tensor:
+        """Run an operator and return what it makes.
+
+        keeps: inputs that its backward pass needs; keeps_bytes: other tensors that it makes for that pass.
+        in_place_of: the tensor whose memory the output takes over. is_stashed: under selective checkpointing its output
+        is kept instead of being computed again.
+        """
+        device = self.device
+        taken = [device.take(each, WORKSPACE, name) for each in temporaries]
+        if in_place_of is not None:
+            block = device.share(in_place_of.block)
+        elif is_stashed and self._stash and self.is_rerunning:
+            block = self._stash.pop(0)
+        else:
+            block = device.take(size_bytes, ACTIVATIONS, name)
+        for each in taken:
+            device.free(each)
+        if is_stashed and self._stash is not None and not self.is_rerunning:
+            self._stash.append(device.share(block))
+        trained = [each for each in parameters if each.is_trained]
+        needs_grad = bool(trained) or any(each.needs_grad for each in inputs)
+        made = Tensor(block, size_bytes, needs_grad=needs_grad and self.is_recording)
+        if not made.needs_grad:
+            return made
+        kept = [device.share(each.block) for each in keeps]
+        kept += [device.take(each, ACTIVATIONS, name) for each in keeps_bytes]
+        if keeps_output:
+            kept.append(device.share(block))
+        sizes: Sequence[float | None] = grads if grads is not None else [each.size_bytes for each in inputs]
+        made.node = Node(name, tuple(inputs), sizes, kept, backward_temporaries, trained)
+        self._nodes.append(made.node)
+        return made
+
+    def mark(self, entering: Tensor, on_backward: Callable[[], None]) -> Tensor:
+        """The same tensor, with something to do when its gradient comes by. Takes over what enters."""
+        if not (self.is_recording and entering.needs_grad):
+            return entering
+        node = Node("mark", (entering,), (None,), [], (), ())
+
+        def run(grad: Block) -> None:
+            on_backward()
+            self._pass_on(entering, self.device.share(grad))
+
+        node.run = run
+        self._nodes.append(node)
+        return Tensor(entering.block, entering.size_bytes, needs_grad=True, node=node)
+
+    def checkpoint(
+        self,
+        name: str,
+        body: Callable[[Tensor], Tensor],
+        entering: Tensor,
+        *,
+        keeps_gradient: list[Block] | None = None,
+        is_selective: bool = False,
+        is_offloaded: bool = False,
+    ) -> Tensor:
+        """Run `body` without recording, and again in the backward pass, which keeps only what entered.
+
+        keeps_gradient: where what entered and its gradient are left instead of being freed. is_selective: outputs of
+        operators that say so are kept too.
+        """
+        if not self.is_recording:
+            return body(entering)
+        stash: list[Block] | None = [] if is_selective else None
+        self.is_recording, self._stash, self.num_products = False, stash, 0
+        made = body(entering)
+        self.is_recording, self._stash = True, None
+        kept = [] if is_offloaded else [self.device.share(entering.block)]
+        node = Node(name, (entering,), (None,), kept, (), ())
+        node.run = lambda grad: self._run_again(node, body, grad, keeps_gradient, stash)
+        self._nodes.append(node)
+        return Tensor(made.block, made.size_bytes, needs_grad=True, node=node)
+
+    def backward(self, loss: Tensor) -> None:
+        """Run the recorded graph backwards from `loss` and drop it."""
+        nodes, self._nodes = self._nodes, []
+        if loss.node is not None:
+            loss.node.waiting = self.device.take(loss.size_bytes, GRADIENTS, "gradient of the loss")
+        self.drop(loss)
+        while nodes:
+            self._run(nodes.pop())
+
+    def _run(self, node: Node) -> None:
+        grad, node.waiting = node.waiting, None
+        if grad is not None:
+            if node.run is not None:
+                node.run(grad)
+            else:
+                self._run_operator(node, grad)
+            self.device.free(grad)
+        for each in node.kept:
+            self.device.free(each)
+
+    def _run_operator(self, node: Node, grad: Block) -> None:
+        device = self.device
+        temporaries = [device.take(each, WORKSPACE, node.name) for each in node.backward_temporaries]
+        for entering, size in zip(node.inputs, node.grads, strict=True):
+            if entering.needs_grad:
+                made = (
+                    device.share(grad) if size is None else device.take(size, ACTIVATIONS, f"gradient of {node.name}")
+                )
+                self._pass_on(entering, made)
+        for parameter in node.parameters:
+            made = device.take(parameter.grad_bytes, GRADIENTS, parameter.name)
+            if parameter.on_gradient is not None:
+                parameter.on_gradient(parameter, made)
+        for each in temporaries:
+            device.free(each)
+
+    def _pass_on(self, entering: Tensor, made: Block) -> None:
+        if entering.node is None:
+            self._add(self._leaf_grads, id(entering), made)
+            return
+        node = entering.node
+        if node.waiting is None:
+            node.waiting = made
+            return
+        node.waiting = self._sum(node.waiting, made)
+
+    def _add(self, where: dict[int, Block], key: int, made: Block) -> None:
+        where[key] = self._sum(where[key], made) if key in where else made
+
+    def _sum(self, first: Block, second: Block) -> Block:
+        """Both as one: in place of the first if nobody else holds it, else of the second if that is free, else anew."""
+        if first.holders > 1:
+            third = self.device.take(first.size_bytes, ACTIVATIONS, "sum of gradients")
+            self.device.free(first)
+            self.device.free(second)
+            return third
+        self.device.free(second)
+        return first
+
+    def _run_again(
+        self,
+        node: Node,
+        body: Callable[[Tensor], Tensor],
+        grad: Block,
+        lasting: list[Block] | None,
+        stash: list[Block] | None,
+    ) -> None:
+        outer, self._nodes = self._nodes, []
+        entering = node.inputs[0]
+        if node.kept:
+            block = self.device.share(entering.block)
+        else:
+            block = self.device.take(entering.size_bytes, ACTIVATIONS, "brought back")
+        again = Tensor(block, entering.size_bytes, needs_grad=True)
+        self.is_rerunning, self._stash, self.num_products = True, stash, 0
+        made = body(again)
+        self.is_rerunning, self._stash = False, None
+        inner, self._nodes = self._nodes, outer
+        if made.node is not None:
+            made.node.waiting = self.device.share(grad)
+        while inner:
+            self._run(inner.pop())
+        self.device.free(made.block)
+        self.device.free(again.block)
+        arrived = self._leaf_grads.pop(id(again), None)
+        if arrived is None:
+            return
+        if lasting is not None:
+            lasting += (self.device.share(arrived), self.device.share(entering.block))
+        if entering.needs_grad:
+            self._pass_on(entering, arrived)
+        else:
+            self.device.free(arrived)

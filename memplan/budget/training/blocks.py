@@ -1,0 +1,279 @@
+"""One layer of a decoder as the operators that it runs, read off the model's own tensors.
+
+A layer is a mixer (attention, latent attention, or a recurrent mixer by its projections) and a feed-forward part
+(dense or routed), each behind a norm and with the residual added after it. Widths are per tensor-parallel rank.
+
+Notation: T tokens of the micro-batch on this rank, H hidden size, `width` bytes of an element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from memplan.budget.training.autograd import Graph, Parameter, Tensor
+from memplan.budget.training.kernels import Heads, Kernels, activate, attend, gated, norm, rotate
+from memplan.budget.training.linear import Linear
+from memplan.records import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBlock:
+    """Softmax attention. `into` are the projections of queries, keys and values: three, or one fused."""
+
+    before: Parameter
+    into: tuple[Linear, ...]
+    out: Linear
+    heads: Heads
+    rotary_part: float = 1.0
+    per_head_norms: tuple[Parameter, ...] = ()
+    after: Parameter | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentBlock:
+    """Multi-head latent attention: queries and keys through narrow latents."""
+
+    before: Parameter
+    query_down: Linear | None
+    query_norm: Parameter | None
+    query_up: Linear
+    latent_down: Linear
+    latent_norm: Parameter
+    latent_up: Linear
+    out: Linear
+    heads: Heads
+    rope_width: int
+    after: Parameter | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpBlock:
+    """A dense feed-forward part: `ups` has the gate and the other side, one of them alone, or both fused."""
+
+    before: Parameter
+    ups: tuple[Linear, ...]
+    down: Linear
+    is_gated: bool
+    after: Parameter | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsBlock:
+    """Routed experts: every token is copied for each of the `chosen` experts that it goes to.
+
+    `parts` are experts that run together, each with its up projections and its down projection: one part where all run
+    in one product, several where code goes from expert to expert.
+    """
+
+    before: Parameter
+    router: Linear
+    parts: tuple[tuple[tuple[Linear, ...], Linear], ...]
+    is_gated: bool
+    chosen: int
+    num_experts: int
+    share: float
+    shared: MlpBlock | None = None
+    after: Parameter | None = None
+
+
+Half = AttentionBlock | LatentBlock | MlpBlock | ExpertsBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A whole layer: its halves in order, with residuals around them.
+
+    Over `ranks` tensor-parallel ranks every half ends in a sum over ranks; with sequence parallelism the state between
+    halves is cut into `state_share` parts, gathered behind the norm and scattered by that sum.
+    """
+
+    halves: tuple[Half, ...]
+    hidden_size: int
+    ranks: int = 1
+    state_share: int = 1
+
+
+def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
+    """Run a layer. The caller keeps what enters."""
+    size = tokens * layer.hidden_size * width / layer.state_share
+    state = entering
+    for half in layer.halves:
+        normed = norm(graph, state, half.before, tokens / layer.state_share, width, kernels)
+        if layer.state_share > 1:
+            whole = graph.op("gathered tokens", size * layer.state_share, (normed,), grads=(size,))
+            graph.drop(normed)
+            normed = whole
+        made = _RUNNERS[type(half)](graph, half, normed, tokens, width, kernels)
+        graph.drop(normed)
+        if layer.state_share > 1:
+            part = graph.op("scattered sum", size, (made,))
+            graph.drop(made)
+            made = part
+        if half.after is not None:
+            made = _taken_over(graph, made, half.after, tokens / layer.state_share, width, kernels)
+        summed = graph.op("residual", size, (state, made), grads=(None, None))
+        graph.drop(made)
+        if state is not entering:
+            graph.drop(state)
+        state = summed
+    return state
+
+
+def _attention(
+    graph: Graph, half: AttentionBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    projected = [each.run(graph, normed, tokens, width) for each in half.into]
+    heads = half.heads
+    sizes = [
+        tokens * count * each * width
+        for count, each in (
+            (heads.queries, heads.width),
+            (heads.keys, heads.width),
+            (heads.keys, heads.value_width),
+        )
+    ]
+    if len(projected) == 1:
+        projected = _split(graph, projected[0], sizes)
+    query, key, value = projected
+    for weight in half.per_head_norms:
+        if weight.name.rsplit(".", 2)[-2].startswith("q"):
+            query = _taken_over(graph, query, weight, tokens * heads.queries, width, kernels)
+        else:
+            key = _taken_over(graph, key, weight, tokens * heads.keys, width, kernels)
+    query, key = _rotated(graph, query, key, half.rotary_part, kernels)
+    out = attend(graph, query, key, value, heads, width, kernels)
+    made = half.out.run(graph, out, tokens, width)
+    graph.drop(out)
+    return made
+
+
+def _split(graph: Graph, fused: Tensor, sizes: list[float]) -> list[Tensor]:
+    """Views of one tensor: their gradients are padded to its whole width and added up."""
+    parts = [graph.op("split", size, (fused,), grads=(fused.size_bytes,), in_place_of=fused) for size in sizes]
+    graph.drop(fused)
+    return parts
+
+
+def _rotated(graph: Graph, query: Tensor, key: Tensor, part: float, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """Both are alive until both are rotated, as the code that runs it has it."""
+    if kernels.rotary == "none" or part == 0:
+        return query, key
+    turned = rotate(graph, query, kernels), rotate(graph, key, kernels)
+    graph.drop(query, key)
+    return turned
+
+
+def _taken_over(graph: Graph, entering: Tensor, weight: Parameter, rows: float, width: int, kernels: Kernels) -> Tensor:
+    made = norm(graph, entering, weight, rows, width, kernels)
+    graph.drop(entering)
+    return made
+
+
+def _latent(graph: Graph, half: LatentBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
+    queries_from = normed
+    if half.query_down is not None and half.query_norm is not None:
+        narrow = half.query_down.run(graph, normed, tokens, width)
+        queries_from = _taken_over(graph, narrow, half.query_norm, tokens, width, kernels)
+    query = half.query_up.run(graph, queries_from, tokens, width)
+    if queries_from is not normed:
+        graph.drop(queries_from)
+    latent = half.latent_down.run(graph, normed, tokens, width)
+    kept = graph.op(
+        "latent", tokens * half.latent_up.inputs * width, (latent,), grads=(latent.size_bytes,), in_place_of=latent
+    )
+    scaled = norm(graph, kept, half.latent_norm, tokens, width, kernels)
+    expanded = half.latent_up.run(graph, scaled, tokens, width)
+    graph.drop(scaled)
+    heads = half.heads
+    key = graph.op("keys", tokens * heads.keys * heads.width * width, (expanded, latent), grads=(None, None))
+    query_made = graph.op("queries", query.size_bytes, (query,), grads=(None,))
+    graph.drop(query, kept, latent)
+    value = graph.op(
+        "values",
+        tokens * heads.keys * heads.value_width * width,
+        (expanded,),
+        grads=(expanded.size_bytes,),
+        in_place_of=expanded,
+    )
+    graph.drop(expanded)
+    out = attend(graph, query_made, key, value, heads, width, kernels)
+    made = half.out.run(graph, out, tokens, width)
+    graph.drop(out)
+    return made
+
+
+def _mlp(graph: Graph, half: MlpBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
+    return feed_forward(graph, half.ups, half.down, normed, tokens, width, kernels, is_gated=half.is_gated)
+
+
+def feed_forward(
+    graph: Graph,
+    ups: tuple[Linear, ...],
+    down: Linear,
+    normed: Tensor,
+    tokens: float,
+    width: int,
+    kernels: Kernels,
+    *,
+    is_gated: bool,
+) -> Tensor:
+    """Up, activation, down. The caller keeps what enters."""
+    first = ups[0].run(graph, normed, tokens, width)
+    if not is_gated:
+        product = activate(graph, first)
+    elif len(ups) == 1:
+        halves = _split(graph, first, [first.size_bytes / 2, first.size_bytes / 2])
+        product = gated(graph, halves[0], lambda: halves[1], kernels)
+    else:
+        product = gated(graph, first, lambda: ups[1].run(graph, normed, tokens, width), kernels)
+    made = down.run(graph, product, tokens, width)
+    graph.drop(product)
+    return made
+
+
+def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
+    scores = half.router.run(graph, normed, tokens, width)
+    weights = graph.op(
+        "routing weights", tokens * half.num_experts * 4, (scores,), keeps_output=True, grads=(scores.size_bytes,)
+    )
+    graph.drop(scores)
+    rows = tokens * half.chosen * half.share / len(half.parts)
+    hidden_bytes = normed.size_bytes / tokens
+    made = graph.tensor(tokens * hidden_bytes, "experts' outputs summed", needs_grad=False)
+    for ups, down in half.parts:
+        sent = graph.op("tokens sent to experts", rows * hidden_bytes, (normed,))
+        each = feed_forward(graph, ups, down, sent, rows, width, kernels, is_gated=half.is_gated)
+        weighted = graph.op(
+            "experts' outputs weighted",
+            each.size_bytes,
+            (each, weights),
+            keeps=(each, weights),
+            grads=(each.size_bytes, weights.size_bytes / len(half.parts)),
+        )
+        graph.drop(sent, each)
+        summed = graph.op(
+            "experts' outputs summed",
+            made.size_bytes,
+            (made, weighted),
+            grads=(None, weighted.size_bytes),
+            in_place_of=made,
+        )
+        graph.drop(weighted, made)
+        made = summed
+    graph.drop(weights)
+    if half.shared is not None:
+        beside = feed_forward(
+            graph, half.shared.ups, half.shared.down, normed, tokens, width, kernels, is_gated=half.shared.is_gated
+        )
+        summed = graph.op("shared experts added", made.size_bytes, (made, beside), grads=(None, None))
+        graph.drop(made, beside)
+        made = summed
+    return made
+
+
+_RUNNERS: Mapping[type, Callable[..., Tensor]] = {
+    AttentionBlock: _attention,
+    LatentBlock: _latent,
+    MlpBlock: _mlp,
+    ExpertsBlock: _experts,
+}

@@ -1,0 +1,231 @@
+"""A model's layers as blocks of operators, from the tensors that introspection found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memplan.budget.training.autograd import Parameter
+from memplan.budget.training.blocks import AttentionBlock, ExpertsBlock, Half, LatentBlock, Layer, MlpBlock
+from memplan.budget.training.kernels import Heads
+from memplan.budget.training.linear import Adapter, Linear
+from memplan.domain.attention import ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
+from memplan.domain.model import Layer as ModelLayer
+from memplan.domain.model import ModelSpec
+from memplan.domain.tensors import Role, Tensor
+from memplan.domain.training import TrainingSpec
+from memplan.errors import UnsupportedModel
+
+MakeParameter = Callable[[str, float, bool], Parameter]
+_LINEAR_ADAPTED = (Role.ATTENTION, Role.MLP, Role.SHARED_EXPERT, Role.EXPERT, Role.STATE)
+_PACKED_BYTES = 0.5 + 4 / 64  # NF4 with a scale of 32 bits for 64 weights
+
+
+class Builder:
+    """Makes the blocks of one model for one step. `make` gives a parameter: name, elements, whether it is trained."""
+
+    def __init__(self, spec: ModelSpec, training: TrainingSpec, make: MakeParameter) -> None:
+        self._spec = spec
+        self._training = training
+        self._make = make
+        layout = training.layout
+        self.state_share = layout.tensor if layout.sequence_parallel else 1
+
+    def layer(self, layer: ModelLayer, number: int) -> Layer:
+        """The blocks of one layer."""
+        mixer = self._mixer(layer, number)
+        second = self._second(layer, number)
+        halves: tuple[Half, ...] = tuple(each for each in (mixer, second) if each is not None)
+        return Layer(
+            halves=halves,
+            hidden_size=self._spec.hidden_size,
+            ranks=self._training.layout.tensor,
+            state_share=self.state_share,
+        )
+
+    def linear(
+        self,
+        name: str,
+        outputs: int,
+        inputs: int,
+        *,
+        share: float = 1.0,
+        copies: int = 1,
+        tied: Parameter | None = None,
+    ) -> Linear:
+        """A linear layer by its name; `copies` equal ones stand for one; `tied` is the weight that it shares."""
+        training = self._training
+        elements = outputs * inputs * copies * share
+        is_full = training.method == "full"
+        weight = tied or self._make(name, elements, is_full)
+        unpacked = outputs * inputs * training.compute_bytes * share if self._unpacks(name) else 0.0
+        cast = 0.0
+        if training.autocast and is_full and training.weight_bytes > training.compute_bytes:
+            cast = elements * training.compute_bytes
+        return Linear(
+            name=name,
+            inputs=inputs,
+            outputs=outputs,
+            weight=weight,
+            unpacked_bytes=unpacked,
+            cast_bytes=cast,
+            adapter=self._adapter(name, outputs, inputs, copies),
+            is_grouped="experts.*" in name,
+            is_last=training.kernels == "compiled" and "down" in name,
+        )
+
+    def _unpacks(self, name: str) -> bool:
+        return self._training.method == "qlora" and name != "lm_head"
+
+    def _adapter(self, name: str, outputs: int, inputs: int, copies: int) -> Adapter | None:
+        training = self._training
+        if training.method == "full" or not self._is_adapted(name):
+            return None
+        rank = training.lora_rank
+        return Adapter(
+            rank=rank,
+            down=self._make(f"{name}.A", rank * inputs * copies, True),
+            up=self._make(f"{name}.B", rank * outputs * copies, True),
+            casts=training.adapters_in_float and training.adapters_cast and not training.autocast,
+            clones=training.method == "qlora",
+            is_fused=training.fused_adapters,
+            dropout=training.lora_dropout,
+        )
+
+    def _is_adapted(self, name: str) -> bool:
+        last = name.rsplit(".", 1)[-1]
+        targets = self._training.lora_targets
+        if not targets or targets == ("all-linear",):
+            return last not in ("lm_head", "gate")
+        return last in targets
+
+    def norm(self, name: str, width: int) -> Parameter:
+        return self._make(name, width, self._training.method == "full")
+
+    def _mixer(self, layer: ModelLayer, number: int) -> Half | None:
+        cache = next(
+            (
+                each
+                for each in layer.caches
+                if isinstance(each, (FullAttention, SlidingWindow, ChunkedLocal, LatentAttention))
+            ),
+            None,
+        )
+        if cache is None:
+            raise UnsupportedModel(f"{self._spec.name}: layer {number} has a mixer whose training is not modelled")
+        if isinstance(cache, LatentAttention):
+            return self._latent(layer, cache, number)
+        found = [each for each in layer.tensors if each.role is Role.ATTENTION and len(each.shape) == 2]
+        out = found[-1]
+        into = found[:-1]
+        training = self._training
+        tensor = training.layout.tensor
+        queries = layer.num_heads / tensor
+        keys = max(cache.num_kv_heads / tensor, 1)
+        heads = Heads(
+            batch=training.micro_batch,
+            tokens=training.sequence_tokens / training.layout.context,
+            queries=queries,
+            keys=keys,
+            width=cache.key_width,
+            value_width=cache.value_width,
+        )
+        per_head = tuple(
+            self._make(_named(each, number), each.shape[0], training.method == "full")
+            for each in layer.tensors
+            if each.role is Role.NORM
+            and "self_attn" in each.name
+            and each.name.rsplit(".", 2)[-2] in ("q_norm", "k_norm")
+        )
+        return AttentionBlock(
+            before=self.norm(f"layers.{number}.norm", self._spec.hidden_size),
+            into=tuple(self._cut(each, number) for each in into),
+            out=self._cut(out, number, inputs_cut=True),
+            heads=heads,
+            per_head_norms=per_head,
+        )
+
+    def _cut(self, tensor: Tensor, number: int, *, inputs_cut: bool = False) -> Linear:
+        ranks = self._training.layout.tensor
+        outputs, inputs = tensor.shape[-2:]
+        if inputs_cut:
+            return self.linear(_named(tensor, number), outputs, inputs // ranks)
+        return self.linear(_named(tensor, number), outputs // ranks, inputs)
+
+    def _latent(self, layer: ModelLayer, cache: LatentAttention, number: int) -> LatentBlock:
+        by_name = {each.name.rsplit(".", 2)[-2]: each for each in layer.tensors}
+        training = self._training
+        ranks = training.layout.tensor
+        query_down = by_name.get("q_a_proj")
+        latent = by_name["kv_a_proj_with_mqa"]
+        query_norm = by_name.get("q_a_layernorm")
+        heads = Heads(
+            batch=training.micro_batch,
+            tokens=training.sequence_tokens / training.layout.context,
+            queries=cache.num_heads / ranks,
+            keys=cache.num_heads / ranks,
+            width=cache.expanded_key_width,
+            value_width=cache.expanded_value_width,
+        )
+        return LatentBlock(
+            before=self.norm(f"layers.{number}.norm", self._spec.hidden_size),
+            query_down=self.linear(_named(query_down, number), *query_down.shape) if query_down else None,
+            query_norm=self.norm(_named(query_norm, number), query_norm.shape[0]) if query_norm else None,
+            query_up=self._cut(by_name["q_b_proj"] if query_down else by_name["q_proj"], number),
+            latent_down=self.linear(_named(latent, number), *latent.shape),
+            latent_norm=self.norm(f"layers.{number}.latent_norm", cache.latent_width),
+            latent_up=self._cut(by_name["kv_b_proj"], number),
+            out=self._cut(by_name["o_proj"], number, inputs_cut=True),
+            heads=heads,
+            rope_width=cache.rope_width,
+        )
+
+    def _second(self, layer: ModelLayer, number: int) -> Half | None:
+        if layer.mlp is None:
+            return None
+        before = self.norm(f"layers.{number}.second_norm", self._spec.hidden_size)
+        experts = [each for each in layer.tensors if each.role is Role.EXPERT and len(each.shape) >= 2]
+        if not experts:
+            ups, down = self._ups([each for each in layer.tensors if each.role is Role.MLP], number)
+            return MlpBlock(before=before, ups=ups, down=down, is_gated=layer.mlp.gated)
+        router = next(each for each in layer.tensors if each.role is Role.ROUTER and len(each.shape) == 2)
+        count = 8 if self._training.loops_experts else 1
+        parts = min(count, layer.mlp.num_experts // self._training.layout.expert)
+        beside = [each for each in layer.tensors if each.role is Role.SHARED_EXPERT]
+        shared = None
+        if beside:
+            shared_ups, shared_down = self._ups(beside, number)
+            shared = MlpBlock(before=before, ups=shared_ups, down=shared_down, is_gated=layer.mlp.gated)
+        return ExpertsBlock(
+            before=before,
+            router=self.linear(_named(router, number), *router.shape),
+            parts=tuple(self._ups(experts, number, parts, part) for part in range(parts)),
+            is_gated=layer.mlp.gated,
+            chosen=layer.mlp.experts_per_token,
+            num_experts=layer.mlp.num_experts,
+            share=1.0,
+            shared=shared,
+        )
+
+    def _ups(
+        self, tensors: list[Tensor], number: int, parts: int = 1, part: int = 0
+    ) -> tuple[tuple[Linear, ...], Linear]:
+        """The up projections and the down projection of a feed-forward part, cut along the inner width."""
+        hidden = self._spec.hidden_size
+        matrices = [each for each in tensors if len(each.shape) >= 2]
+        layout = self._training.layout
+        ups, down = [], None
+        for each in matrices:
+            outputs, inputs = each.shape[-2:]
+            copies = max(each.count // layout.expert // parts, 1) if each.role is Role.EXPERT else 1
+            name = _named(each, number).replace("*", f"*{part}")
+            if inputs == hidden and not (outputs == hidden and "down" in name):
+                ups.append(self.linear(name, outputs // layout.tensor, inputs, copies=copies))
+            else:
+                down = self.linear(name, outputs, inputs // layout.tensor, copies=copies)
+        if down is None or not ups:
+            raise UnsupportedModel(f"{self._spec.name}: layer {number} has a feed-forward part that is not understood")
+        return tuple(ups), down
+
+
+def _named(tensor: Tensor, number: int) -> str:
+    return f"layers.{number}.{tensor.name.removesuffix('.weight')}"

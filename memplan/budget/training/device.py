@@ -1,0 +1,120 @@
+"""The memory of one rank during a step, as a list of allocations and frees, and what is read off it afterwards.
+
+Sizes are bytes, rounded up to the allocator's blocks of 512. A step of a 70B is some ten thousand events.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from memplan.budget.allocator import ROUND_BYTES
+from memplan.records import dataclass
+from memplan.units import round_up
+
+Held = dict[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseHeld:
+    """One phase: the most that was allocated in it, what that was, by (category, name), and what is left at its end."""
+
+    name: str
+    peak_bytes: int
+    after_bytes: int
+    held: Held
+
+
+class Block:
+    """One allocation: freed when the last of those who hold it lets go."""
+
+    __slots__ = ("category", "holders", "name", "number", "size_bytes", "stream")
+
+    def __init__(self, number: int, size_bytes: int, category: str, name: str, stream: int) -> None:
+        self.number = number
+        self.size_bytes = size_bytes
+        self.category = category
+        self.name = name
+        self.stream = stream
+        self.holders = 1
+
+
+class Device:
+    """Takes and frees blocks, and remembers the order."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+        self._events: list[int] = []  # n: block n is taken, ~n: it is freed
+        self._phases: list[tuple[str, int]] = []
+        self.allocated_bytes = 0
+
+    def begin(self, phase: str) -> None:
+        """What follows belongs to this phase."""
+        self._phases.append((phase, len(self._events)))
+
+    def take(self, size_bytes: float, category: str, name: str, stream: int = 0) -> Block:
+        """Allocate. A size of 0 takes nothing, and is still a block that can be freed.
+
+        stream: blocks of one stream are not used again on another.
+        """
+        block = Block(len(self.blocks), round_up(round(size_bytes), ROUND_BYTES), category, name, stream)
+        self.blocks.append(block)
+        self._events.append(block.number)
+        self.allocated_bytes += block.size_bytes
+        return block
+
+    def share(self, block: Block) -> Block:
+        """One more holder."""
+        block.holders += 1
+        return block
+
+    def free(self, block: Block) -> None:
+        """One holder less; the last one frees the block."""
+        block.holders -= 1
+        if block.holders == 0:
+            self._events.append(~block.number)
+            self.allocated_bytes -= block.size_bytes
+
+    def events(self) -> tuple[int, ...]:
+        """Every allocation as the number of its block, every free as its complement."""
+        return tuple(self._events)
+
+    def phases(self) -> tuple[PhaseHeld, ...]:
+        """Each phase with its peak."""
+        starts = [start for _, start in self._phases] + [len(self._events)]
+        peaks = self._peaks(starts)
+        held = self._held_at([moment for moment, _, _ in peaks])
+        return tuple(
+            PhaseHeld(name=name, peak_bytes=peak, after_bytes=after, held=each)
+            for (name, _), (_, peak, after), each in zip(self._phases, peaks, held, strict=True)
+        )
+
+    def _peaks(self, starts: list[int]) -> list[tuple[int, int, int]]:
+        """For each phase the event after which most is allocated, how much that is, and what is left at the end."""
+        found: list[tuple[int, int, int]] = []
+        level = 0
+        for start, end in pairwise(starts):
+            peak, moment = level, start
+            for position in range(start, end):
+                number = self._events[position]
+                if number < 0:
+                    level -= self.blocks[~number].size_bytes
+                    continue
+                level += self.blocks[number].size_bytes
+                if level > peak:
+                    peak, moment = level, position + 1
+            found.append((moment, peak, level))
+        return found
+
+    def _held_at(self, moments: list[int]) -> list[Held]:
+        """What is alive after so many events, by category and name; the moments rise."""
+        found: list[Held] = []
+        alive: Held = {}
+        position = 0
+        for moment in moments:
+            for number in self._events[position:moment]:
+                block = self.blocks[number if number >= 0 else ~number]
+                key = (block.category, block.name)
+                alive[key] = alive.get(key, 0) + (block.size_bytes if number >= 0 else -block.size_bytes)
+            position = moment
+            found.append({key: size for key, size in alive.items() if size})
+        return found

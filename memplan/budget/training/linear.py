@@ -1,0 +1,119 @@
+"""A linear layer in a training step: trained, frozen, stored in 4 bits, or with a low-rank adapter beside it.
+
+What passes through has `tokens` rows. Bytes of an element of what is computed: `width`.
+
+Sources: torch.nn.functional.linear's backward (the input's gradient, then the weight's); PEFT 0.13 to 0.17,
+tuners/lora/layer.py and bnb.py (adapters in FP32 unless autocast is on; the base's output is cloned in 4 bit layers);
+bitsandbytes 0.43 to 0.48, autograd/_functions.py, MatMul4Bit (the weight is dequantized for each product, both ways).
+"""
+
+from __future__ import annotations
+
+from memplan.budget.training.autograd import Graph, Parameter, Tensor
+from memplan.records import dataclass
+
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """The low-rank product beside a layer: A from the input to `rank`, B from there to the output.
+
+    `casts` says that the input is cast up to the adapters' FP32 (no autocast); `clones` that the layer's own output is
+    copied first. `is_fused` is the kernel that computes layer and adapter together and keeps only the input.
+    """
+
+    rank: int
+    down: Parameter
+    up: Parameter
+    casts: bool = True
+    clones: bool = False
+    is_fused: bool = False
+    dropout: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """One matrix of shape (outputs, inputs).
+
+    `unpacked_bytes` is what the weight takes while it is multiplied, where it is stored in another form; `cast_bytes`
+    what a copy in the computed type takes that is kept for the backward pass (autocast). `is_last`: its output is the
+    layer's own, so that a compiler that keeps what is needed does not keep it. `is_grouped`: it is one of several
+    experts' matrices, which selective checkpointing computes again.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    weight: Parameter
+    unpacked_bytes: float = 0
+    cast_bytes: float = 0
+    adapter: Adapter | None = None
+    is_last: bool = False
+    is_grouped: bool = False
+
+    def run(self, graph: Graph, entering: Tensor, tokens: float, width: int) -> Tensor:
+        """Multiply. The caller keeps what enters."""
+        made = self._multiply(graph, entering, tokens, width)
+        if self.adapter is None:
+            return made
+        if self.adapter.is_fused:
+            return made
+        return _with_adapter(graph, self, self.adapter, entering, made, tokens, width)
+
+    def _multiply(self, graph: Graph, entering: Tensor, tokens: float, width: int) -> Tensor:
+        adapter = self.adapter
+        keeps_input = self.weight.is_trained or (adapter is not None and adapter.is_fused)
+        parameters = [self.weight]
+        if adapter is not None and adapter.is_fused:
+            parameters += [adapter.down, adapter.up]
+        unpacked = (self.unpacked_bytes,) if self.unpacked_bytes else ()
+        graph.num_products += not self.is_grouped
+        return graph.op(
+            self.name,
+            tokens * self.outputs * width,
+            (entering,),
+            keeps=(entering,) if keeps_input else (),
+            keeps_bytes=(self.cast_bytes,) if self.cast_bytes else (),
+            temporaries=unpacked,
+            backward_temporaries=unpacked,
+            parameters=parameters,
+            is_stashed=graph.num_products % 2 == 1 and not (self.is_last or self.is_grouped),
+        )
+
+
+def _with_adapter(
+    graph: Graph, layer: Linear, adapter: Adapter, entering: Tensor, base: Tensor, tokens: float, width: int
+) -> Tensor:
+    """The adapter's product, scaled and added to the layer's own."""
+    if adapter.clones:
+        copied = graph.op("clone", base.size_bytes, (base,), grads=(None,))
+        graph.drop(base)
+        base = copied
+    inner = _FLOAT if adapter.casts else width
+    reads = entering
+    if adapter.casts and width != _FLOAT:
+        reads = graph.op("adapter's cast", tokens * layer.inputs * _FLOAT, (entering,))
+    if adapter.dropout:
+        dropped = graph.op(
+            "adapter's dropout", tokens * layer.inputs * inner, (reads,), keeps_bytes=(tokens * layer.inputs,)
+        )
+        if reads is not entering:
+            graph.drop(reads)
+        reads = dropped
+    narrow = graph.op("adapter A", tokens * adapter.rank * inner, (reads,), keeps=(reads,), parameters=(adapter.down,))
+    wide = graph.op("adapter B", tokens * layer.outputs * inner, (narrow,), keeps=(narrow,), parameters=(adapter.up,))
+    graph.drop(narrow)
+    scaled = graph.op("adapter's scale", wide.size_bytes, (wide,))
+    graph.drop(wide)
+    summed = graph.op(
+        "adapter's sum", scaled.size_bytes, (base, scaled), grads=(None if inner == width else base.size_bytes, None)
+    )
+    graph.drop(base, scaled)
+    if reads is not entering:
+        graph.drop(reads)
+    if inner == width:
+        return summed
+    made = graph.op("adapter's cast back", tokens * layer.outputs * width, (summed,))
+    graph.drop(summed)
+    return made

@@ -1,0 +1,127 @@
+"""From the last hidden state to the loss, in the forms that trainers use.
+
+Notation: T tokens, V vocabulary (this rank's), `width` bytes of an element of the hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from memplan.budget.training.autograd import Graph, Tensor
+from memplan.budget.training.linear import Linear
+from memplan.units import ceil_div
+
+_FLOAT = 4
+# plain: transformers (logits cast to FP32, shifted, log-softmax); plain-flat: without the shifted copy;
+# fused: logits are made and cast, the kernel keeps nothing and writes gradients over them; linear: head and loss in one
+# kernel, by parts of the tokens; chunked: logits of a part of the tokens at a time, each recorded.
+LossForm = Literal["plain", "plain-flat", "compiled", "fused", "linear", "chunked"]
+
+
+def run_loss(
+    graph: Graph,
+    head: Linear,
+    hidden: Tensor,
+    tokens: float,
+    width: int,
+    form: LossForm,
+    *,
+    chunks: int,
+    keeps_logits: bool,
+) -> Tensor:
+    """The loss of every token of a micro-batch. Takes over the hidden state."""
+    if form == "linear":
+        return _linear(graph, head, hidden, tokens, width)
+    if form == "chunked":
+        return _chunked(graph, head, hidden, tokens, width, chunks)
+    logits = head.run(graph, hidden, tokens, width)
+    if form == "compiled":
+        made = graph.op("compiled loss", _FLOAT, (logits,), keeps=(logits,), grads=(logits.size_bytes,))
+        graph.drop(logits, hidden)
+        return made
+    wide = _widened(graph, logits, width)
+    if form == "plain-flat" or not keeps_logits:
+        graph.drop(logits)
+    if form == "plain-flat":
+        made = _log_softmax(graph, wide, tokens)
+        graph.drop(wide, hidden)
+        return made
+    shifted = graph.op("shifted logits", wide.size_bytes, (wide,), grads=(wide.size_bytes,))
+    if form == "fused":
+        made = graph.op("fused loss", tokens * _FLOAT, (shifted,), keeps=(shifted,), grads=(0,))
+        graph.drop(wide, shifted, hidden)
+    else:
+        made = _log_softmax(graph, shifted, tokens)
+        graph.drop(wide, shifted, hidden)
+    if keeps_logits:
+        graph.drop(logits)
+    return made
+
+
+def _widened(graph: Graph, logits: Tensor, width: int) -> Tensor:
+    if width == _FLOAT:
+        graph.device.share(logits.block)
+        return logits
+    return graph.op("logits in FP32", logits.size_bytes / width * _FLOAT, (logits,))
+
+
+def _log_softmax(graph: Graph, logits: Tensor, tokens: float) -> Tensor:
+    soft = graph.op("log-softmax", logits.size_bytes, (logits,), keeps_output=True)
+    loss = graph.op("loss", _FLOAT, (soft,), keeps=(soft,))
+    graph.drop(soft)
+    return loss
+
+
+def _linear(graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: int) -> Tensor:
+    """Gradients are made in the forward pass: the hidden state's in full, the head's where it is trained.
+
+    Source: Liger kernel 0.3 to 0.6, ops/fused_linear_cross_entropy.py: parts of about T / (V / H) tokens.
+    """
+    device = graph.device
+    rows = 1 << max((ceil_div(int(tokens), ceil_div(head.outputs, head.inputs)) - 1).bit_length(), 0)
+    rows = min(rows, int(tokens))
+    kept = [tokens * head.inputs * width]
+    if head.weight.is_trained:
+        kept.append(head.weight.grad_bytes)
+    temporaries = [rows * head.outputs * width, rows * head.outputs * _FLOAT]
+    held = [device.take(each, "activations", "loss by parts") for each in kept]
+    loss = graph.op(
+        "linear loss",
+        _FLOAT,
+        (hidden,),
+        keeps_bytes=(),
+        temporaries=temporaries,
+        parameters=(head.weight,),
+        grads=(0,),
+    )
+    graph.drop(hidden)
+    if loss.node is not None:
+        loss.node.kept += held
+    else:
+        for each in held:
+            device.free(each)
+    return loss
+
+
+def _chunked(graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: int, chunks: int) -> Tensor:
+    """Every part has its own logits, cast and loss; logits of all parts are there first."""
+    part = tokens / chunks
+    logits = [
+        head.run(
+            graph,
+            graph.op("part", hidden.size_bytes / chunks, (hidden,), grads=(hidden.size_bytes,), in_place_of=hidden),
+            part,
+            width,
+        )
+        for _ in range(chunks)
+    ]
+    graph.drop(*(hidden for _ in range(chunks)))
+    losses = []
+    for each in logits:
+        wide = _widened(graph, each, width)
+        losses.append(_log_softmax(graph, wide, part))
+        graph.drop(wide)
+    graph.drop(*logits)
+    made = graph.op("sum of losses", _FLOAT, losses)
+    graph.drop(*losses, hidden)
+    return made

@@ -1,0 +1,172 @@
+"""One step of training on one rank: the states that stay, then forward, backward and the optimizer's step.
+
+The step is one of those after the first: optimizer state is there from the beginning. Gradients of earlier
+micro-batches are there where several make a step.
+"""
+
+from __future__ import annotations
+
+from memplan.budget.training.autograd import ACTIVATIONS, WORKSPACE, Graph, Tensor
+from memplan.budget.training.blocks import Layer, run_layer
+from memplan.budget.training.device import Block, Device, PhaseHeld
+from memplan.budget.training.kernels import Kernels
+from memplan.budget.training.kernels import norm as run_norm
+from memplan.budget.training.loss import run_loss
+from memplan.budget.training.optimizer import temporary_sizes
+from memplan.budget.training.sharding import Unit
+from memplan.budget.training.stage import Stage
+from memplan.domain.model import ModelSpec
+from memplan.domain.training import TrainingSpec
+
+KERNELS = {
+    "transformers": Kernels(norm="eager", rotary="eager", gate="eager"),
+    "fused": Kernels(norm="fused", rotary="fused", gate="eager"),
+    "compiled": Kernels(norm="fused", rotary="fused", gate="fused"),
+}
+_INDEX_BYTES = 8
+
+
+class Step:
+    """Runs a step and keeps its device. `stage` is the pipeline stage, the last one by default."""
+
+    def __init__(self, spec: ModelSpec, training: TrainingSpec, stage: int | None = None) -> None:
+        self.device = Device()
+        self.device.begin("load")
+        number = training.layout.pipeline - 1 if stage is None else stage
+        self._stage = Stage(self.device, spec, training, number)
+        self._graph = Graph(self.device)
+        self._training = training
+        self._kernels = KERNELS[training.kernels]
+        self._width = training.compute_bytes
+        self._tokens = training.micro_batch * training.sequence_tokens / training.layout.context
+        self._lasting: list[Block] = []
+
+    def run(self) -> tuple[PhaseHeld, ...]:
+        """All phases, each with its peak."""
+        device, stage, place = self.device, self._stage, self._stage.place
+        device.begin("forward")
+        inputs = [device.take(self._tokens * _INDEX_BYTES, WORKSPACE, "token ids") for _ in range(3)]
+        made = self._forward()
+        device.begin("backward")
+        self._graph.backward(made)
+        place.after_backward(stage.first_unit)
+        for each in self._lasting:
+            device.free(each)
+        device.begin("optimizer")
+        self._optimizer_step()
+        for each in inputs:
+            device.free(each)
+        return device.phases()
+
+    def _forward(self) -> Tensor:
+        """The loss; of a stage that is not the last, what it hands on."""
+        state = self._embedded()
+        before: Unit | None = None
+        for unit, layer in self._stage.layers:
+            made = self._layer(unit, before, layer, state)
+            self._graph.drop(state)
+            state, before = made, unit
+        self._other_micro_batches()
+        return self._loss(state)
+
+    def _embedded(self) -> Tensor:
+        stage, graph, place = self._stage, self._graph, self._stage.place
+        place.before_forward(stage.first_unit)
+        weight = stage.embedding
+        size = self._tokens * stage.spec.hidden_size * self._width / stage.state_share
+        state = graph.op("embedding", size, (), parameters=(weight,) if weight else (), grads=())
+        if not state.needs_grad:
+            # What comes from another stage, or is made by a frozen embedding under adapters, is asked for a gradient.
+            state.needs_grad = True
+        if stage.first_unit.stays:
+            return state
+        place.after_forward(stage.first_unit)
+        return graph.mark(state, lambda: place.before_backward(stage.first_unit, None))
+
+    def _layer(self, unit: Unit, before: Unit | None, layer: Layer, state: Tensor) -> Tensor:
+        graph, place, training = self._graph, self._stage.place, self._training
+
+        def body(entering: Tensor) -> Tensor:
+            place.before_forward(unit)
+            made = run_layer(graph, layer, entering, self._tokens, self._width, self._kernels)
+            if not graph.is_rerunning:
+                place.after_forward(unit)
+            return made
+
+        graph.device.share(state.block)
+        marked = graph.mark(state, lambda: place.after_backward(unit))
+        if training.checkpointing == "none":
+            made = body(marked)
+        else:
+            made = graph.checkpoint(
+                "layer",
+                body,
+                marked,
+                keeps_gradient=self._lasting if self._keeps_entered() else None,
+                is_selective=training.checkpointing == "selective",
+                is_offloaded=training.offload_activations,
+            )
+        graph.drop(marked)
+        return graph.mark(made, lambda: place.before_backward(unit, before))
+
+    def _keeps_entered(self) -> bool:
+        """Whether what enters a checkpointed layer, and its gradient, outlive the layer's backward pass.
+
+        FSDP1 waits for the gradients of what enters a unit that is frozen, in a hook that holds it to the end.
+        """
+        training = self._training
+        return training.sharding == "fsdp1" and training.method != "full" and training.checkpointing == "full"
+
+    def _other_micro_batches(self) -> None:
+        """Activations of micro-batches that are under way beside this one: one forward, one backward (1F1B), with
+        several chunks of layers for each stage the interleaved form of it.
+        """
+        layout, device = self._training.layout, self.device
+        if layout.pipeline == 1:
+            return
+        behind = layout.pipeline - self._stage.number - 1
+        chunks = float(behind + 1)
+        if layout.virtual_stages > 1:
+            chunks = (2 * behind + (layout.virtual_stages - 1) * layout.pipeline + 1) / layout.virtual_stages
+        others = min(chunks, self._training.accumulation) - 1
+        held = sum(each.size_bytes for each in device.blocks if each.holders > 0 and each.category == ACTIVATIONS)
+        if others > 0:
+            self._lasting.append(device.take(held * others, ACTIVATIONS, "other micro-batches"))
+
+    def _loss(self, state: Tensor) -> Tensor:
+        stage, graph, training = self._stage, self._graph, self._training
+        if stage.head is None or stage.last_norm is None:
+            return state
+        if stage.last_unit is not stage.first_unit:
+            stage.place.before_forward(stage.last_unit)
+            state = graph.mark(state, lambda: stage.place.after_backward(stage.last_unit))
+        rows = self._tokens / stage.state_share
+        normed = run_norm(graph, state, stage.last_norm, rows, self._width, self._kernels)
+        graph.drop(state)
+        if stage.state_share > 1:
+            size = normed.size_bytes
+            whole = graph.op("gathered tokens", size * stage.state_share, (normed,), grads=(size,))
+            graph.drop(normed)
+            normed = whole
+        return run_loss(
+            graph,
+            stage.head,
+            normed,
+            self._tokens,
+            self._width,
+            training.loss,
+            chunks=training.loss_chunks,
+            keeps_logits=training.keeps_logits,
+        )
+
+    def _optimizer_step(self) -> None:
+        training, device = self._training, self.device
+        sizes = [each.size_bytes for each in self._stage.trained]
+        is_elsewhere = training.offload_optimizer or training.optimizer_in_backward
+        taken = [
+            device.take(size, WORKSPACE, "optimizer's temporaries")
+            for size in ([] if is_elsewhere else temporary_sizes(training, sizes))
+        ]
+        for each in taken:
+            device.free(each)
+        self._stage.place.clear()

@@ -1,0 +1,87 @@
+"""TrainingSpec: everything about a training step that its memory depends on, beside the model and the GPU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from memplan.records import dataclass
+
+Method = Literal["full", "lora", "dora", "qlora"]
+Sharding = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
+Checkpointing = Literal["none", "selective", "full"]
+OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "adafactor", "sgd", "lion", "muon"]
+OptimizerForm = Literal["foreach", "fused", "for-loop"]
+Attention = Literal["flash", "efficient", "math", "eager"]
+Loss = Literal["plain", "plain-flat", "compiled", "fused", "linear", "chunked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingLayout:
+    """Ranks: `data` shards or replicates, the others cut the model or the sequence. `nodes_sharded` for HSDP: over how
+    many ranks parameters are sharded (None: all data ranks).
+    """
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    expert: int = 1
+    context: int = 1
+    virtual_stages: int = 1
+    shard: int | None = None
+    sequence_parallel: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def shards(self) -> int:
+        """Over how many ranks parameters are cut."""
+        return self.shard or self.data * self.context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """One step of training. Bytes are of one element.
+
+    `weight_bytes` is how parameters are kept, `compute_bytes` how they are multiplied; where they differ, `autocast`
+    says that copies are made operator by operator (without sharding). `master_bytes` are kept beside parameters that
+    are themselves kept in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like),
+    `compiled`.
+    """
+
+    method: Method = "full"
+    lora_rank: int = 16
+    lora_targets: tuple[str, ...] = ()
+    lora_dropout: bool = False
+    adapters_in_float: bool = True
+    adapters_cast: bool = True
+    autocast: bool = False
+    weight_bytes: int = 2
+    compute_bytes: int = 2
+    grad_bytes: int = 2
+    state_bytes: int = 2
+    master_bytes: int = 0
+    reduce_bytes: int | None = None
+    optimizer: OptimizerName = "adamw"
+    optimizer_form: OptimizerForm = "foreach"
+    optimizer_in_backward: bool = False
+    sharding: Sharding = "none"
+    layout: TrainingLayout = TrainingLayout()
+    micro_batch: int = 1
+    sequence_tokens: int = 2048
+    accumulation: int = 1
+    checkpointing: Checkpointing = "full"
+    attention: Attention = "flash"
+    loss: Loss = "plain"
+    loss_chunks: int = 8
+    keeps_logits: bool = True
+    kernels: Literal["transformers", "fused", "compiled"] = "transformers"
+    fused_adapters: bool = False
+    loops_experts: bool = False
+    splits_outside: bool = False
+    keeps_gradients: bool = False
+    offload_parameters: bool = False
+    offload_optimizer: bool = False
+    offload_activations: bool = False
+    workspace_bytes: int = 8519680
