@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog, Label
 from memplan.profile.passages import run_allocator
 from memplan.profile.replay import make_allocator, replay

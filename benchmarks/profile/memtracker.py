@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.execute import record
 from memplan.profile.inputs import training_inputs
 from memplan.profile.kernels import simulated_kernels

@@ -8,7 +8,7 @@ from pathlib import Path
 from memplan.cli.options import Given
 from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import SourceNotFound, UsageError
-from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.events import EventLog
 from memplan.records import replace
 

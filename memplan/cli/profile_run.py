@@ -66,7 +66,7 @@ def _profile(request: ProfileRequest, asked: AskedProfiles, given: Given) -> Mem
         timeline = replace(timeline, settings={**timeline.settings, "mean_length": int(given["mean_length"])})
     if log is not None and "memory_viz" in given:
         from memplan.cli.profile_files import write_memory_viz
-        from memplan.profile.allocator.settings import parse_settings
+        from memplan.budget.caching_allocator.settings import parse_settings
 
         write_memory_viz(given, log, parse_settings(request.allocator))
     return completed(timeline, log, request, asked)
@@ -77,7 +77,7 @@ def completed(
 ) -> MemoryTimeline:
     """Add to what was recorded its device, what was alive at the peak, the estimate and the findings."""
     from memplan.cli.profile_estimate import compared
-    from memplan.profile.allocator.settings import parse_settings
+    from memplan.budget.caching_allocator.settings import parse_settings
     from memplan.profile.at_peak import shares_at_peak
     from memplan.profile.findings import find
     from memplan.profile.limits import on_device

@@ -18,8 +18,8 @@ import torch
 from memplan.catalog.local_gpus import read_local_gpus
 from memplan.domain.timeline import Level
 from memplan.errors import MissingExtra
-from memplan.profile.allocator.blocks import Block, DeviceFull
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.memviz import snapshot_from
 from memplan.profile.recorder import Recorder
 from memplan.profile.replay import make_allocator

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from memplan.domain.timeline import Finding, MemoryTimeline, OutOfMemory
 from memplan.profile.advice import allocator_advice, pool_advice
-from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.events import EventLog
 from memplan.profile.lasting import full_precision, growth, kept_caches, tracked_gradients, unused_batch
 from memplan.profile.spikes import spikes

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from memplan.domain.timeline import Level
 from memplan.errors import CorruptFile
-from memplan.profile.allocator.blocks import Block, DeviceFull
-from memplan.profile.allocator.simulator import CachingAllocator
+from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.simulator import CachingAllocator
 from memplan.profile.events import EventLog, Mark
 from memplan.records import dataclass
 

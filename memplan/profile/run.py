@@ -6,7 +6,7 @@ Torch is imported when a profile runs, never when this module is.
 from __future__ import annotations
 
 from memplan.domain.timeline import MemoryTimeline
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog
 from memplan.profile.load_warmup import warmed_up_on
 from memplan.profile.packages import installed_versions, require_packages

@@ -17,7 +17,7 @@ from typing import Any
 
 from memplan.domain.timeline import MemoryTimeline, OutOfMemory
 from memplan.errors import CorruptFile, UsageError
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog
 from memplan.profile.plain_pickle import read_plain
 from memplan.profile.replay import Replay, summarize

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 
 from memplan.budget.allocator import LARGE_REMAINDER_BYTES, SMALL_REQUEST_BYTES
-from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.snapshot_device import Entry
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from memplan.domain.timeline import PHASES, Category, OutOfMemory, Phase
 from memplan.errors import CorruptFile
 from memplan.profile.alive import Patterns
-from memplan.profile.allocator.settings import AllocatorSettings
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.events import EventLog
 from memplan.profile.replay import make_allocator
 from memplan.profile.snapshot_blocks import Neighbours

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import pairwise
 
-from memplan.profile.allocator.blocks import Block
-from memplan.profile.allocator.expandable import ExpandableAllocator
-from memplan.profile.allocator.simulator import CachingAllocator
+from memplan.budget.caching_allocator.blocks import Block
+from memplan.budget.caching_allocator.expandable import ExpandableAllocator
+from memplan.budget.caching_allocator.simulator import CachingAllocator
 
 
 def check(allocator: CachingAllocator, live: Iterable[Block], waiting: Iterable[Block] = ()) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from memplan.profile.allocator.blocks import Block, DeviceFull
-from memplan.profile.allocator.settings import parse_settings
-from memplan.profile.allocator.simulator import CachingAllocator
+from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.settings import parse_settings
+from memplan.budget.caching_allocator.simulator import CachingAllocator
 from memplan.profile.replay import make_allocator
 
 MIB = 1 << 20

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memplan.errors import UsageError
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from traces import traces
 
-from memplan.profile.allocator.settings import parse_settings
+from memplan.budget.caching_allocator.settings import parse_settings
 from memplan.profile.events import EventLog, Label
 from memplan.profile.memviz import snapshot_from
 

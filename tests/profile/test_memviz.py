@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import traces
 
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog, Label, Mark
 from memplan.profile.memviz import log_from, snapshot_from, write_memviz
 from memplan.profile.replay import replay

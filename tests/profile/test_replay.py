@@ -11,7 +11,7 @@ from traces import traces
 
 from memplan.domain.timeline import PhaseMemory, Work
 from memplan.errors import CorruptFile
-from memplan.profile.allocator.settings import AllocatorSettings, parse_settings
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog, Label
 from memplan.profile.replay import PhaseWork, Replay, make_allocator, replay, timeline_from
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from bisect import insort
 
 from memplan.budget.allocator import SMALL_SEGMENT_BYTES
-from memplan.profile.allocator.blocks import Block, Pool
-from memplan.profile.allocator.simulator import CachingAllocator
+from memplan.budget.caching_allocator.blocks import Block, Pool
+from memplan.budget.caching_allocator.simulator import CachingAllocator
 from memplan.units import round_up
 
 # Addresses of a segment where nothing limits the device. Up to 2^8 such segments fit below ADDRESS_BITS.

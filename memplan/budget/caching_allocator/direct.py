@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memplan.profile.allocator.blocks import Block, DeviceFull
-from memplan.profile.allocator.simulator import CachingAllocator
+from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.simulator import CachingAllocator
 
 
 class DirectAllocator(CachingAllocator):

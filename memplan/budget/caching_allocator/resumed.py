@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from memplan.profile.allocator.blocks import Block
-from memplan.profile.allocator.settings import AllocatorSettings
-from memplan.profile.allocator.simulator import CachingAllocator
+from memplan.budget.caching_allocator.blocks import Block
+from memplan.budget.caching_allocator.settings import AllocatorSettings
+from memplan.budget.caching_allocator.simulator import CachingAllocator
 
 
 class ResumedAllocator(CachingAllocator):

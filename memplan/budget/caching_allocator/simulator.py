@@ -16,8 +16,8 @@ from memplan.budget.allocator import (
     SMALL_REQUEST_BYTES,
     SMALL_SEGMENT_BYTES,
 )
-from memplan.profile.allocator.blocks import ADDRESS_BITS, Block, DeviceFull, Pool
-from memplan.profile.allocator.settings import NUM_INTERVALS, AllocatorSettings
+from memplan.budget.caching_allocator.blocks import ADDRESS_BITS, Block, DeviceFull, Pool
+from memplan.budget.caching_allocator.settings import NUM_INTERVALS, AllocatorSettings
 from memplan.units import MIB, round_up
 
 _BELOW = ROUND_BYTES - 1
