@@ -17,11 +17,11 @@ import argparse
 import json
 from pathlib import Path
 
-from memplan.domain.timeline import Level, PhaseMemory
-from memplan.errors import MemplanError
 from memplan.budget.caching_allocator.blocks import Block
 from memplan.budget.caching_allocator.expandable import ExpandableAllocator
 from memplan.budget.caching_allocator.resumed import ResumedAllocator
+from memplan.domain.timeline import Level, PhaseMemory
+from memplan.errors import MemplanError
 from memplan.profile.plain_pickle import read_plain
 from memplan.profile.replay import replay
 from memplan.profile.snapshot import devices_of, history_of, read_snapshot

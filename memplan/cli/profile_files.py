@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.cli.options import Given
 from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import SourceNotFound, UsageError
-from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.events import EventLog
 from memplan.records import replace
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.domain.timeline import Finding
 from memplan.budget.caching_allocator.settings import AllocatorSettings
+from memplan.domain.timeline import Finding
 from memplan.profile.cache_pool import with_cache_pool
 from memplan.profile.events import EventLog
 from memplan.profile.passages import run_allocator

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memplan.domain.timeline import MemoryTimeline
 from memplan.budget.caching_allocator.settings import AllocatorSettings
+from memplan.domain.timeline import MemoryTimeline
 from memplan.profile.events import EventLog
 from memplan.profile.load_warmup import warmed_up_on
 from memplan.profile.replay import PhaseWork, replay

@@ -10,12 +10,12 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from itertools import accumulate
 
-from memplan.domain.timeline import Category, OutOfMemory, PhaseMemory, Sample, Work
-from memplan.profile.alive import Contents, Patterns, Survey
 from memplan.budget.caching_allocator.direct import DirectAllocator
 from memplan.budget.caching_allocator.expandable import ExpandableAllocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.budget.caching_allocator.simulator import CachingAllocator
+from memplan.domain.timeline import Category, OutOfMemory, PhaseMemory, Sample, Work
+from memplan.profile.alive import Contents, Patterns, Survey
 from memplan.profile.events import EventLog
 from memplan.profile.passages import Passage, Walk, check_order, run_allocator
 from memplan.records import dataclass, field

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.domain.timeline import MemoryTimeline, OutOfMemory
 from memplan.errors import CorruptFile, UsageError
-from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog
 from memplan.profile.plain_pickle import read_plain
 from memplan.profile.replay import Replay, summarize

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.domain.timeline import PHASES, Category, OutOfMemory, Phase
 from memplan.errors import CorruptFile
 from memplan.profile.alive import Patterns
-from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.profile.events import EventLog
 from memplan.profile.replay import make_allocator
 from memplan.profile.snapshot_blocks import Neighbours

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memplan.errors import UsageError
 from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
+from memplan.errors import UsageError
 
 MIB = 1 << 20
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memplan.domain.timeline import Category, Finding, MemoryTimeline, OutOfMemory, Phase
 from memplan.budget.caching_allocator.settings import AllocatorSettings
+from memplan.domain.timeline import Category, Finding, MemoryTimeline, OutOfMemory, Phase
 from memplan.profile.at_peak import live_at, shares_at_peak
 from memplan.profile.cache_pool import with_cache_pool
 from memplan.profile.events import EventLog, Label

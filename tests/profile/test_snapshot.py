@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memplan.errors import CorruptFile, MemplanError, UsageError
 from memplan.budget.caching_allocator.settings import AllocatorSettings
+from memplan.errors import CorruptFile, MemplanError, UsageError
 from memplan.profile.events import Label
 from memplan.profile.replay import replay
 from memplan.profile.snapshot import read_snapshot, snapshot_of, timeline_of
