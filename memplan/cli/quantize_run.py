@@ -117,9 +117,11 @@ def _prove(
     windows = scoring_windows(texts, load_tokenizer(asked.folder), window_tokens=window)
     with progress("checking block", lines=True) as step:
         domains, overall = measure(
-            written_model(staging, work.layout, asked.request.format, device=asked.request.device),
+            written_model(
+                staging, work.layout, asked.request.format, device=asked.request.device, spill=staging.parent
+            ),
             windows,
-            base=StreamedModel(asked.folder, device=asked.request.device),
+            base=StreamedModel(asked.folder, device=asked.request.device, spill=staging.parent),
             progress=step,
         )
     report = QualityReport(

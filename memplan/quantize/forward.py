@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from memplan.errors import MissingExtra, UnsupportedModel
 from memplan.quantize.activations import Activations
-from memplan.quantize.calls import Call, Surroundings
+from memplan.quantize.calls import Call, Surroundings, returned
 from memplan.quantize.kv_rounding import KvRounding
-from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.rows import row_slices
+from memplan.quantize.skeleton import Skeleton, auto_class
 from memplan.records import replace
 
-# Tokens of a batch: with a vocabulary of 128k, their logits are 1 GiB in float32.
 _BATCH_TOKENS = 2048
+# Logits of a batch are handed out in pieces of this, in float32: 261 tokens where the vocabulary is 128k.
+PIECE_BYTES = 128 * 2**20
 # Hidden states of more than this are kept in a file.
 MOST_HIDDEN_BYTES = 256 * 2**20
 
@@ -31,7 +33,11 @@ Progress = Callable[[int, int], None]
 
 
 class Forward(ABC):
-    """A model that can be run over windows. `logits` yields one batch after the other, in order."""
+    """A model that can be run over windows. `logits` yields one batch after the other, in order.
+
+    Where the logits of a batch are large, it comes in pieces, the first tokens of all its windows first. It is no
+    generator under `torch.no_grad()`, which would hold each piece until the next one is made.
+    """
 
     @abstractmethod
     def logits(self, token_NT: Tensor, progress: Progress | None = None) -> Iterator[Tensor]:
@@ -41,6 +47,11 @@ class Forward(ABC):
 def batches(token_NT: Tensor) -> list[Tensor]:
     """The windows in batches, the same for every model."""
     return list(token_NT.split(max(1, _BATCH_TOKENS // token_NT.shape[1])))
+
+
+def pieces(token_BT: Tensor, vocabulary: int) -> Iterator[slice]:
+    """The tokens of a batch whose logits are handed out together."""
+    return row_slices(token_BT.shape[1], max(1, PIECE_BYTES // (4 * vocabulary * token_BT.shape[0])))
 
 
 def compute_dtype(device: str) -> torch.dtype | None:
@@ -72,16 +83,16 @@ class WholeModel(Forward):
                 pass
             kv.measures = False
 
-    @torch.no_grad()
     def logits(self, token_NT: Tensor, progress: Progress | None = None) -> Iterator[Tensor]:
         """Yield the logits of every batch."""
         parts = batches(token_NT)
         for number, token_BT in enumerate(parts, start=1):
             cache = {"past_key_values": self.kv.cache(), "use_cache": True} if self.kv else {"use_cache": False}
-            logits_BTV: Tensor = self.model(input_ids=token_BT.to(self.device), **cache).logits
+            with torch.no_grad():
+                logits_BTV: Tensor = self.model(input_ids=token_BT.to(self.device), **cache).logits
             if progress:
                 progress(number, len(parts))
-            yield logits_BTV
+            yield from (logits_BTV[:, piece] for piece in pieces(token_BT, logits_BTV.shape[2]))
 
 
 class StreamedModel(Forward):
@@ -109,7 +120,6 @@ class StreamedModel(Forward):
         self.surroundings = Surroundings(self.skeleton)
         self.kv, self.calibration_NT = kv, calibration_NT
 
-    @torch.no_grad()
     def logits(self, token_NT: Tensor, progress: Progress | None = None) -> Iterator[Tensor]:
         """Run block after block over all windows, then yield the logits of every batch."""
         self.skeleton.load_outside_blocks()
@@ -125,7 +135,9 @@ class StreamedModel(Forward):
                 if progress:
                     progress(index + 1, len(self.skeleton.blocks))
             for number, token_BT in enumerate(scored, start=len(measured)):
-                yield self._finish(token_BT, hidden.read(number).to(self.skeleton.device))
+                output_BTH = hidden.read(number).to(self.skeleton.device)
+                for piece in pieces(token_BT, self.skeleton.vocab_size):
+                    yield self._finish(token_BT[:, piece], output_BTH[:, piece])
 
     @contextmanager
     def _states(self, tokens: list[Tensor]) -> Iterator[Activations]:
@@ -163,7 +175,9 @@ class StreamedModel(Forward):
         """The outputs of a block for every batch; the first `num_measured` tell the scales of a rounded cache."""
         for number, of_batch in enumerate(calls):
             call = self._with_cache(of_batch[index], measures=number < num_measured)
-            yield call.run(block, hidden.read(number).to(self.skeleton.device))
+            with torch.no_grad():
+                output_BTH = call.run(block, hidden.read(number).to(self.skeleton.device))
+            yield output_BTH
 
     def _with_cache(self, call: Call, *, measures: bool) -> Call:
         if self.kv is None:
@@ -174,13 +188,14 @@ class StreamedModel(Forward):
         self.kv.measures = measures
         return replace(call, kwargs={**call.kwargs, name: self.kv.cache()})
 
+    @torch.no_grad()
     def _finish(self, token_BT: Tensor, output_BTH: Tensor) -> Tensor:
         """What the model makes of the last block's output: its norm, its head, and whatever it does to logits."""
         model, names = self.skeleton.model, self.skeleton.blocks
         blocks = [model.get_submodule(name) for name in names]
         try:
             for name, block in zip(names, blocks, strict=True):
-                model.set_submodule(name, _Handing(block, output_BTH, returns_tuple=self.surroundings.returns_tuple))
+                model.set_submodule(name, _Handing(block, output_BTH, self.surroundings.num_returned or 0))
             logits_BTV: Tensor = model(input_ids=token_BT.to(self.skeleton.device), use_cache=False).logits
         finally:
             for name, block in zip(names, blocks, strict=True):
@@ -191,11 +206,11 @@ class StreamedModel(Forward):
 class _Handing(nn.Module):
     """Stands in for a block and returns what the last block put out. Whatever else is asked, the block answers."""
 
-    def __init__(self, block: nn.Module, output_BTH: Tensor, *, returns_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, output_BTH: Tensor, num_returned: int) -> None:
         super().__init__()
         object.__setattr__(self, "_block", block)
         object.__setattr__(self, "_output", output_BTH)
-        self.returns_tuple = returns_tuple
+        self.num_returned = num_returned
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -206,14 +221,17 @@ class _Handing(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         """Ignore the input."""
         output = object.__getattribute__(self, "_output")
-        return (output,) if self.returns_tuple else output
+        return returned(output, self.num_returned)
 
 
 def _load(path: Path, device: str, trust_remote_code: bool) -> Any:
     import transformers
 
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        model = auto_class(config).from_pretrained(
             path,
             dtype=compute_dtype(device) or "auto",
             local_files_only=True,

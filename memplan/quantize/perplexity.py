@@ -20,7 +20,7 @@ from memplan.records import dataclass
 # Losses of neighbouring tokens go together; of runs this long hardly. Standard errors are those of sums over runs.
 _RUN_TOKENS = 128
 # Logits are taken to float32 for so many tokens at a time.
-_CHUNK_TOKENS = 256
+_CHUNK_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,21 +64,60 @@ def score(
     bases = base.logits(windows.token_NT) if base is not None else None
     number = 0
     for token_BT in batches(windows.token_NT):
-        logits_BTV = next(own)
-        base_BTV = next(bases) if bases is not None else None
-        if base_BTV is not None and base_BTV.shape != logits_BTV.shape:
-            raise UsageError(
-                f"the two models have vocabularies of {base_BTV.shape[2]:,} and {logits_BTV.shape[2]:,} tokens",
-                hint="--against takes the model that this one was made from",
-            )
-        for row in range(len(token_BT)):
-            first, end = windows.first_N[number], windows.end_N[number]
-            yield _score_window(
-                token_BT[row, first:end],
-                logits_BTV[row, first - 1 : end - 1],
-                None if base_BTV is None else base_BTV[row, first - 1 : end - 1],
-            )
-            number += 1
+        parts: list[list[TokenScores]] = [[] for _ in token_BT]
+        place = 0
+        while place < token_BT.shape[1]:
+            place += _score_piece(own, bases, token_BT, place, number, windows, parts)
+        yield from map(_one_window, parts)
+        number += len(token_BT)
+
+
+def _score_piece(
+    own: Iterator[Tensor],
+    bases: Iterator[Tensor] | None,
+    token_BT: Tensor,
+    place: int,
+    number: int,
+    windows: Windows,
+    parts: list[list[TokenScores]],
+) -> int:
+    """Score the next piece of a batch, which starts at token `place`, and return how long it is.
+
+    A function of its own, so that no logits are held while the next are made.
+    """
+    logits_BTV = next(own)
+    base_BTV = next(bases) if bases is not None else None
+    _check_vocabularies(logits_BTV, base_BTV)
+    for row, found in enumerate(parts):
+        first = max(place, windows.first_N[number + row] - 1)
+        end = min(place + logits_BTV.shape[1], windows.end_N[number + row] - 1)
+        if first < end:
+            base_SV = None if base_BTV is None else base_BTV[row, first - place : end - place]
+            logits_SV = logits_BTV[row, first - place : end - place]
+            found.append(_score_tokens(token_BT[row, first + 1 : end + 1], logits_SV, base_SV))
+    return logits_BTV.shape[1]
+
+
+def _check_vocabularies(logits_BTV: Tensor, base_BTV: Tensor | None) -> None:
+    if base_BTV is not None and base_BTV.shape != logits_BTV.shape:
+        raise UsageError(
+            f"the two models have vocabularies of {base_BTV.shape[2]:,} and {logits_BTV.shape[2]:,} tokens",
+            hint="--against takes the model that this one was made from",
+        )
+
+
+def _one_window(parts: Sequence[TokenScores]) -> TokenScores:
+    """The scores of a window that came in pieces."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(part.base_loss_S is None for part in parts):
+        return TokenScores(loss_S=torch.cat([part.loss_S for part in parts]))
+    return TokenScores(
+        loss_S=torch.cat([part.loss_S for part in parts]),
+        base_loss_S=torch.cat([_given(part.base_loss_S) for part in parts]),
+        divergence_S=torch.cat([_given(part.divergence_S) for part in parts]),
+        agrees_S=torch.cat([_given(part.agrees_S) for part in parts]),
+    )
 
 
 def summarize(domain: str, scores: Sequence[TokenScores], text_bytes: int) -> DomainQuality:
@@ -100,7 +139,7 @@ def summarize(domain: str, scores: Sequence[TokenScores], text_bytes: int) -> Do
     )
 
 
-def _score_window(target_S: Tensor, logits_SV: Tensor, base_SV: Tensor | None) -> TokenScores:
+def _score_tokens(target_S: Tensor, logits_SV: Tensor, base_SV: Tensor | None) -> TokenScores:
     losses, base_losses, divergences, agreements = [], [], [], []
     for start in range(0, len(target_S), _CHUNK_TOKENS):
         chunk = slice(start, start + _CHUNK_TOKENS)

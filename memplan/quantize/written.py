@@ -62,7 +62,7 @@ class WrittenCheckpoint(Checkpoint):
         if module not in self._parts or leaf == "bias":
             return super().read(name)
         tensors = {part: super(WrittenCheckpoint, self).read(f"{module}.{part}") for part in self._parts[module]}
-        return self._format.unpack(tensors, self._layout)
+        return self._format.unpack(tensors, self._layout.of(module))
 
     def input_scale(self, module: str) -> float:
         """The calibrated scale of a layer's inputs; 0 where there is none."""
@@ -75,10 +75,12 @@ class WrittenCheckpoint(Checkpoint):
         if "weight_shape" in stored:
             num_out, num_in = super().read(f"{module}.weight_shape").tolist()
             return num_out, num_in
-        return self._format.shape(stored, self._layout)
+        return self._format.shape(stored, self._layout.of(module))
 
 
-def written_model(path: Path, layout: Layout, format_name: str, *, device: str = "cpu") -> StreamedModel:
+def written_model(
+    path: Path, layout: Layout, format_name: str, *, device: str = "cpu", spill: Path | None = None
+) -> StreamedModel:
     """Return a model that runs from the files of a quantized checkpoint, a block at a time.
 
     Where the format says that an engine rounds activations, they are rounded here as well.
@@ -92,7 +94,7 @@ def written_model(path: Path, layout: Layout, format_name: str, *, device: str =
             ):
                 scale = checkpoint.input_scale(stored.removesuffix(".weight"))
                 module.register_forward_pre_hook(_rounding(layout.method, scale))
-    return StreamedModel(path, device=device, skeleton=skeleton)
+    return StreamedModel(path, device=device, skeleton=skeleton, spill=spill)
 
 
 def _rounding(method: Method, input_scale: float) -> Callable[..., Any]:

@@ -72,6 +72,9 @@ def _forecast(forecast: Forecast) -> dict[str, Any]:
         "disk_bytes": forecast.disk_bytes,
         "output_bytes": forecast.output_bytes,
         "flops": forecast.flops,
+        "seconds": None if forecast.seconds is None else round(forecast.seconds, 1),
         "num_blocks": forecast.num_blocks,
+        "calibration_tokens": forecast.calibration_tokens,
+        "proof_tokens": forecast.proof_tokens,
         "steps": [{"name": step.name, "bytes": step.total_bytes, "holds": step.holds} for step in forecast.steps],
     }

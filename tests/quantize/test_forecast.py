@@ -7,6 +7,7 @@ import sys
 
 from memplan.introspect.resolve import resolve_model
 from memplan.quantize.forecast import RUNTIME_BYTES, forecast, scheme_name
+from memplan.quantize.forecast_time import MachineSpeed
 from memplan.quantize.request import quantize_request
 from memplan.units import GIB
 
@@ -26,7 +27,8 @@ def test_a_gpu_takes_the_work_and_the_host_keeps_what_is_read_and_written() -> N
     on_gpu = forecast(spec, quantize_request("awq", device="cuda"))
     assert on_host.device_bytes == 0
     assert on_gpu.device_bytes > 0
-    assert on_gpu.hungriest == on_host.hungriest
+    assert on_gpu.steps[:-2] == on_host.steps[:-2]
+    assert on_gpu.steps[-2].total_bytes < on_host.steps[-2].total_bytes  # of the proof, in 16 bit
     assert on_gpu.host_bytes < on_host.host_bytes
 
 
@@ -35,6 +37,25 @@ def test_the_checkpoint_is_as_large_as_estimate_says_of_the_scheme() -> None:
     request = quantize_request("awq", format="awq")
     assert scheme_name(request) == "awq-int4-g128"
     assert abs(forecast(spec, request).output_bytes / (5.7 * 10**9) - 1) < 0.02
+
+
+def test_time_is_work_over_speed() -> None:
+    spec = resolve_model("llama-8b", offline=True)
+    speed = MachineSpeed(half_flops_per_s=2e14, float_flops_per_s=5e13, factor_flops_per_s=2e13, elements_per_s=1e12)
+    request = quantize_request("gptq")
+    found, half = (forecast(spec, request, speed=each).seconds for each in (speed, speed.slower(2)))
+    assert found is not None
+    assert half == 2 * found
+    assert forecast(spec, request).seconds is None
+    assert forecast(spec, quantize_request("rtn"), speed=speed).seconds < found  # type: ignore[operator]
+
+
+def test_a_proof_on_more_text_takes_longer_and_more_disk_but_no_more_memory() -> None:
+    spec = resolve_model("llama-8b", offline=True)
+    few, many = (forecast(spec, quantize_request("awq"), proof_tokens=count) for count in (80_000, 800_000))
+    assert many.flops > few.flops
+    assert many.disk_bytes > few.disk_bytes
+    assert many.host_bytes == few.host_bytes
 
 
 def test_a_forecast_needs_no_torch() -> None:

@@ -1,0 +1,201 @@
+"""What each step of a quantization holds at its peak, on the widest block. Torch is not known here.
+
+The steps are those of `pipeline`, `block` and `forward`, the sizes what they hold: a Hessian is in features squared in
+float32, GPTQ holds two of them and the weights in float32, statistics for a scaling hold one for every input of the
+block, the proof holds a block in float32 and the logits of a batch of two models.
+"""
+
+from __future__ import annotations
+
+from memplan.domain.model import Layer, ModelSpec
+from memplan.domain.tensors import Role
+from memplan.quantize.request import QuantizeRequest
+from memplan.records import dataclass
+from memplan.units import MIB
+
+FLOAT_BYTES = 4
+ITEM_BYTES = 2
+# The limits of forward.py and ends.py: tokens of a batch, hidden states in memory, a slice of the head.
+PROOF_BATCH_TOKENS = 2048
+MOST_HIDDEN_BYTES = 256 * MIB
+HEAD_SLICE_BYTES = 256 * MIB
+PIECE_BYTES = 128 * MIB
+# Of log-probabilities, taken to float32 for two models: perplexity.py, with what comes in between.
+_CHUNK_TOKENS, _CHUNK_COPIES = 64, 6
+# Rows that are worked on at a time, and how many copies of them are made: rows.py.
+_ROWS, _ROW_COPIES = 1024, 4
+_ROUNDED = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Role.SHARED_EXPERT})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of the work on the widest block, with what it holds at its peak, in bytes by what it is."""
+
+    name: str
+    holds: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the step holds."""
+        return sum(self.holds.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Linear layers that read one input: its features, the out features of each, and how many experts are such."""
+
+    num_in: int
+    outs: tuple[int, ...]
+    copies: int = 1
+
+    @property
+    def weights(self) -> int:
+        """How many weights the layers of one copy have."""
+        return self.num_in * sum(self.outs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """The linear layers of a block that are rounded, by what they read."""
+
+    readings: tuple[Reading, ...]
+
+    @property
+    def weights(self) -> int:
+        """How many weights there are."""
+        return sum(each.weights * each.copies for each in self.readings)
+
+    @property
+    def largest(self) -> int:
+        """The weights of the largest layer."""
+        return max((each.num_in * max(each.outs) for each in self.readings), default=0)
+
+    @property
+    def touched(self) -> int:
+        """The most weights that a scaling moves through: layers that read one input, or one and what feeds it."""
+        together = max((each.weights for each in self.readings), default=0)
+        last = max(self.readings, key=lambda each: each.num_in, default=None)
+        return max(together, self.largest + last.weights if last else 0)
+
+    @property
+    def widest(self) -> int:
+        """The most in features of a layer."""
+        return max((each.num_in for each in self.readings), default=0)
+
+    @property
+    def every_hessian_bytes(self) -> int:
+        """The Hessians of all inputs."""
+        return sum(each.num_in**2 * each.copies for each in self.readings) * FLOAT_BYTES
+
+
+def widths_of(layer: Layer) -> Widths:
+    """Layers that read the same input have the same role and width in every family that is known."""
+    found: dict[tuple[Role, int, int], list[int]] = {}
+    for tensor in layer.tensors:
+        if tensor.linear and tensor.role in _ROUNDED and len(tensor.shape) == 2:
+            found.setdefault((tensor.role, tensor.shape[1], tensor.count), []).append(tensor.shape[0])
+    return Widths(
+        readings=tuple(
+            Reading(num_in=num_in, outs=tuple(outs), copies=count) for (_, num_in, count), outs in found.items()
+        )
+    )
+
+
+def steps_of(spec: ModelSpec, request: QuantizeRequest, layer: Layer, *, proof_tokens: int) -> tuple[Step, ...]:
+    """Return the steps on the block `layer`, the widest."""
+    widths = widths_of(layer)
+    steps = [_first_inputs(spec, request, widths)]
+    if request.method.scaling != "none":
+        steps.append(_trial(layer, widths))
+    if request.method.needs_calibration:
+        steps.append(_statistics(spec, request, layer, widths))
+    steps.append(_rounding(request, layer, widths))
+    if request.method.needs_calibration:
+        holds = {**_rounded(request, layer, widths), "a batch": _pass_bytes(spec, request, widths)}
+        steps.append(Step(name="outputs", holds=holds))
+    packed_bytes = widths.weights * request.bits // 8
+    rows_bytes = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
+    holds = {**_rounded(request, layer, widths), "packed layers": packed_bytes, "rows at work": rows_bytes}
+    steps.append(Step(name="writing a block", holds=holds))
+    return (*steps, *_proof(spec, request, layer, widths, proof_tokens))
+
+
+def _first_inputs(spec: ModelSpec, request: QuantizeRequest, widths: Widths) -> Step:
+    read_by_rows = (Role.EMBEDDING, Role.LM_HEAD)
+    others = sum(tensor.num_elements for tensor in spec.shared if tensor.role not in read_by_rows) * ITEM_BYTES
+    rows_bytes = 3 * _batch_tokens(request) * spec.hidden_size * ITEM_BYTES
+    return Step(name="first inputs", holds={"norms and other tables": others, "rows of embeddings": rows_bytes})
+
+
+def _trial(layer: Layer, widths: Widths) -> Step:
+    holds = {
+        "the block": layer.num_parameters * ITEM_BYTES,
+        "a copy in float32": layer.num_parameters * FLOAT_BYTES,
+        "layers put aside": widths.touched * FLOAT_BYTES,
+    }
+    return Step(name="trial of scalings", holds=holds)
+
+
+def _statistics(spec: ModelSpec, request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
+    method = request.method
+    together = method.scaling == "awq" or (method.rounding == "gptq" and not request.true_sequential)
+    hessian_bytes = widths.widest**2 * FLOAT_BYTES if method.rounding == "gptq" else 0
+    holds = {
+        **(_rounded(request, layer, widths) if not together else {"the block": layer.num_parameters * ITEM_BYTES}),
+        "Hessians": widths.every_hessian_bytes if together else hessian_bytes,
+        "a batch": _pass_bytes(spec, request, widths),
+        "inputs in float32": 2 * _batch_tokens(request) * widths.widest * FLOAT_BYTES,
+    }
+    return Step(name="statistics", holds=holds)
+
+
+def _rounding(request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
+    method = request.method
+    hessian_bytes = widths.widest**2 * FLOAT_BYTES
+    holds = {**_rounded(request, layer, widths), "weights in float32": widths.largest * FLOAT_BYTES}
+    if method.rounding == "gptq":
+        waiting = widths.every_hessian_bytes - hessian_bytes if method.scaling == "awq" else 0
+        holds["Hessians"] = 2 * hessian_bytes + waiting
+    elif method.scaling == "awq":
+        holds["Hessians"] = widths.every_hessian_bytes
+    holds["rows at work"] = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
+    return Step(name="rounding", holds=holds)
+
+
+def _proof(
+    spec: ModelSpec, request: QuantizeRequest, layer: Layer, widths: Widths, proof_tokens: int
+) -> tuple[Step, Step]:
+    """The written model and its base, one after the other through their blocks, then together through their heads."""
+    item_bytes = FLOAT_BYTES if request.device == "cpu" else ITEM_BYTES
+    batch = min(PROOF_BATCH_TOKENS, proof_tokens)
+    on_host = request.device == "cpu"
+    states_bytes = proof_tokens * spec.hidden_size * item_bytes
+    kept_bytes = states_bytes if on_host and states_bytes <= MOST_HIDDEN_BYTES else 0
+    pass_bytes = batch * (3 * spec.hidden_size + 3 * widths.widest) * item_bytes
+    block = {
+        "a block": layer.num_parameters * item_bytes,
+        "a batch": pass_bytes,
+        "rows at work": _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES,
+        "hidden states": 2 * kept_bytes,
+    }
+    logits = {
+        "logits of two models": 2 * min(PIECE_BYTES, batch * spec.vocab_size * item_bytes),
+        "a slice of the head": min(HEAD_SLICE_BYTES, spec.vocab_size * spec.hidden_size * item_bytes),
+        "log-probabilities": _CHUNK_COPIES * min(batch, _CHUNK_TOKENS) * spec.vocab_size * FLOAT_BYTES,
+        "hidden states": 2 * kept_bytes,
+    }
+    return Step(name="proof: a block", holds=block), Step(name="proof: logits", holds=logits)
+
+
+def _rounded(request: QuantizeRequest, layer: Layer, widths: Widths) -> dict[str, int]:
+    """The block with its rounded layers: a byte for a weight until they are packed, scales and zero points."""
+    scales_bytes = widths.weights // max(request.group_size, 128) * 2 * FLOAT_BYTES
+    return {"the block": layer.num_parameters * ITEM_BYTES, "rounded layers": widths.weights + scales_bytes}
+
+
+def _batch_tokens(request: QuantizeRequest) -> int:
+    return min(request.batch_size, request.num_samples) * request.window_tokens
+
+
+def _pass_bytes(spec: ModelSpec, request: QuantizeRequest, widths: Widths) -> int:
+    return _batch_tokens(request) * (2 * spec.hidden_size + 3 * widths.widest) * ITEM_BYTES
