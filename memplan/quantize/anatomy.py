@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from memplan.quantize.experts import SplitExperts, check_experts, pools
+from memplan.quantize.experts import SplitExperts, pools
 from memplan.quantize.linears import is_linear, is_router, linears, parameter, weight_of
 from memplan.quantize.rows import row_slices
 from memplan.records import dataclass, replace
@@ -109,8 +109,6 @@ def inspect_block(block: nn.Module, run: Run, *, head_dim: int, sites: bool = Tr
 
     With `sites` a copy of the block in float32 is run, many times; else the block itself, once.
     """
-    for name, experts in pools(block).items():
-        check_experts(name, experts)
     trial = _trial(block) if sites else block
     trace = _Trace(trial)
     with torch.no_grad(), trace:

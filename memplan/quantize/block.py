@@ -108,11 +108,11 @@ def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe:
             known.update(_statistics(block, [subset], batches, recipe))
         _round_subset(block, subset, known.pop(subset[0], None), recipe, result)
     _quantize_pools(block, anatomy, len(anatomy.subsets), batches, recipe, result)
-    if anatomy.unreached and recipe.method.needs_calibration:
-        result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(anatomy.unreached)}")
-    for name in anatomy.unreached:
-        if not recipe.keeps(name):
-            _round(block, name, None, recipe.of(name), result)
+    unreached = [name for name in anatomy.unreached if not recipe.keeps(name)]
+    if unreached and recipe.method.needs_calibration:
+        result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(unreached)}")
+    for name in unreached:
+        _round(block, name, None, recipe.of(name), result)
     return result
 
 

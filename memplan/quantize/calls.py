@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from memplan.errors import UnsupportedModel
 from memplan.quantize.skeleton import Skeleton
 from memplan.records import dataclass
+
+_MOST_RETURNED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,12 @@ class _Noting(nn.Module):
     Whatever else the model's loop asks a block for, such as the kind of its attention, the block itself answers.
     """
 
-    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, num_returned: int) -> None:
         super().__init__()
         object.__setattr__(self, "_block", block)
         object.__setattr__(self, "call", None)
-        self.returns_tuple = returns_tuple
+        object.__setattr__(self, "hidden", None)
+        self.num_returned = num_returned
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -65,30 +69,74 @@ class _Noting(nn.Module):
             hidden = kwargs.pop("hidden_states")
         object.__setattr__(self, "call", Call(args, dict(kwargs)))
         object.__setattr__(self, "hidden", hidden)
-        return (hidden,) if self.returns_tuple else hidden
+        return returned(hidden, self.num_returned)
+
+
+def returned(hidden: Tensor, num_returned: int) -> Any:
+    """What a block returns whose output is `hidden`: that alone (0), or first of so many."""
+    return (hidden, *[None] * (num_returned - 1)) if num_returned else hidden
 
 
 class Surroundings:
-    """A model whose blocks only note their calls. Everything outside of them must be loaded."""
+    """A model whose blocks only note their calls. Everything outside of them must be loaded.
+
+    Blocks return a tensor, or several things in a tuple, `num_returned` of them: whichever the model's loop takes.
+    """
 
     def __init__(self, skeleton: Skeleton) -> None:
         self.skeleton = skeleton
-        self.returns_tuple = False
+        self.num_returned: int | None = None
 
-    @torch.no_grad()
     def calls(self, token_BN: Tensor) -> tuple[Tensor, list[Call]]:
-        """Return the input of the first block (B x N x H) for a batch of tokens, and the call of every block."""
+        """Return the input of the first block (B x N x H) for a batch of tokens, and the call of every block.
+
+        Raises: UnsupportedModel when blocks are not called as they are in every family that is known.
+        """
+        if self.num_returned is not None:
+            return self._run(token_BN, self.num_returned)
+        failed: Exception | None = None
+        for num_returned in range(_MOST_RETURNED + 1):
+            try:
+                found = self._run(token_BN, num_returned)
+            except (IndexError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+                failed = failed or error
+                continue
+            self.num_returned = num_returned
+            return found
+        kind = type(self.skeleton.model).__name__
+        raise UnsupportedModel(f"{kind} does not run with blocks that hand their input on: {failed}")
+
+    def _run(self, token_BN: Tensor, num_returned: int) -> tuple[Tensor, list[Call]]:
+        """Run the model around its blocks. Raises: ValueError when it does not hand on whole hidden states."""
         model, names = self.skeleton.model, self.skeleton.blocks
         blocks = [model.get_submodule(name) for name in names]
-        noting = [_Noting(block, self.returns_tuple) for block in blocks]
+        noting = [_Noting(block, num_returned) for block in blocks]
         try:
             for name, stand_in in zip(names, noting, strict=True):
                 model.set_submodule(name, stand_in)
-            model.base_model(input_ids=token_BN.to(self.skeleton.device), use_cache=False)
+            with torch.no_grad():
+                output = model.base_model(input_ids=token_BN.to(self.skeleton.device), use_cache=False)
         finally:
             for name, block in zip(names, blocks, strict=True):
                 model.set_submodule(name, block)
-        return noting[0].hidden, [stand_in.call for stand_in in noting]
+        seen = [stand_in.hidden for stand_in in noting]
+        if any(hidden is None or hidden.shape != seen[0].shape for hidden in seen) or output[0].dim() < 3:
+            raise ValueError("hidden states change their shape from block to block")
+        calls = [stand_in.call for stand_in in noting]
+        _check_apart(model, calls)
+        return seen[0], calls
+
+
+def _check_apart(model: Any, calls: list[Call]) -> None:
+    """Raises: UnsupportedModel when blocks leave keys and values for later ones, which no file keeps between them."""
+    shares = int(getattr(model.config.get_text_config(), "num_kv_shared_layers", 0) or 0)
+    given = [value for call in calls for value in (*call.args, *call.kwargs.values())]
+    left = any(isinstance(value, Mapping) and not value for value in given)
+    if shares and left:
+        raise UnsupportedModel(
+            f"{shares} blocks of {type(model).__name__} read keys and values that earlier blocks left for them",
+            hint="such models are not worked on block by block yet; evaluated they can be, where they fit whole",
+        )
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -30,6 +30,10 @@ def ends(model: Any) -> Iterator[tuple[str, nn.Module]]:
 
 def read_rows_of(module: nn.Module, table_VH: Tensor, device: str, dtype: torch.dtype) -> None:
     """Let an embedding or a head read `table_VH`, which may be mapped, by rows; its own weights stay empty."""
+    # Of the table's shape, type and device, which families ask for, and a number large.
+    module.weight = nn.Parameter(
+        torch.zeros((), dtype=dtype, device=device).expand(table_VH.shape), requires_grad=False
+    )
     if isinstance(module, nn.Linear):
         setattr(module, "forward", _head(module, table_VH, device, dtype))  # noqa: B010 - a method, to mypy
         return
@@ -37,11 +41,8 @@ def read_rows_of(module: nn.Module, table_VH: Tensor, device: str, dtype: torch.
     module.padding_idx = None  # it matters to gradients alone, and would point outside of the rows in use
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         hooks.clear()
-    # Of the table's shape and on its device, which families ask for, and a number large.
-    empty_VH = nn.Parameter(torch.zeros((), dtype=dtype, device=device).expand(table_VH.shape), requires_grad=False)
-    module.weight = empty_VH
     module.register_forward_pre_hook(_filling(table_VH, device, dtype))
-    module.register_forward_hook(_emptying(empty_VH))
+    module.register_forward_hook(_emptying(module.weight))
 
 
 def _filling(table_VH: Tensor, device: str, dtype: torch.dtype) -> Any:

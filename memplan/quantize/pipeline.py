@@ -6,7 +6,7 @@ Axes: B windows of a batch, N tokens of a window, H hidden features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,14 @@ from memplan.quantize.calls import Call, Surroundings
 from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.gptq import GptqSettings
 from memplan.quantize.grid import Grid
-from memplan.quantize.linears import is_router, linears, parameter, weight_of
+from memplan.quantize.linears import held_elsewhere, is_router, linears, parameter, stays, weight_of
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
 from memplan.quantize.width import Width
 from memplan.quantize.workspace import Workspace
 from memplan.records import replace
 
+_MOST_ELSEWHERE = 0.5  # of a block's weights; with more, a result would be hardly smaller
 _TRIAL_TOKENS = 16  # enough to see which layer reads what, and whether a scaling may be moved
 
 Progress = Callable[[int, int, str], None]
@@ -37,11 +38,29 @@ class Quantization:
     """One run over one model. `tokens_BN` are the calibration windows, in batches."""
 
     def __init__(self, request: QuantizeRequest, source: Path, tokens_BN: Sequence[Tensor]) -> None:
-        self.request = request
         self.skeleton = Skeleton(source, device=request.device)
         self.tokens_BN = tokens_BN
         self.format = format_named(request.format)
         self._anatomies: dict[object, Anatomy] = {}
+        _check_layout(self.skeleton)
+        self._arrange(request)
+        if not any(True for _ in self._rounded()):
+            raise UsageError("no layer is left to round", hint="--keep fewer layers")
+        if request.format == "compressed-tensors" and any(
+            not isinstance(layer, nn.Linear) for layer in self._rounded()
+        ):
+            raise UsageError(
+                "this family stores its layers as Conv1D, which no reader of compressed-tensors takes",
+                hint="--format gptq",
+            )
+
+    def set_mix(self, mix: Mapping[str, Width]) -> None:
+        """Give layers, by their full names, widths of their own. Raises: UsageError as for a request."""
+        self._arrange(replace(self.request, mix=mix))
+
+    def _arrange(self, request: QuantizeRequest) -> None:
+        """Settle what is rounded, and how it is laid out."""
+        self.request = request
         self.kept = self._kept_everywhere()
         self.layout = Layout(
             method=request.method,
@@ -53,13 +72,6 @@ class Quantization:
             widths={name: width for module, width in request.mix.items() for name in self._stored_width(module, width)},
         )
         self.format.check(self.layout)
-        if request.format == "compressed-tensors" and any(
-            not isinstance(layer, nn.Linear) for layer in self._rounded()
-        ):
-            raise UsageError(
-                "this family stores its layers as Conv1D, which no reader of compressed-tensors takes",
-                hint="--format gptq",
-            )
 
     def _rounded(self) -> Iterator[nn.Module]:
         """The linear layers that are rounded."""
@@ -95,35 +107,43 @@ class Quantization:
         progress(len(names), len(names), "")
 
     def _calls(self, workspace: Workspace) -> tuple[list[list[Call]], tuple[Tensor, list[Call]]]:
-        """The calls of every block by batch size, and a small one for trials; writes the inputs of the first block."""
+        """The calls of every block for every batch, and small ones for trials; writes the inputs of the first block.
+
+        Batches of one size share their calls, unless what blocks are given hangs on the tokens.
+        """
         self.skeleton.load_outside_blocks()
         surroundings = Surroundings(self.skeleton)
         trial = surroundings.calls(self.tokens_BN[0][:1, :_TRIAL_TOKENS])
         by_size: dict[int, list[Call]] = {}
-        shapes: list[tuple[int, ...]] = []
+        found: list[list[Call]] = []
 
         def inputs() -> Iterator[Tensor]:
             for batch_BN in self.tokens_BN:
                 input_BNH, calls = surroundings.calls(batch_BN)
-                _check_same(by_size.setdefault(batch_BN.shape[0], calls), calls)
+                same = by_size.setdefault(batch_BN.shape[0], calls)
+                found.append(same if all(map(Call.equals, same, calls)) else calls)
                 yield input_BNH
 
-        hidden = trial[0].shape[-1]
-        shapes = [(*batch_BN.shape, hidden) for batch_BN in self.tokens_BN]
-        first = Activations(workspace.inputs_file(0), shapes, self.skeleton.dtype)
+        first = Activations(workspace.inputs_file(0), self._shapes(trial[0]), self.skeleton.dtype)
         if workspace.blocks:
             for _ in inputs():
                 pass
         else:
             first.write(inputs())
         self.skeleton.drop("")
-        return [by_size[batch_BN.shape[0]] for batch_BN in self.tokens_BN], trial
+        return found, trial
+
+    def _shapes(self, trial: Tensor) -> list[tuple[int, ...]]:
+        """The shapes of the hidden states of every batch, from that of one window of a trial."""
+        tokens = self.tokens_BN[0][:1, :_TRIAL_TOKENS].shape
+        place = next(place for place in range(trial.dim() - 1) if trial.shape[place : place + 2] == tokens)
+        return [(*trial.shape[:place], *batch.shape, *trial.shape[place + 2 :]) for batch in self.tokens_BN]
 
     def _block(
         self, workspace: Workspace, index: int, calls: list[list[Call]], trial: tuple[Tensor, list[Call]]
     ) -> None:
         name = self.skeleton.blocks[index]
-        shapes = [(*batch_BN.shape, trial[0].shape[-1]) for batch_BN in self.tokens_BN]
+        shapes = self._shapes(trial[0])
         inputs = Activations(workspace.inputs_file(index), shapes, self.skeleton.dtype)
         inputs.check()
         block = self.skeleton.load(name)
@@ -139,10 +159,13 @@ class Quantization:
         """The anatomy of a block, found once for all that are built alike."""
         kind = (type(block), tuple((name, tuple(value.shape)) for name, value in block.named_parameters()))
         if kind not in self._anatomies:
-            sites = self.request.method.scaling != "none"
+            sites, head_dim = self.request.method.scaling != "none", self.skeleton.head_dim(block)
             trial_call, input_BNH = (call.as_float(), trial_BNH.to(torch.float32)) if sites else (call, trial_BNH)
             self._anatomies[kind] = inspect_block(
-                block, lambda trial: trial_call.run(trial, input_BNH), head_dim=self.skeleton.head_dim, sites=sites
+                block,
+                lambda trial: trial_call.run(trial, input_BNH),
+                head_dim=head_dim,
+                sites=sites,
             )
         return self._anatomies[kind]
 
@@ -178,7 +201,11 @@ class Quantization:
         """The linear layers that stay in 16 bit, by their names in the checkpoint; groups must divide the others."""
         request, model = self.request, self.skeleton.model
         blocks = tuple(f"{name}." for name in self.skeleton.blocks)
-        self._kept_names = {name for name, _ in linears(model) if not name.startswith(blocks) or request.kept(name)}
+        self._kept_names = {
+            name
+            for name, _ in linears(model)
+            if not name.startswith(blocks) or request.kept(name) or stays(model, name)
+        }
         for name, module in linears(model):
             num_in = weight_of(module).shape[1]
             width = request.width(name)
@@ -193,8 +220,10 @@ class Quantization:
 
     def replaced(self) -> set[str]:
         """The tensors of the checkpoint that the result has in another form."""
-        rounded = (name for name, _ in linears(self.skeleton.model) if name not in self._kept_names)
-        return {self.skeleton.stored(f"{name}.weight").name for name in rounded}
+        rounded = [(name, module) for name, module in linears(self.skeleton.model) if name not in self._kept_names]
+        found = {self.skeleton.stored(f"{name}.weight").name for name, _ in rounded}
+        biased = (name for name, module in rounded if parameter(module, "bias") is not None)
+        return found | {self.skeleton.stored(f"{name}.bias").name for name in biased}
 
     def _names(self, module: str) -> tuple[str, ...]:
         """What readers call a module: its name in the model, and in the checkpoint unless its weights are another's."""
@@ -222,11 +251,17 @@ class Quantization:
             bias = parameter(module.get_submodule(name), "bias")
             if bias is not None:
                 tensors[self.skeleton.stored_name(f"{block}.{name}.bias")] = bias.detach().cpu().clone()
-        for name in result.changed:
+        for name in dict.fromkeys((*result.changed, *self._taken_out(block, module))):
             if name not in result.layers:
                 for leaf, value in module.get_submodule(name).named_parameters():
                     tensors[self.skeleton.stored_name(f"{block}.{name}.{leaf}")] = value.detach().cpu().clone()
         return tensors
+
+    def _taken_out(self, block: str, module: nn.Module) -> list[str]:
+        """The layers that stay as they are, but whose weights stood in one tensor with others that do not."""
+        replaced = self.replaced()
+        names = [name for name, _ in linears(module) if f"{block}.{name}" in self._kept_names]
+        return [name for name in names if self.skeleton.stored(f"{block}.{name}.weight").name in replaced]
 
 
 class _Batches(Sequence[tuple[Tensor, Call]]):
@@ -244,12 +279,15 @@ class _Batches(Sequence[tuple[Tensor, Call]]):
         return self.inputs.read(index).to(self.device), self.calls[index]
 
 
-def _check_same(known: list[Call], calls: list[Call]) -> None:
-    """Raises: UnsupportedModel when what a block is given depends on the tokens, which is not kept for every batch."""
-    for first, call in zip(known, calls, strict=True):
-        for name, value in call.kwargs.items():
-            if isinstance(value, Tensor) and not torch.equal(value, first.kwargs[name]):
-                raise UnsupportedModel(f"the blocks of this model are given `{name}`, which differs by prompt")
+def _check_layout(skeleton: Skeleton) -> None:
+    """Raises: UnsupportedModel when most weights are in nothing that can be rounded here."""
+    for name in skeleton.blocks:
+        elsewhere, part = held_elsewhere(skeleton.model.get_submodule(name))
+        if part > _MOST_ELSEWHERE:
+            kind = type(skeleton.model).__name__
+            raise UnsupportedModel(
+                f"{kind} holds {part:.0%} of {name} in a layout that is not known here: {', '.join(elsewhere[:3])}"
+            )
 
 
 def _dividing(num_in: int) -> int:

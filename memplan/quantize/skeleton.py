@@ -11,7 +11,7 @@ from torch import nn
 from memplan.errors import CorruptFile, UnsupportedModel
 from memplan.quantize.checkpoint import Checkpoint
 from memplan.quantize.ends import ends, read_rows_of
-from memplan.quantize.experts import split_experts
+from memplan.quantize.experts import check_experts, pools, split_experts
 from memplan.quantize.linears import is_linear
 from memplan.quantize.rows import row_slices
 from memplan.quantize.stored import Stored, StoredNames
@@ -42,8 +42,9 @@ class Skeleton:
         self.blocks = _blocks(self.model)
         self._stored = StoredNames(self.model, self.checkpoint)
         self.dtype: torch.dtype = next(self.model.parameters()).dtype
-        _fill_buffers(self.model, device)
+        _fill_buffers(self.model, device, self._stored)
         self._read_buffers()
+        self._checked_experts: set[type] = set()
 
     @property
     def hidden_size(self) -> int:
@@ -55,12 +56,13 @@ class Skeleton:
         """Tokens that logits are for."""
         return int(self.config.get_text_config().vocab_size)
 
-    @property
-    def head_dim(self) -> int:
-        """Features of an attention head; 0 where the config does not say."""
+    def head_dim(self, block: nn.Module) -> int:
+        """Features of an attention head of a block; 0 where neither it nor the config says."""
+        said = (getattr(module, "head_dim", None) for module in block.modules())
+        found = next((int(size) for size in said if isinstance(size, int)), 0)
         text = self.config.get_text_config()
         heads = int(getattr(text, "num_attention_heads", 0) or 0)
-        return int(getattr(text, "head_dim", 0) or 0) or (int(text.hidden_size) // heads if heads else 0)
+        return found or (int(text.hidden_size) // heads if heads else 0)
 
     def stored(self, name: str) -> Stored:
         """Where the checkpoint keeps a parameter. Raises: KeyError for one that it does not hold."""
@@ -89,14 +91,23 @@ class Skeleton:
                 f"the checkpoint keeps {part}.{empty} in pieces that are put together while a model loads",
                 hint="block by block it cannot be worked on yet; evaluated it can be, where it fits whole",
             )
+        for name, experts in pools(module).items():
+            if type(experts.family) not in self._checked_experts:
+                check_experts(f"{part}.{name}", experts)
+                self._checked_experts.add(type(experts.family))
         return module
 
     def load_outside_blocks(self) -> None:
-        """Make ready what is not in a block: norms are filled; embeddings and the head read rows as they need them."""
+        """Make ready what is not in a block: norms are filled; embeddings and the head read rows as they need them.
+
+        What is no part of the language model, such as a vision tower, stays empty.
+        """
         left_out = tuple(f"{block}." for block in self.blocks)
         read_by_rows = {f"{name}.weight": module for name, module in ends(self.model)}
-        for name, _ in list(self.model.named_parameters(remove_duplicate=False)):
-            if name.startswith(left_out):
+        decoder = _decoder(self.model)
+        towers = {id(value) for value in self.model.base_model.parameters()} - {id(v) for v in decoder.parameters()}
+        for name, value in list(self.model.named_parameters(remove_duplicate=False)):
+            if name.startswith(left_out) or (id(value) in towers and name not in read_by_rows):
                 continue
             if name not in read_by_rows or name not in self._stored or self._is_unpacked(name):
                 self._fill(name)
@@ -151,7 +162,7 @@ def _build(path: Path, trust_remote_code: bool) -> tuple[Any, nn.Module]:
     try:
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
+            model = auto_class(config).from_config(
                 config, dtype=config.dtype or torch.bfloat16, trust_remote_code=trust_remote_code
             )
     except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
@@ -160,11 +171,37 @@ def _build(path: Path, trust_remote_code: bool) -> tuple[Any, nn.Module]:
     return config, model
 
 
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads a model: the one that its config names, where several would.
+
+    Models that see are loaded whole, so that the names of their language part are those of the checkpoint.
+    """
+    import transformers
+
+    kinds = [
+        kind
+        for kind in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+        if type(config) in kind._model_mapping
+    ]
+    named = config.architectures or []
+    return next(
+        (kind for kind in kinds if getattr(kind._model_mapping[type(config)], "__name__", "") in named),
+        kinds[0] if kinds else transformers.AutoModelForCausalLM,
+    )
+
+
+def _decoder(model: Any) -> nn.Module:
+    """The part of a model that continues text."""
+    decoder: nn.Module = model.get_decoder()
+    return decoder
+
+
 def _blocks(model: nn.Module) -> tuple[str, ...]:
-    """The names of the decoder blocks: the list of modules with the most weights in linear layers."""
+    """The names of the decoder blocks: the list of modules of the decoder with the most weights in linear layers."""
     best, most = "", 0
+    inside = {id(module) for module in _decoder(model).modules()}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(part in name for part in ("vision", "visual", "audio")):
+        if isinstance(module, nn.ModuleList) and id(module) in inside:
             weights = sum(leaf.weight.numel() for leaf in module.modules() if is_linear(leaf))
             if weights > most:
                 best, most = name, weights
@@ -173,7 +210,7 @@ def _blocks(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{best}.{index}" for index in range(len(model.get_submodule(best))))
 
 
-def _fill_buffers(model: nn.Module, device: str) -> None:
+def _fill_buffers(model: nn.Module, device: str, stored: StoredNames) -> None:
     """Compute the buffers that are on the meta device, by the model's own rules for what no checkpoint holds."""
     for name, module in model.named_modules():
         waiting = [leaf for leaf, value in module.named_buffers(recurse=False) if value.device.type == "meta"]
@@ -183,12 +220,37 @@ def _fill_buffers(model: nn.Module, device: str) -> None:
             value = module.get_buffer(leaf)
             empty = torch.full(value.shape, float("nan") if value.is_floating_point() else 0, dtype=value.dtype)
             module._buffers[leaf] = empty
-        model._init_weights(module)
+        _apply_rules(model, name, stored)
+        lacking = _lacking(module, name, stored)
         for leaf in waiting:
             value = module.get_buffer(leaf)
-            if value.is_floating_point() and bool(torch.isnan(value).any()):
+            if leaf in lacking:
                 raise UnsupportedModel(f"no rule computes the buffer {name}.{leaf} of {type(model).__name__}")
             module._buffers[leaf] = value.to(device)
+
+
+def _apply_rules(model: nn.Module, name: str, stored: StoredNames) -> None:
+    """Have a module, and those around it while it lacks a buffer, make what they make of themselves.
+
+    The rules are those of the nearest part that is a model, a vision model's language part for one.
+    """
+    parts = name.split(".") if name else []
+    around = [".".join(parts[:count]) for count in range(len(parts), -1, -1)]
+    for number, inner in enumerate(around):
+        outer = (model.get_submodule(part) for part in around[number:])
+        rules: Any = next(part for part in outer if callable(getattr(part, "_init_weights", None)))
+        rules._init_weights(model.get_submodule(inner))
+        if not _lacking(model.get_submodule(name), name, stored):
+            return
+
+
+def _lacking(module: nn.Module, name: str, stored: StoredNames) -> list[str]:
+    """The buffers of a module that have no values and are not in the checkpoint either."""
+    return [
+        leaf
+        for leaf, value in module.named_buffers(recurse=False)
+        if value.is_floating_point() and bool(torch.isnan(value).any()) and f"{name}.{leaf}" not in stored
+    ]
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:

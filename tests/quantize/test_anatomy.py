@@ -66,7 +66,7 @@ def _inspected(skeleton: Skeleton) -> tuple[torch.nn.Module, Anatomy, torch.Tens
     hidden_BNH, calls = Surroundings(skeleton).calls(windows(1, 1, 12)[0])
     block, call = skeleton.load(skeleton.blocks[-1]), calls[-1].as_float()
     input_BNH = hidden_BNH.float()
-    anatomy = inspect_block(block, lambda trial: call.run(trial, input_BNH), head_dim=skeleton.head_dim)
+    anatomy = inspect_block(block, lambda trial: call.run(trial, input_BNH), head_dim=skeleton.head_dim(block))
     return block, anatomy, input_BNH, call
 
 
