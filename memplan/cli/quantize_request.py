@@ -5,55 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 
 from memplan.cli.options import Given
+from memplan.cli.quantize_limits import Limits, limits_of, mends, shortage
+from memplan.cli.quantize_target import fitted_to
+from memplan.cli.serving_options import split_names
 from memplan.domain.model import ModelSpec
-from memplan.errors import UsageError
+from memplan.errors import DoesNotFit, UsageError
 from memplan.quantize.forecast import Forecast, forecast
 from memplan.quantize.request import QuantizeRequest, quantize_request
-from memplan.records import dataclass
-from memplan.units import format_gib, parse_fraction, parse_size_bytes
+from memplan.records import dataclass, replace
+from memplan.units import parse_fraction, parse_size_bytes
 
 _DEVICES = ("cpu", "cuda")
+# Options that say something of one method, and nothing of another that is tried when it lost too much.
+_OF_METHOD = ("method", "bits", "group_size", "symmetric", "weights_only", "format", "target_memory")
 _SETTINGS = {"window": "window_tokens", "num_samples": "num_samples", "batch_size": "batch_size"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedQuantization:
-    """A quantization that was asked for. `folder` holds the weights, None where they are not on this disk."""
+    """A quantization that was asked for. `folder` holds the weights, None where they are not on this disk.
+
+    `fallbacks` are tried in their order when the gate is missed; with `keeps_base` the 16-bit model is kept in the end.
+    """
 
     name: str
     spec: ModelSpec
     folder: Path | None
     request: QuantizeRequest
     forecast: Forecast
-    limit_bytes: int | None
-    output: Path | None
+    limits: Limits
+    output: Path
     max_increase_fraction: float
+    target_bytes: int | None = None
+    target_note: str = ""
+    fallbacks: tuple[QuantizeRequest, ...] = ()
+    keeps_base: bool = False
 
-    @property
-    def where(self) -> str:
-        """What does the work."""
-        return "memory" if self.request.device == "cpu" else "GPU memory"
-
-    @property
-    def needed_bytes(self) -> int:
-        """What the limited device must hold."""
-        return self.forecast.host_bytes if self.request.device == "cpu" else self.forecast.device_bytes
-
-    def shortage(self) -> str:
-        """How much is missing, in words."""
-        step = self.forecast.hungriest.name
-        return (
-            f"needs {format_gib(self.needed_bytes)} of {self.where} ({step}); "
-            f"{format_gib(self.limit_bytes or 0)} may be used"
-        )
-
-    def mend(self) -> str:
-        """What needs less."""
-        if self.request.method.rounding == "gptq":
-            return "--method awq holds one Hessian less, --method int8 none"
-        if self.request.method.needs_calibration:
-            return "a smaller --batch-size or --window, or --method rtn, which needs no calibration"
-        return "it is the widest block that must be held; a larger machine"
+    def check(self) -> None:
+        """Raises: DoesNotFit for what is over a limit, with what would fit."""
+        for request in (self.request, *self.fallbacks):
+            found = self.forecast if request is self.request else forecast(self.spec, request)
+            if (missing := shortage(found, self.limits)) is not None:
+                name = "" if request is self.request else f"--fallback {request.method.name} "
+                raise DoesNotFit(f"{name}{missing}", hint=mends(self.spec, request, found, self.limits))
 
 
 def ask(given: Given) -> AskedQuantization:
@@ -62,20 +56,57 @@ def ask(given: Given) -> AskedQuantization:
     from memplan.pipeline import load_model
 
     request = _request(given)
+    output = given.get("output")
     name, revision = str(given["model"]), given.get("revision")
     spec = load_model(name, revision=revision, offline=bool(given.get("offline")), introspect="auto")
     if spec.quantization:
         raise UsageError(f"{spec.name} is quantized already ({spec.quantization})", hint="give the 16-bit model")
+    target_note = ""
+    if "target" in given:
+        request, target_note = fitted_to(str(given["target"]), spec, request, given)
+    fallbacks, keeps_base = _fallbacks(given, request)
+    output = output or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-')}")
     return AskedQuantization(
         name=name,
         spec=spec,
         folder=weights_folder(name, revision=revision),
         request=request,
         forecast=forecast(spec, request),
-        limit_bytes=_limit(given, request.device),
-        output=given.get("output") or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-')}"),
+        limits=limits_of(given, output),
+        output=output,
         max_increase_fraction=parse_fraction(str(given.get("max_perplexity_increase", "2%"))),
+        target_bytes=_target(given, request),
+        target_note=target_note,
+        fallbacks=fallbacks,
+        keeps_base=keeps_base,
     )
+
+
+def with_time(asked: AskedQuantization) -> AskedQuantization:
+    """The same with the time it takes, where torch is there to measure how fast this machine is."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        return asked
+    from memplan.quantize.speed import probe
+
+    return replace(asked, forecast=forecast(asked.spec, asked.request, speed=probe(asked.request.device)))
+
+
+def _fallbacks(given: Given, request: QuantizeRequest) -> tuple[tuple[QuantizeRequest, ...], bool]:
+    """What is tried next when the gate is missed, and whether in the end the 16-bit model is kept.
+
+    Raises: UsageError for an unknown method, and for one behind `none`.
+    """
+    names = split_names(str(given["fallback"]), "--fallback") if "fallback" in given else ()
+    if "none" in names[:-1]:
+        raise UsageError("nothing is tried behind `none`", hint="--fallback int8,none")
+    found = []
+    for name in (name for name in names if name != "none"):
+        if name == request.method.name:
+            raise UsageError(f"--fallback {name} is what is tried first", hint="name a more careful one, such as int8")
+        found.append(_request({key: value for key, value in given.items() if key not in _OF_METHOD} | {"method": name}))
+    return tuple(found), "none" in names
 
 
 def _request(given: Given) -> QuantizeRequest:
@@ -99,22 +130,18 @@ def _request(given: Given) -> QuantizeRequest:
     )
 
 
-def _limit(given: Given, device: str) -> int | None:
-    name = "max_ram" if device == "cpu" else "max_gpu_memory"
-    if name in given:
-        return parse_size_bytes(str(given[name]), what=f"--{name.replace('_', '-')}")
-    return _free_memory() if device == "cpu" else None
-
-
-def _free_memory() -> int | None:
-    """What Linux says is available; None elsewhere."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+def _target(given: Given, request: QuantizeRequest) -> int | None:
+    """What the weights of a mix may take. Raises: UsageError where it is missing, or has no meaning."""
+    is_auto, text = request.method.name == "auto", given.get("target_memory")
+    if is_auto and request.format != "compressed-tensors":
+        raise UsageError(f"--format {request.format} holds one width", hint="--method auto writes compressed-tensors")
+    if is_auto and text is None:
+        raise UsageError("--method auto needs a size to fit", hint="--target-memory 24GiB")
+    if text is None:
+        return None
+    if not is_auto:
+        raise UsageError("--target-memory is for --method auto", hint="leave it out, or give --method auto")
+    return parse_size_bytes(str(text), what="--target-memory")
 
 
 def _plain_name(name: str) -> str:

@@ -97,7 +97,19 @@ def _quantization(asked: AskedQuantization, given: Given) -> tuple[Quantization,
         )
         thin = check_enough(windows, widest_inputs=widest)
         notes += [thin] if thin else []
-    return Quantization(request, asked.folder, list(windows.split(request.batch_size))), notes
+    work = Quantization(request, asked.folder, list(windows.split(request.batch_size)))
+    if asked.target_bytes is not None:
+        notes.append(_mix(asked, work, asked.target_bytes))
+    return work, notes
+
+
+def _mix(asked: AskedQuantization, work: Quantization, target_bytes: int) -> str:
+    from memplan.quantize.auto import mixed
+
+    assert asked.output is not None
+    measured = asked.output.with_name(asked.output.name + ".sensitivity.json")
+    with progress("measuring block", lines=True) as step:
+        return mixed(work, asked.spec, target_bytes, measured, step)
 
 
 def _prove(

@@ -6,6 +6,7 @@
 | `gptq` | none | GPTQ | 4 bits, groups of 128, symmetric |
 | `awq` | AWQ | to nearest, ranges clipped | 4 bits, groups of 128, asymmetric |
 | `awq+gptq` | AWQ | GPTQ | 4 bits, groups of 128, symmetric |
+| `auto` | AWQ | GPTQ | 4, 8 or 16 bits by layer, what fits a size with the least damage |
 | `int8` | SmoothQuant | to nearest | 8 bits, whole rows, symmetric, activations by token |
 | `fp8` | none | to nearest | e4m3 floats, whole rows, activations by token |
 | `fp8-static` | none | to nearest | e4m3 floats, one scale for a matrix and one for its calibrated input |
@@ -83,6 +84,7 @@ METHODS: Mapping[str, Method] = {
             activation_bits=8,
             activations="token",
         ),
+        Method(name="auto", scaling="awq", rounding="gptq", bits=4, group_size=128, symmetric=True),
         _float8("fp8", activations="token"),
         _float8("fp8-static", rows_per_scale=0, activations="tensor"),
         _float8("fp8-block", group_size=128, rows_per_scale=128, scale_type="float32", activations="group"),

@@ -98,8 +98,8 @@ def fitting(units: Sequence[Unit], target_bytes: int, loaded_bytes: Callable[[Se
         spare_bytes -= over_bytes
 
 
-def weights_when_loaded(spec: ModelSpec, quantization_config: Mapping[str, object]) -> int:
-    """Return the bytes that the weights of a 16-bit model take once vLLM has loaded them in a quantization."""
+def weights_when_loaded(spec: ModelSpec, quantization_config: Mapping[str, object] | None) -> int:
+    """Return the bytes that the weights of a 16-bit model take once vLLM has loaded them, as they are or quantized."""
     from memplan.catalog.gpus import find_gpu
     from memplan.domain.serving import ServingSettings
     from memplan.engines.registry import load_engine

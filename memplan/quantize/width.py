@@ -17,6 +17,13 @@ class Width:
     group_size: int = 0
 
     @property
+    def name(self) -> str:
+        """In words."""
+        if self.is_plain:
+            return "16 bits"
+        return f"{self.bits} bits" + (f" (groups of {self.group_size})" if self.group_size else "")
+
+    @property
     def is_plain(self) -> bool:
         """Whether the unit is left alone."""
         return self.bits == 16

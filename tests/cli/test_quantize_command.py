@@ -74,6 +74,25 @@ def test_a_model_goes_from_weights_to_a_checkpoint_that_emit_config_knows(model:
     assert estimated.returncode == 0, estimated.stderr
 
 
+def test_a_mix_fits_the_size_and_is_measured_once(model: Path, memplan_here: Memplan) -> None:
+    asked = ("quantize", str(model), "--method", "auto", "--group-size", "32", *FEW, "--json", "-o", "small-auto")
+    asked = (*asked, "--max-perplexity-increase", "50%")
+    found = {}
+    for target in ("150KB", "200KB"):
+        done = memplan_here(*asked, "--force", "--target-memory", target)
+        assert done.returncode == 0, done.stderr
+        assert ("measuring block" in done.stderr) == (target == "150KB")
+        estimated = json.loads(memplan_here("estimate", "small-auto", "--gpu", "a100-80g", "--json").stdout)
+        found[target] = estimated["per_gpu"]["weights_bytes"]
+    assert found["150KB"] <= 150_000 < found["200KB"] <= 200_000
+    config = json.loads(Path("small-auto/config.json").read_text())["quantization_config"]
+    assert config["config_groups"]["group_1"]["targets"]
+    for target, code, said in (("10KB", 1, "smallest mix"), ("1MB", 2, "nothing need be done")):
+        done = memplan_here(*asked, "--force", "--target-memory", target)
+        assert done.returncode == code
+        assert said in done.stderr
+
+
 def test_a_result_that_lost_too_much_is_put_aside(memplan_here: Memplan) -> None:
     done = memplan_here("quantize", "demo", "--method", "rtn", "--bits", "2", "--group-size", "0", "-o", "demo-rtn")
     assert done.returncode == 6
@@ -108,6 +127,9 @@ def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_
         (("--method", "int8", "--format", "gptq"), "compressed-tensors"),
         (("--method", "nvfp4", "--bits", "3"), "leave --bits out"),
         (("--method", "fp8", "--format", "awq"), "compressed-tensors"),
+        (("--method", "auto"), "--target-memory 24GiB"),
+        (("--method", "gptq", "--target-memory", "1GiB"), "is for --method auto"),
+        (("--method", "auto", "--target-memory", "1GiB", "--format", "awq"), "holds one width"),
         (("--device", "tpu"), "not a device"),
         (("--max-perplexity-increase", "lots"), "not a rise"),
         (("--num-samples", "0"), "give 1 or more"),
