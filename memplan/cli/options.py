@@ -145,7 +145,8 @@ PROFILE_OPTIONS = (
 )
 
 QUANTIZE_OPTIONS = (
-    Option(name="method", help="gptq, awq, awq+gptq, int8 or rtn (default awq).", is_workload=False),
+    Option(name="method", help="gptq, awq, awq+gptq, int8, fp8, nvfp4, auto ... (default awq).", is_workload=False),
+    Option(name="target_memory", help="auto: what the weights may take, as vLLM loads them.", is_workload=False),
     Option(name="bits", kind=int, help="Bits of a weight, 2 to 8.", is_workload=False),
     Option(name="group_size", kind=int, help="In features that share a scale; 0 for whole rows.", is_workload=False),
     Option(name="symmetric", kind=bool, help="No zero points.", is_workload=False),
