@@ -12,7 +12,7 @@ Checkpointing = Literal["none", "selective", "full"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "adafactor", "sgd", "lion", "muon"]
 OptimizerForm = Literal["foreach", "fused", "for-loop"]
 Attention = Literal["flash", "efficient", "math", "eager"]
-Loss = Literal["plain", "plain-flat", "compiled", "fused", "linear", "chunked"]
+Loss = Literal["plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,11 @@ class TrainingSpec:
     loss: Loss = "plain"
     loss_chunks: int = 8
     keeps_logits: bool = True
+    keeps_wide_logits: bool = False
+    loss_parallel: bool = True
     kernels: Literal["transformers", "fused", "compiled"] = "transformers"
     fused_adapters: bool = False
+    hidden_dropout: bool = False
     loops_experts: bool = False
     splits_outside: bool = False
     keeps_gradients: bool = False

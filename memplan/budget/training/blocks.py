@@ -91,6 +91,7 @@ class Layer:
     hidden_size: int
     ranks: int = 1
     state_share: int = 1
+    has_dropout: bool = False
 
 
 def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
@@ -111,6 +112,10 @@ def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width
             made = part
         if half.after is not None:
             made = _taken_over(graph, made, half.after, tokens / layer.state_share, width, kernels)
+        if layer.has_dropout:
+            dropped = graph.op("dropout", size, (made,), keeps_bytes=(size / width,))
+            graph.drop(made)
+            made = dropped
         summed = graph.op("residual", size, (state, made), grads=(None, None))
         graph.drop(made)
         if state is not entering:

@@ -40,6 +40,7 @@ class Builder:
             hidden_size=self._spec.hidden_size,
             ranks=self._training.layout.tensor,
             state_share=self.state_share,
+            has_dropout=self._training.hidden_dropout,
         )
 
     def linear(

@@ -5,6 +5,7 @@ Sizes are bytes, rounded up to the allocator's blocks of 512. A step of a 70B is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from memplan.budget.allocator import ROUND_BYTES
@@ -45,11 +46,16 @@ class Device:
         self.blocks: list[Block] = []
         self._events: list[int] = []  # n: block n is taken, ~n: it is freed
         self._phases: list[tuple[str, int]] = []
+        self.marks: list[int] = []
         self.allocated_bytes = 0
 
     def begin(self, phase: str) -> None:
         """What follows belongs to this phase."""
         self._phases.append((phase, len(self._events)))
+
+    def mark(self) -> None:
+        """Remember this moment: the end of a layer's forward or backward pass."""
+        self.marks.append(len(self._events))
 
     def take(self, size_bytes: float, category: str, name: str, stream: int = 0) -> Block:
         """Allocate. A size of 0 takes nothing, and is still a block that can be freed.
@@ -78,15 +84,17 @@ class Device:
         """Every allocation as the number of its block, every free as its complement."""
         return tuple(self._events)
 
-    def phases(self) -> tuple[PhaseHeld, ...]:
-        """Each phase with its peak."""
-        starts = [start for _, start in self._phases] + [len(self._events)]
+    def phases(self, cuts: Iterable[int] = ()) -> tuple[PhaseHeld, ...]:
+        """Each phase with its peak. At the moments in `cuts` a phase is cut into parts of the same name."""
+        parts = sorted([*((start, name) for name, start in self._phases), *((cut, "") for cut in cuts)])
+        starts = [start for start, _ in parts] + [len(self._events)]
         peaks = self._peaks(starts)
         held = self._held_at([moment for moment, _, _ in peaks])
-        return tuple(
-            PhaseHeld(name=name, peak_bytes=peak, after_bytes=after, held=each)
-            for (name, _), (_, peak, after), each in zip(self._phases, peaks, held, strict=True)
-        )
+        found: list[PhaseHeld] = []
+        for (_, begun), (_, peak, after), each in zip(parts, peaks, held, strict=True):
+            name = begun or found[-1].name
+            found.append(PhaseHeld(name=name, peak_bytes=peak, after_bytes=after, held=each))
+        return tuple(found)
 
     def _peaks(self, starts: list[int]) -> list[tuple[int, int, int]]:
         """For each phase the event after which most is allocated, how much that is, and what is left at the end."""

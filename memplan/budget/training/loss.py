@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from memplan.budget.training.autograd import Graph, Tensor
+from memplan.budget.training.device import Block
 from memplan.budget.training.linear import Linear
 from memplan.units import ceil_div
 
@@ -15,7 +16,7 @@ _FLOAT = 4
 # plain: transformers (logits cast to FP32, shifted, log-softmax); plain-flat: without the shifted copy;
 # fused: logits are made and cast, the kernel keeps nothing and writes gradients over them; linear: head and loss in one
 # kernel, by parts of the tokens; chunked: logits of a part of the tokens at a time, each recorded.
-LossForm = Literal["plain", "plain-flat", "compiled", "fused", "linear", "chunked"]
+LossForm = Literal["plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
 
 
 def run_loss(
@@ -28,30 +29,50 @@ def run_loss(
     *,
     chunks: int,
     keeps_logits: bool,
+    gathered_ranks: int,
+    is_parallel: bool,
+    lasting: list[Block] | None,
 ) -> Tensor:
-    """The loss of every token of a micro-batch. Takes over the hidden state."""
+    """The loss of every token of a micro-batch. Takes over the hidden state.
+
+    gathered_ranks: over how many ranks logits are gathered first, where the loss is not computed over parts of the
+    vocabulary; is_parallel: it is. lasting: where FP32 logits go that somebody holds until the step is over.
+    """
     if form == "linear":
         return _linear(graph, head, hidden, tokens, width)
     if form == "chunked":
         return _chunked(graph, head, hidden, tokens, width, chunks)
     logits = head.run(graph, hidden, tokens, width)
+    if gathered_ranks > 1:
+        whole = graph.op("gathered logits", logits.size_bytes * gathered_ranks, (logits,), grads=(logits.size_bytes,))
+        graph.drop(logits)
+        logits = whole
     if form == "compiled":
         made = graph.op("compiled loss", _FLOAT, (logits,), keeps=(logits,), grads=(logits.size_bytes,))
         graph.drop(logits, hidden)
         return made
     wide = _widened(graph, logits, width)
-    if form == "plain-flat" or not keeps_logits:
+    if lasting is not None:
+        lasting.append(graph.device.share(wide.block))
+    if form == "in-place":
+        # Megatron: softmax is computed over the FP32 logits, and its gradient over the softmax.
+        made = graph.op("loss", _FLOAT, (wide,), keeps=(wide,), grads=(0,))
+        graph.drop(logits, wide, hidden)
+        return made
+    if not keeps_logits:
         graph.drop(logits)
     if form == "plain-flat":
-        made = _log_softmax(graph, wide, tokens)
+        made = _log_softmax(graph, wide, copies=2 if is_parallel else 0)
         graph.drop(wide, hidden)
+        if keeps_logits:
+            graph.drop(logits)
         return made
     shifted = graph.op("shifted logits", wide.size_bytes, (wide,), grads=(wide.size_bytes,))
     if form == "fused":
         made = graph.op("fused loss", tokens * _FLOAT, (shifted,), keeps=(shifted,), grads=(0,))
         graph.drop(wide, shifted, hidden)
     else:
-        made = _log_softmax(graph, shifted, tokens)
+        made = _log_softmax(graph, shifted)
         graph.drop(wide, shifted, hidden)
     if keeps_logits:
         graph.drop(logits)
@@ -65,8 +86,13 @@ def _widened(graph: Graph, logits: Tensor, width: int) -> Tensor:
     return graph.op("logits in FP32", logits.size_bytes / width * _FLOAT, (logits,))
 
 
-def _log_softmax(graph: Graph, logits: Tensor, tokens: float) -> Tensor:
-    soft = graph.op("log-softmax", logits.size_bytes, (logits,), keeps_output=True)
+def _log_softmax(graph: Graph, logits: Tensor, *, copies: int = 0) -> Tensor:
+    """`copies` are taken beside it where the softmax is computed step by step, as over parts of the vocabulary.
+
+    Source: torch/distributed/tensor/parallel/loss.py, _log_softmax.
+    """
+    size = logits.size_bytes
+    soft = graph.op("log-softmax", size, (logits,), keeps_output=True, temporaries=(size,) * copies)
     loss = graph.op("loss", _FLOAT, (soft,), keeps=(soft,))
     graph.drop(soft)
     return loss
@@ -119,7 +145,7 @@ def _chunked(graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: i
     losses = []
     for each in logits:
         wide = _widened(graph, each, width)
-        losses.append(_log_softmax(graph, wide, part))
+        losses.append(_log_softmax(graph, wide))
         graph.drop(wide)
     graph.drop(*logits)
     made = graph.op("sum of losses", _FLOAT, losses)

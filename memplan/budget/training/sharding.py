@@ -50,7 +50,7 @@ class Whole:
 
     def settle(self, units: list[Unit]) -> None:
         """After the weights: what is made once and stays."""
-        if self.training.sharding == "ddp":
+        if self.training.sharding == "ddp" and not self.training.keeps_gradients:
             total = sum(each.grad_bytes for each in units)
             self.device.take(total, BUFFERS, "gradient buckets")
 
@@ -127,7 +127,15 @@ class Fsdp1(Whole):
 
     def _reduce(self, unit: Unit) -> None:
         shards = self.training.layout.shards
-        reduced = self.device.take(unit.grad_bytes / shards, BUFFERS, "reduced gradient")
+        training = self.training
+        wide = None
+        if (training.reduce_bytes or training.compute_bytes) > training.compute_bytes:
+            wide = self.device.take(
+                unit.trained_elements * (training.reduce_bytes or 0), BUFFERS, "gradients to reduce", REDUCE_STREAM
+            )
+        reduced = self.device.take(unit.grad_bytes / shards, BUFFERS, "reduced gradient", REDUCE_STREAM)
+        if wide is not None:
+            self.device.free(wide)
         if unit.name in self.kept:
             self.device.free(reduced)
             return
@@ -187,7 +195,7 @@ class Fsdp2(Fsdp1):
         if self._reduced is not None:
             device.free(self._reduced)
         reduce_bytes = training.reduce_bytes or training.compute_bytes
-        self._reduced = device.take(unit.trained_elements * reduce_bytes, BUFFERS, "gradients to reduce", REDUCE_STREAM)
+        self._reduced = device.take(unit.trained_elements * reduce_bytes, BUFFERS, "gradients to reduce")
         for each in unit.grads:
             device.free(each)
         unit.grads = []

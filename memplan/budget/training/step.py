@@ -65,6 +65,7 @@ class Step:
         for unit, layer in self._stage.layers:
             made = self._layer(unit, before, layer, state)
             self._graph.drop(state)
+            self.device.mark()
             state, before = made, unit
         self._other_micro_batches()
         return self._loss(state)
@@ -93,8 +94,12 @@ class Step:
                 place.after_forward(unit)
             return made
 
+        def left() -> None:
+            place.after_backward(unit)
+            graph.device.mark()
+
         graph.device.share(state.block)
-        marked = graph.mark(state, lambda: place.after_backward(unit))
+        marked = graph.mark(state, left)
         if training.checkpointing == "none":
             made = body(marked)
         else:
@@ -157,6 +162,9 @@ class Step:
             training.loss,
             chunks=training.loss_chunks,
             keeps_logits=training.keeps_logits,
+            gathered_ranks=1 if training.loss_parallel else training.layout.tensor,
+            lasting=self._lasting if training.keeps_wide_logits else None,
+            is_parallel=training.loss_parallel and training.layout.tensor > 1,
         )
 
     def _optimizer_step(self) -> None:
