@@ -123,6 +123,7 @@ PROFILE_OPTIONS = (
     Option(name="dtype", help="auto, float16, bfloat16, float32.", is_workload=False),
     Option(name="attention", help="auto, flash, efficient, math, eager or paged; several too.", is_workload=False),
     Option(name="cache", help="dynamic or static.", is_workload=False),
+    Option(name="execution", help="eager, compiled or graph; several too.", is_workload=False),
     Option(name="weights", help="dummy, or real ones where they are at hand.", is_workload=False),
     Option(name="optimizer", help="adamw, adamw-fused, adamw-8bit, sgd ...", is_workload=False),
     Option(name="checkpointing", kind=bool, help="Recompute activations in the backward pass.", is_workload=False),

@@ -11,9 +11,9 @@ from memplan.cli.serving_options import listed, parse_devices
 from memplan.domain.dtypes import parse_compute_dtype
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
-from memplan.domain.timeline import Device
+from memplan.domain.timeline import Device, Phase
 from memplan.errors import MissingExtra, UnsupportedModel, UsageError, did_you_mean
-from memplan.profile.request import CACHE_KINDS, KERNELS, OPTIMIZERS, ProfileRequest, Weights, parse_phases
+from memplan.profile.request import CACHE_KINDS, EXECUTIONS, KERNELS, OPTIMIZERS, ProfileRequest, Weights, parse_phases
 from memplan.records import dataclass
 from memplan.units import parse_count
 
@@ -71,7 +71,8 @@ def ask_profiles(given: Given) -> AskedProfiles:
     fixed |= _sharing(given)
     fixed = {name: value for name, value in fixed.items() if value is not None}
     requests = [
-        ProfileRequest(**fixed, batch=batch, prompt_tokens=prompt, attention=cast("Any", kernel))
+        ProfileRequest(**{**fixed, **run}, batch=batch, prompt_tokens=prompt, attention=cast("Any", kernel))
+        for run in _executions(given, phases)
         for kernel in _words(given, "attention", KERNELS)
         for batch in _batches(given)
         for prompt in _prompts(given, spec, fixed["output_tokens"], writes=writes)
@@ -80,6 +81,26 @@ def ask_profiles(given: Given) -> AskedProfiles:
         raise UsageError(f"too many profiles: {len(requests)}", hint=f"name at most {_MOST_PROFILES} of them")
     _say_what_is_left_out(given)
     return AskedProfiles(requests=tuple(requests), gpu=gpu, spec=spec)
+
+
+def _executions(given: Given, phases: tuple[Phase, ...]) -> list[dict[str, Any]]:
+    """The settings of each way to run the code that was named.
+
+    What is not run as it is written has a first run to show; a graph wants a cache that stays where it is.
+    """
+    implied = "execution" not in given and "capture" in phases
+    named = ("graph",) if implied else _words(given, "execution", EXECUTIONS)
+    found: list[dict[str, Any]] = []
+    for kind in named:
+        settings: dict[str, Any] = {"execution": kind}
+        if named != ("eager",):
+            settings |= {"iterations": given.get("iterations", 2), "warmup": given.get("warmup", 0)}
+        if kind == "graph" and "cache" not in given:
+            settings["cache"] = "static"
+        if kind != "graph" and "graph" in named:
+            settings["phases"] = tuple(each for each in phases if each != "capture")
+        found.append(settings)
+    return found
 
 
 def _gpu(given: Given) -> NamedGpu | None:

@@ -16,7 +16,10 @@ Device = Literal["cuda", "cpu", "simulated"]
 # "run" is a whole program of which nobody said what it does, such as one that left a snapshot: it cannot be asked for.
 Phase = Literal["load", "prefill", "decode", "generate", "forward", "backward", "optimizer", "capture", "run"]
 Category = Literal["weights", "kv_cache", "activations", "gradients", "optimizer_state", "workspace", "unknown"]
-PHASES: tuple[Phase, ...] = ("load", "prefill", "decode", "generate", "forward", "backward", "optimizer", "capture")
+PHASES: tuple[Phase, ...] = ("load", "prefill", "capture", "decode", "generate", "forward", "backward", "optimizer")
+# Why a CUDA graph cannot hold a step: the host reads a value, or sends one from memory that is not pinned; a shape
+# follows from values, or is another in the next step.
+Obstacle = Literal["host-read", "host-copy", "data-shape", "growing-shape"]
 CATEGORIES: tuple[Category, ...] = (
     "weights",
     "kv_cache",
@@ -144,6 +147,30 @@ class OutOfMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureBreak:
+    """One thing in a decoding step that a CUDA graph cannot hold, with the code that does it, `count` times a step."""
+
+    obstacle: Obstacle
+    operator: str
+    module: str = ""
+    where: str = ""
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """Whether a decoding step can be captured in a CUDA graph, and what the graph keeps of the device.
+
+    `pool_bytes` is the graph's private pool, held as long as the graph is; `live_bytes` the part of it that tensors
+    hold between replays. Both are None where nothing was captured.
+    """
+
+    breaks: tuple[CaptureBreak, ...] = ()
+    pool_bytes: int | None = None
+    live_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One diagnosis: what is the matter, the figures that show it, and the change that mends it.
 
@@ -191,7 +218,7 @@ class MemoryTimeline:
     what the process held of the device outside of the allocator (context, libraries), None where it was not read.
     `samples` are thinned to what a plot can show, never leaving out a phase's peak. `at_peak` is everything that was
     alive at the fullest moment; empty where no trace was kept. `roof` is the device's, None where it is not known.
-    `interrupted` says that the last phase was cut short.
+    `capture` is told where a graph was asked for. `interrupted` says that the last phase was cut short.
     """
 
     model_name: str
@@ -207,6 +234,7 @@ class MemoryTimeline:
     capacity_bytes: int | None = None
     outside_bytes: int | None = None
     out_of_memory: OutOfMemory | None = None
+    capture: Capture | None = None
     interrupted: bool = False
     roof: Roof | None = None
     findings: tuple[Finding, ...] = ()

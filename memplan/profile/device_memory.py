@@ -7,19 +7,21 @@ runs on a machine without a GPU as it does on one.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.catalog.local_gpus import read_local_gpus
 from memplan.domain.timeline import Level
 from memplan.errors import MissingExtra
-from memplan.budget.caching_allocator.blocks import Block, DeviceFull
-from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.memviz import snapshot_from
 from memplan.profile.recorder import Recorder
 from memplan.profile.replay import make_allocator
@@ -34,6 +36,14 @@ class DeviceMemory(ABC):
     device: str
     name: str
     capacity_bytes: int | None
+
+    @abstractmethod
+    def side_stream(self) -> contextlib.AbstractContextManager[None]:
+        """What runs meanwhile goes to a stream of its own, which waits for what was before and is waited for."""
+
+    @abstractmethod
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Capture a step in a graph with a private pool, and return what replays it."""
 
     @abstractmethod
     def start(self) -> None:
@@ -133,6 +143,24 @@ class CudaMemory(DeviceMemory):
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
+    @contextlib.contextmanager
+    def side_stream(self) -> Iterator[None]:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            yield
+        torch.cuda.current_stream().wait_stream(side)
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+
+        def replay() -> None:
+            graph.replay()
+
+        return replay
+
 
 def _level(stats: dict[str, Any], which: str) -> Level:
     return Level(
@@ -229,8 +257,21 @@ class RehearsedMemory(DeviceMemory):
         return None if block is None else block.start
 
     def now_us(self) -> int:
-        """The steps of the history so far: `snapshot_from` numbers them, two for each free."""
-        return len(self.snapshot()["device_traces"][0]) - 1
+        """The events so far, by which `snapshot_from` tells the time."""
+        return len(self._recorder.log.order)
+
+    def side_stream(self) -> contextlib.AbstractContextManager[None]:
+        return self._recorder.side_stream()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        self._catch_up()
+        self._recorder.log.begin("capture")
+        self._allocator.begin_pool(0)
+        replay = self._recorder.capture(step)
+        self._catch_up()
+        self._recorder.log.begin("run")
+        self._allocator.end_pool()
+        return replay
 
     def outside_bytes(self) -> int | None:
         return None

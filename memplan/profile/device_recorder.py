@@ -1,24 +1,27 @@
 """Where the phases of a run on a real device begin and end, and what its tensors are for.
 
-The device's allocator keeps the history itself; what it cannot know is written into the snapshot of it: the phases, and
-the category of an allocation, found by its address and the time at which somebody said what it is. Levels and peaks are
+The device's allocator keeps the history itself; what it cannot know is written into the snapshot of it: the phases; the
+module that ran, by the time at which it began; and the category of an allocation, found by its address and the time at
+which somebody said what it is. Levels and peaks are
 the allocator's own counters, which are exact where a history may be cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from memplan.domain.timeline import Category, Level, Phase, PhaseMemory
+from memplan.domain.timeline import Capture, Category, Level, Phase, PhaseMemory
 from memplan.profile.device_memory import DeviceMemory
+from memplan.profile.module_names import Origins, named_call, sequence_number, told_backward
 from memplan.profile.recorder import local
 from memplan.profile.snapshot import Snapshot, snapshot_of
-from memplan.records import dataclass, field, replace
+from memplan.records import dataclass, replace
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,10 +46,13 @@ class _NoEvents:
     sizes: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class _Named:
-    times_us: list[int] = field(default_factory=list)
-    categories: list[Category] = field(default_factory=list)
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What somebody said of the block at an address: what it is for, and the module that it belongs to."""
+
+    time_us: int
+    category: Category
+    module: str | None
 
 
 class DeviceRecorder:
@@ -56,17 +62,44 @@ class DeviceRecorder:
 
     def __init__(self, memory: DeviceMemory) -> None:
         self.log = _NoEvents()
+        self.graph: Capture | None = None
+        self.names: dict[int, str] = {}
         self.stretches: list[Stretch] = []
+        self._module = ""
+        self._changes_us: list[int] = []
+        self._modules: list[str] = []
+        self._origins = Origins("")
+        self._undo = contextlib.ExitStack()
         self._memory = memory
-        self._named: dict[int, _Named] = {}
+        self._said: dict[int, list[_Said]] = {}
         self._start_s = 0.0
         self._data: dict[str, Any] | None = None
 
+    @property
+    def module(self) -> str:
+        """The module that runs. In a backward pass, the one whose gradients are computed."""
+        return self._module
+
+    @module.setter
+    def module(self, name: str) -> None:
+        self._module = name
+        self._changes_us.append(self._memory.now_us())
+        self._modules.append(name)
+        if torch.is_grad_enabled():
+            self._origins.note(sequence_number() + 1, name)
+
     def __enter__(self) -> DeviceRecorder:
+        self._wrap(torch.nn.Module, "__call__", named_call(self, torch.nn.Module.__call__))
+        self._wrap(torch.autograd, "backward", told_backward(self, self._origins, torch.autograd.backward))
         return self
+
+    def _wrap(self, owner: Any, name: str, wrapped: Any) -> None:
+        self._undo.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, wrapped)
 
     def __exit__(self, *caught: object) -> None:
         """End, and take the history while what the run made is still alive."""
+        self._undo.close()
         try:
             self.end()
         finally:
@@ -85,6 +118,8 @@ class DeviceRecorder:
         begin_us = self._memory.now_us()
         self.stretches.append(Stretch(phase=phase, iteration=iteration, begin_us=begin_us, before=before))
         self._start_s = time.perf_counter()
+        if phase == "forward":
+            self._origins.clear()
 
     def end(self) -> None:
         """End the phase that is on, if one is."""
@@ -96,21 +131,36 @@ class DeviceRecorder:
         last.peak, last.peak_reserved_bytes = self._memory.peak()
 
     def name_modules(self, model: torch.nn.Module) -> None:
-        """Nothing: a history has lines of code, and no modules."""
+        """Take the dotted names that modules of `model` will be called by."""
+        for name, module in model.named_modules():
+            self.names[id(module)] = name
 
-    def hold(self, tensor: torch.Tensor, category: Category, **named: str) -> None:
-        """Say what a tensor is for; the device has it already."""
-        self.classify([tensor], category)
+    def empty_cache(self) -> None:
+        """Give back to the device what is cached."""
+        self._memory.give_back()
+
+    def side_stream(self) -> contextlib.AbstractContextManager[None]:
+        """What runs meanwhile goes to a stream of its own."""
+        return self._memory.side_stream()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Capture a step in a graph, and return what replays it."""
+        return self._memory.capture(step)
+
+    def hold(self, tensor: torch.Tensor, category: Category, *, module: str = "", operator: str = "") -> None:
+        """Say what a tensor is for, and whose it is; the device has it already."""
+        self._say([tensor], category, module)
 
     def classify(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Say what tensors that are alive are for. What was a weight once stays one."""
+        self._say(tensors, category, None)
+
+    def _say(self, tensors: Iterable[torch.Tensor], category: Category, module: str | None) -> None:
         now_us = self._memory.now_us()
         for tensor in tensors:
             address = self._memory.address_of(local(tensor))
             if address is not None:
-                named = self._named.setdefault(address, _Named())
-                named.times_us.append(now_us)
-                named.categories.append(category)
+                self._said.setdefault(address, []).append(_Said(now_us, category, module))
 
     def spike(self, sizes_bytes: Iterable[int], operator: str) -> None:
         """Nothing: what a real run takes is in its history."""
@@ -134,6 +184,7 @@ class DeviceRecorder:
         What nobody named is a workspace in an optimizer's step, and an activation elsewhere.
         """
         begins = [each.begin_us for each in self.stretches]
+        outside = [*self._modules, ""]  # before the first of them, too
         for trace in data.get("device_traces", []):
             made: dict[int, list[dict[str, Any]]] = {}
             for entry in trace:
@@ -141,14 +192,22 @@ class DeviceRecorder:
                     number = bisect_right(begins, entry.get("time_us", 0)) - 1
                     in_step = number >= 0 and self.stretches[number].phase == "optimizer"
                     entry["category"] = "workspace" if in_step else "activations"
+                    entry["module"] = outside[bisect_right(self._changes_us, entry.get("time_us", 0)) - 1]
                     made.setdefault(entry["addr"], []).append(entry)
-            for address, named in self._named.items():
-                entries = made.get(address, [])
-                times = [entry.get("time_us", 0) for entry in entries]
-                for time_us, category in zip(named.times_us, named.categories, strict=True):
-                    index = bisect_right(times, time_us) - 1
-                    if index >= 0 and entries[index].get("category") != "weights":
-                        entries[index]["category"] = category
+            for address, said in self._said.items():
+                _name(made.get(address, []), said)
+
+
+def _name(entries: list[dict[str, Any]], said: list[_Said]) -> None:
+    """Write what was said of the blocks at one address into the requests for them."""
+    times = [entry.get("time_us", 0) for entry in entries]
+    for each in said:
+        index = bisect_right(times, each.time_us) - 1
+        if index < 0 or entries[index].get("category") == "weights":
+            continue
+        entries[index]["category"] = each.category
+        if each.module is not None:
+            entries[index]["module"] = each.module
 
 
 def counted(phases: tuple[PhaseMemory, ...], stretches: Iterable[Stretch]) -> tuple[PhaseMemory, ...]:

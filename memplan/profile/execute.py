@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from memplan.domain.timeline import Phase
+from memplan.domain.timeline import Capture, Phase
 from memplan.errors import MemplanError, UnsupportedModel
 from memplan.introspect.bytesource import show
 from memplan.profile.events import EventLog
 from memplan.profile.kernels import Target, simulated_kernels
+from memplan.profile.profiled import ProfiledRecorder
 from memplan.profile.recorder import Recorder
 from memplan.profile.replay import PhaseWork
 from memplan.profile.request import ProfileRequest
@@ -43,6 +44,7 @@ class Recorded:
     device_name: str
     phases: tuple[Phase, ...]
     notes: tuple[str, ...]
+    capture: Capture | None = None
     interrupted: bool = False
 
 
@@ -70,11 +72,14 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
         device_name="" if subject.device == "meta" else subject.device,
         phases=request.phases,
         notes=(*subject.notes, *notes),
+        capture=recorder.graph,
         interrupted=interrupted,
     )
 
 
 def _recorder(request: ProfileRequest, target: Target) -> Recorder:
+    if request.execution == "compiled":
+        return cast("Recorder", ProfiledRecorder())
     if request.device == "cpu":
         return Recorder("cpu", work=WorkCounter())
     kept = dict.fromkeys(MATRIX_PRODUCTS, cublas_workspace_bytes(request.compute_capability))

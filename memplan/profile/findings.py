@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.domain.timeline import Finding, MemoryTimeline, OutOfMemory
 from memplan.profile.advice import allocator_advice, pool_advice
-from memplan.budget.caching_allocator.settings import AllocatorSettings
+from memplan.profile.capturing import capture_breaks
 from memplan.profile.events import EventLog
 from memplan.profile.lasting import full_precision, growth, kept_caches, tracked_gradients, unused_batch
 from memplan.profile.spikes import spikes
@@ -31,6 +32,7 @@ def find(
         *kept_caches(timeline, log),
         *full_precision(timeline, log),
         *unused_batch(timeline),
+        *capture_breaks(timeline),
     ]
     if log is not None:
         found += tracked_gradients(timeline, log)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from memplan.domain.timeline import Phase
+from memplan.errors import UnsupportedModel
+from memplan.profile.graphed_step import WARM_UP_STEPS, GraphedStep
 from memplan.profile.inputs import prompt
 from memplan.profile.recorder import Recorder
 from memplan.profile.repeat import Step, are_alike, spread, write_steps
@@ -36,6 +39,7 @@ class Generation:
         self._cache_name = next((name for name in _CACHE_NAMES if name in self._takes), _CACHE_NAMES[0])
         self._tokens: Any = None
         self._fixed: dict[str, Any] = {}
+        self._graphed: GraphedStep | None = None
 
     def begin(self, phase: Phase, iteration: int) -> None:
         """Start a phase."""
@@ -43,12 +47,20 @@ class Generation:
 
     def end(self) -> None:
         """Let go of everything."""
-        self._cache = self._tokens = None
+        self._cache = self._tokens = self._graphed = None
         self._fixed = {}
 
     def prefill(self) -> None:
-        """Run the prompt; what `generate` keeps of it stays: the cache, the tokens, the mask."""
+        """Run the prompt; what `generate` keeps of it stays: the cache, the tokens, the mask.
+
+        A captured step keeps the cache that it was captured with, which is written anew.
+        """
+        graphed, cache = self._graphed, self._cache
         self.end()
+        if graphed is not None:
+            self._graphed, self._cache = graphed, cache
+            cache.reset()
+        del graphed, cache
         given = prompt(self._subject, self._request)
         if self._subject.kind == "encoder_decoder":
             model = self._subject.model
@@ -60,18 +72,19 @@ class Generation:
         else:
             self._tokens = given["input_ids"]
             self._fixed = {"attention_mask": given["attention_mask"]} if "attention_mask" in self._takes else {}
-        if self._request.cache == "static" or self._request.attention == "paged":
+        if self._cache is None and (self._request.cache == "static" or self._request.attention == "paged"):
             self._cache = self._static_cache()
         self._step(self._tokens)
 
     def decode(self) -> None:
         """Write the tokens after the first one: all of them, or the first and what follows from those."""
+        write = self._write_one if self._graphed is None else self._replay_one
         steps = self._request.output_tokens - 1
         marks: list[Step] = []
         work = self._recorder.work
         counts = [work.so_far()] if work is not None else []
         for done in range(steps):
-            marks.append(self._timed_step())
+            marks.append(self._timed(write))
             counts += [work.so_far()] if work is not None else []
             log, left = self._recorder.log, steps - done - 1
             if self._can_repeat(left) and len(marks) >= _FIRST_STEPS:
@@ -81,9 +94,28 @@ class Generation:
                     self._recorder.renumber(write_steps(log, last[1], last[2], distances))
                     if work is not None:
                         work.repeat((counts[-3], counts[-2], counts[-1]), left)
-                    if len(distances) < left:
-                        self.notes.append(f"decode: {done + 1 + len(distances)} of {steps} steps stand for all")
+                    said = f"decode: {done + 1 + len(distances)} of {steps} steps stand for all"
+                    if len(distances) < left and said not in self.notes:
+                        self.notes.append(said)
                     return
+
+    def capture(self) -> None:
+        """Run the decoding step as a capture wants it, and capture it in a graph if nothing is in the way.
+
+        Raises: UnsupportedModel for a model that decodes beside an encoder.
+        """
+        if self._subject.kind != "decoder":
+            raise UnsupportedModel(f"no graph is captured of `{self._subject.name}`, which has an encoder beside it")
+        options = {self._cache_name: self._cache, "use_cache": True}
+        options |= {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
+        options |= {"attention_mask": None} if "attention_mask" in self._takes else {}
+        step = GraphedStep(self._subject.model, self._recorder, self._tokens, self._longest(), options)
+        self.begin("decode", 0)
+        self._recorder.graph = step.warm_up()
+        self._recorder.classify(tensors_of(self._cache), "kv_cache")
+        if not self._recorder.graph.breaks:
+            step.capture()
+            self._graphed = step
 
     def _can_repeat(self, left: int) -> bool:
         """Whether later steps follow from earlier ones: nothing is run for its values, and no window fills up."""
@@ -93,11 +125,18 @@ class Generation:
         windows = {getattr(layer, "sliding_window", None) for layer in getattr(self._cache, "layers", None) or ()}
         return not any(isinstance(each, int) and length <= each < length + left for each in windows)
 
-    def _timed_step(self) -> Step:
+    def _timed(self, write: Callable[[], None]) -> Step:
         log = self._recorder.log
         start, first = len(log.order), len(log.sizes)
-        self._step(self._tokens[:, -1:])
+        write()
         return Step(start, len(log.order), first, len(log.sizes))
+
+    def _write_one(self) -> None:
+        self._step(self._tokens[:, -1:])
+
+    def _replay_one(self) -> None:
+        assert self._graphed is not None
+        self._tokens = torch.cat([self._tokens, self._graphed.replay()], dim=-1)
 
     def _step(self, tokens: torch.Tensor) -> None:
         name = "decoder_input_ids" if self._subject.kind == "encoder_decoder" else "input_ids"
@@ -119,10 +158,14 @@ class Generation:
         """A cache that is made once and written into; paged, one of whole blocks."""
         import transformers
 
+        return transformers.StaticCache(config=self._subject.config, max_cache_len=self._longest())
+
+    def _longest(self) -> int:
+        """The tokens of a sequence that a cache which does not grow has room for."""
         length = self._request.prompt_tokens + self._request.output_tokens
-        if self._request.attention == "paged":
-            length = round_up(length, _BLOCK_TOKENS)
-        return transformers.StaticCache(config=self._subject.config, max_cache_len=length)
+        if self._request.execution == "graph":
+            length = max(length, self._request.prompt_tokens + WARM_UP_STEPS)
+        return round_up(length, _BLOCK_TOKENS) if self._request.attention == "paged" else length
 
 
 def tensors_of(cache: Any) -> list[torch.Tensor]:

@@ -123,9 +123,9 @@ def kept_caches(timeline: MemoryTimeline, log: EventLog | None) -> Iterator[Find
             saves_bytes=size,
             severity="warning",
         )
-    if log is None:
+    if log is None or timeline.settings.get("execution") == "graph":  # which writes into one cache, again and again
         return
-    kept = max(_caches_at_starts(log), default=(0, "load"))
+    kept = max(_older_caches(log), default=(0, "load"))
     if kept[0] >= max(_LEAST_GROWTH_BYTES, 0.005 * timeline.peak.peak.allocated_bytes):
         yield Finding(
             code="cache-kept",
@@ -137,17 +137,28 @@ def kept_caches(timeline: MemoryTimeline, log: EventLog | None) -> Iterator[Find
         )
 
 
-def _caches_at_starts(log: EventLog) -> Iterator[tuple[int, Phase]]:
-    """The bytes of KV cache that are alive where a phase begins that makes a cache of its own."""
+def _older_caches(log: EventLog) -> Iterator[tuple[int, Phase]]:
+    """The bytes of KV cache from before it that are alive in a phase of a new request.
+
+    They count when the phase makes the first of a cache of its own; where it makes none, when it holds most.
+    """
     cache = CATEGORIES.index("kv_cache")
-    live = 0
+    level = live = 0
     for mark, start, stop in log.spans():
-        if mark.phase in ("load", "prefill", "generate"):
-            yield live, mark.phase
+        older, most, found, has_own = live, -1, 0, False
         for event in log.order[start:stop]:
             number = event - 1 if event > 0 else ~event
+            change = log.sizes[number] if event > 0 else -log.sizes[number]
+            level += change
             if log.category_of[number] == cache:
-                live += log.sizes[number] if event > 0 else -log.sizes[number]
+                live += change
+                older += min(change, 0)
+                if event > 0 and not has_own:
+                    found, has_own = older, True
+            if level > most and not has_own:
+                most, found = level, older
+        if mark.phase in ("load", "prefill", "generate"):
+            yield max(found, 0), mark.phase
 
 
 def full_precision(timeline: MemoryTimeline, log: EventLog | None) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from memplan.profile.device_memory import CudaMemory, DeviceMemory
 from memplan.profile.device_recorder import DeviceRecorder, counted
 from memplan.profile.events import EventLog
 from memplan.profile.execute import explained, record, settled
+from memplan.profile.graph_pool import with_pool
 from memplan.profile.packages import installed_versions
 from memplan.profile.replay import PhaseWork
 from memplan.profile.request import ProfileRequest, settings_of
@@ -129,6 +130,7 @@ def _timeline(
         samples=tuple(each for each in snapshot.replay.samples if each.phase in request.phases) if snapshot else (),
         capacity_bytes=device.capacity_bytes,
         out_of_memory=_out_of_memory(outcome, recorder, snapshot, device),
+        capture=with_pool(recorder.graph, phases),
         interrupted=outcome.interrupted,
         warnings=(*outcome.notes, *(snapshot.warnings if snapshot else ())),
         versions=installed_versions(),
@@ -161,7 +163,7 @@ def _with_work(
 ) -> tuple[PhaseMemory, ...]:
     """Add what each phase computes and moves, counted on meta tensors, and the seconds that it really took."""
     seconds = {(each.phase, each.iteration): each.seconds for each in recorder.stretches}
-    alone = replace(request, device="simulated", iterations=1, warmup=0, sharing="none", num_ranks=1)
+    alone = replace(request, device="simulated", iterations=1, warmup=0, sharing="none", num_ranks=1, execution="eager")
     try:
         counted_on_meta = record(alone)
     except MemplanError:
@@ -171,7 +173,8 @@ def _with_work(
     found = []
     for phase in phases:
         counts = work.get(phase.phase)
-        if counts is None or counts.total is None or phase.phase == "load":
+        warms_up = request.execution == "graph" and phase.phase == "decode" and phase.iteration == 0
+        if counts is None or counts.total is None or phase.phase == "load" or warms_up:
             found.append(phase)
             continue
         total = counts.total

@@ -14,10 +14,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from memplan.domain.timeline import CATEGORIES, Category, MemoryTimeline, Phase
 from memplan.budget.caching_allocator.blocks import Block, DeviceFull, Pool
 from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.budget.caching_allocator.simulator import CachingAllocator
+from memplan.domain.timeline import CATEGORIES, Category, MemoryTimeline, Phase
 from memplan.profile.events import EventLog, Label
 from memplan.profile.replay import make_allocator
 from memplan.profile.snapshot_frames import MODULE_FRAME, OPERATOR_FRAME
@@ -74,6 +74,7 @@ class _Tape:
         self._blocks: list[Block] = []
         self._is_expandable = allocator.splits_all
         self._is_emptying = False
+        self.position = 0  # time goes by events
         allocator.on_reserve = self._segment_changed
         allocator.on_ready = self._complete
 
@@ -82,16 +83,18 @@ class _Tape:
         marks = {mark.position: mark.phase for mark in self.log.marks}
         emptied = set(self.log.emptied)
         for position, event in enumerate(self.log.order):
-            if position in marks:
-                self._enter(marks[position])
+            self.position = position
             if position in emptied:
                 self._is_emptying = True
                 self.allocator.empty_cache()
                 self._is_emptying = False
+            if position in marks:
+                self._enter(marks[position])
             if event < 0:
                 self._free(~event, position)
             elif not self._allocate(event - 1, position):
                 break
+        self.position = len(self.log.order)
         self._leave()
 
     def _leave(self) -> None:
@@ -99,7 +102,7 @@ class _Tape:
             self._note_phase("END", self.annotations[-1]["name"])
 
     def _note_phase(self, stage: str, name: str) -> None:
-        self.annotations.append({"stage": stage, "name": name, "device": 0, "time_us": len(self.entries)})
+        self.annotations.append({"stage": stage, "name": name, "device": 0, "time_us": self.position})
 
     def _enter(self, phase: Phase) -> None:
         self._leave()
@@ -152,7 +155,7 @@ class _Tape:
             "addr": address,
             "size": size,
             "stream": stream,
-            "time_us": len(self.entries),
+            "time_us": self.position,
             "frames": [] if number is None else self.frames[self.log.label_of[number]],
         }
         if number is not None:

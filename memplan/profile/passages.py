@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.domain.timeline import Level
-from memplan.errors import CorruptFile
 from memplan.budget.caching_allocator.blocks import Block, DeviceFull
 from memplan.budget.caching_allocator.simulator import CachingAllocator
+from memplan.domain.timeline import Level
+from memplan.errors import CorruptFile
 from memplan.profile.events import EventLog, Mark
 from memplan.records import dataclass
 
@@ -61,7 +61,10 @@ def run_allocator(log: EventLog, allocator: CachingAllocator, *, shares_pools: b
     walk = Walk(passages=[], held=[], blocks=[], reserved=[], stop=len(log.order))
     allocator.on_reserve = lambda *_: walk.reserved.append((len(walk.held), allocator.reserved_bytes))
     first_mark = log.marks[0].position if log.marks else len(log.order)
-    _run(log, allocator, walk, 0, first_mark)
+    # What is emptied just before a capture is emptied in the phase before it: a capture gives nothing back.
+    emptied = {mark.position for mark in log.marks if mark.phase == "capture"} & set(log.emptied)
+    if _run(log, allocator, walk, 0, first_mark) in emptied:
+        allocator.empty_cache()
     for number, (mark, start, stop) in enumerate(log.spans()):
         if walk.full is not None:
             break
@@ -79,6 +82,8 @@ def run_allocator(log: EventLog, allocator: CachingAllocator, *, shares_pools: b
         )
         if captures:
             allocator.end_pool()
+        if reached == stop and stop in emptied:
+            allocator.empty_cache()
         walk.passages.append(
             Passage(
                 mark=mark,

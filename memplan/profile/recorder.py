@@ -12,36 +12,34 @@ the operator in the forward pass. Frames, operators and labels are looked up onc
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import weakref
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memplan.domain.timeline import Category, Phase
+from memplan.domain.timeline import Capture, Category, Phase
 from memplan.profile.accumulation import adds_in_place, lone_holders
+from memplan.profile.code_lines import CodeLines
 from memplan.profile.events import EventLog, Label
+from memplan.profile.module_names import Origins, named_call, sequence_number
 from memplan.profile.shapes import ShapeMemory
+from memplan.profile.step_watch import as_if_capturing
 from memplan.profile.work import WorkCounter
 
 Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
 Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
-_TORCH = os.path.dirname(torch.__file__) + os.sep
-_OURS = os.path.dirname(__file__) + os.sep
-# Parts of the profile that models call through without knowing.
-_PASSING = tuple(_OURS + name for name in ("recorder.py", "kernels.py", "values.py", "program.py"))
 _VIEW, _MAKES = 0, 1
 # A tensor of all ranks together, and one by which torch only works out shapes.
-_ELSEWHERE = ("DTensor", "FakeTensor")
+_SHARED = ("DTensor", "AsyncCollectiveTensor")
+_ELSEWHERE = (*_SHARED, "FakeTensor")
 _EMPTIED = -1  # in the place of an allocation's number: the storage is there, and has no bytes
 _LIFT = torch.ops.aten.lift_fresh.default
 _ADD = torch.ops.aten.add.Tensor
-_sequence_number = torch.autograd._get_sequence_nr
 
 
 class _Watch(weakref.ref):  # type: ignore[type-arg]
@@ -55,10 +53,11 @@ class _Watch(weakref.ref):  # type: ignore[type-arg]
 class Recorder(TorchDispatchMode):
     """Writes what is made and freed on `device_type` into `log` while it is entered.
 
-    `inside` gives, by operator, the sizes in bytes of what it takes and returns while it runs; `answers` stands in for
-    operators that cannot run on the device (those that ask for values of tensors that have none), and `note_value` is
-    told what every operator made of what. `kept` is what the first of some operators takes for good, in bytes. `work`
-    counts what operators compute and move.
+    `stream` is the one that work goes to now, `graph` what was found of a capture. `inside` gives, by operator, the
+    sizes in bytes of what it takes and returns while it runs; `answers` stands in for operators that cannot run on the
+    device (those that ask for values of tensors that have none), and `note_value` is told what every operator made of
+    what. `kept` is what the first of some operators takes for good, in bytes. `work` counts what operators compute and
+    move.
     """
 
     def __init__(
@@ -75,25 +74,26 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.log = EventLog() if log is None else log
         self.module = ""
+        self.stream = 0
         self._device_type = device_type
         self._inside = inside or {}
         self._answers = answers or {}
         self._note_value = note_value
-        self._kept = kept or {}
+        self._takes = self._kept = kept or {}
         self.work = work
+        self.graph: Capture | None = None
         self._shapes = ShapeMemory() if device_type == "meta" else None
         self._plans: dict[Any, tuple[int, Inside | None, Answer | None, str]] = {}
         self._alive: dict[int, _Watch] = {}
         self._labels: dict[tuple[Any, ...], int] = {}
-        self._places: dict[tuple[CodeType, int], str] = {}
-        self._is_theirs: dict[CodeType, bool] = {}
-        self._names: dict[int, str] = {}
-        self._origins: list[tuple[str, str]] = []
-        self._origin_numbers: list[int] = []
+        self._lines = CodeLines()
+        self.names: dict[int, str] = {}
+        self._origins = Origins(("", ""))
         self._follows_gradients = False
         self._is_backward = False
         self._is_open = False
         self._usual_category: Category = "unknown"
+        self._library_work = ""
 
     def begin(self, phase: Phase, iteration: int = 0) -> None:
         """Start a phase: what was recorded before stays."""
@@ -105,12 +105,11 @@ class Recorder(TorchDispatchMode):
         self._is_backward = phase == "backward"
         if phase == "forward":
             self._origins.clear()
-            self._origin_numbers.clear()
 
     def name_modules(self, model: torch.nn.Module) -> None:
         """Take the dotted names that modules of `model` will be called by."""
         for name, module in model.named_modules():
-            self._names[id(module)] = name
+            self.names[id(module)] = name
 
     def hold(self, tensor: torch.Tensor, category: Category, *, module: str = "", operator: str = "") -> None:
         """Note a tensor that was made outside of any operator, such as a weight."""
@@ -135,9 +134,50 @@ class Recorder(TorchDispatchMode):
     def spike(self, sizes_bytes: Iterable[int], operator: str) -> None:
         """Note memory that is taken and given back at once, as a workspace."""
         label = self._label(operator, (), "")
-        numbers = [self.log.allocate_as(size, label, "workspace") for size in sizes_bytes if size > 0]
+        numbers = [self.log.allocate_as(size, label, "workspace", self.stream) for size in sizes_bytes if size > 0]
         for number in reversed(numbers):
             self.log.free(number)
+
+    def empty_cache(self) -> None:
+        """Give back to the device what is cached."""
+        self.log.empty_cache()
+
+    @contextlib.contextmanager
+    def side_stream(self) -> Iterator[None]:
+        """What runs meanwhile goes to another stream, for which libraries take again what they keep."""
+        before = self.stream, self._kept
+        self.stream, self._kept = self.stream + 1, self._takes
+        try:
+            yield
+        finally:
+            self.stream, self._kept = before
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Run a step as a graph captures it, and return what replays it: that takes no memory, and does the work."""
+        with self.side_stream(), as_if_capturing():
+            step()
+        if self.work is None:
+            return lambda: None
+        return partial(self.work.add, self.work.take())
+
+    @contextlib.contextmanager
+    def library(self, work: str, module: str) -> Iterator[None]:
+        """What is made meanwhile is a workspace of a library that does `work` for a module."""
+        before = self._library_work, self.module, self._usual_category
+        self._library_work, self.module, self._usual_category = work, module, "workspace"
+        try:
+            yield
+        finally:
+            self._library_work, self.module, self._usual_category = before
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What is made meanwhile is not on the device."""
+        before, self._device_type = self._device_type, ""
+        try:
+            yield
+        finally:
+            self._device_type = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if types and _is_shared(types):
@@ -193,8 +233,8 @@ class Recorder(TorchDispatchMode):
             return
         watch = _Watch(storage, self._freed)
         watch.key = key
-        label = self._label(name, tensor.shape, tensor.dtype, module)
-        watch.number = self.log.allocate_as(size, label, category or self._usual_category)
+        label = self._label(self._library_work or name, tensor.shape, tensor.dtype, module)
+        watch.number = self.log.allocate_as(size, label, category or self._usual_category, self.stream)
         self._alive[key] = watch
 
     def _freed(self, watch: _Watch) -> None:
@@ -214,12 +254,12 @@ class Recorder(TorchDispatchMode):
             self.log.free(watch.number)
         watch.number = _EMPTIED
         if size:
-            label = self._label("UntypedStorage.resize_", (size,), "uint8", self.module)
-            watch.number = self.log.allocate_as(size, label, "workspace")
+            label = self._label(self._library_work or "UntypedStorage.resize_", (size,), "uint8", self.module)
+            watch.number = self.log.allocate_as(size, label, "workspace", self.stream)
 
     def _keep(self, func: Any, name: str) -> None:
         """Note what a library takes when it is first used; those who share it find it there."""
-        self.log.allocate_as(self._kept[func], self._label(name, (), ""), "workspace")
+        self.log.allocate_as(self._kept[func], self._label(name, (), ""), "workspace", self.stream)
         self._kept = {}
 
     def _plan(self, func: Any) -> tuple[int, Inside | None, Answer | None, str]:
@@ -245,48 +285,23 @@ class Recorder(TorchDispatchMode):
         return number
 
     def _where(self) -> str:
-        """The innermost line outside of torch, as `path:line function`; empty where that is the profile's own."""
-        frame: FrameType | None = sys._getframe(3)
-        is_theirs = self._is_theirs
-        while frame is not None:
-            code = frame.f_code
-            known = is_theirs.get(code)
-            if known is None:
-                known = is_theirs[code] = code.co_filename.startswith((_TORCH, *_PASSING, "<"))
-            if not known:
-                if code.co_filename.startswith(_OURS):
-                    return ""
-                key = (code, frame.f_lasti)
-                place = self._places.get(key)
-                if place is None:
-                    place = self._places[key] = f"{_short(code.co_filename)}:{frame.f_lineno} {code.co_name}"
-                return place
-            frame = frame.f_back
-        return ""
+        return self._lines.of(sys._getframe(3))
 
     def _note_origin(self) -> None:
         """Remember where the operator stands that autograd has just numbered, for its backward pass."""
-        number = _sequence_number()
-        if self._origin_numbers and self._origin_numbers[-1] >= number:
-            return
-        origin = (self.module, self._where())
-        if not self._origins or self._origins[-1] != origin:
-            self._origin_numbers.append(number)
-            self._origins.append(origin)
+        number = sequence_number()
+        if not self._origins.has(number):
+            self._origins.note(number, (self.module, self._where()))
 
     def _origin(self) -> tuple[str, str]:
         """Module and line of the forward pass whose backward runs now."""
-        node = torch._C._current_autograd_node()
-        if node is None or not self._origins:
-            return "", ""
-        index = bisect_right(self._origin_numbers, node._sequence_nr() + 1) - 1
-        return self._origins[max(index, 0)]
+        return self._origins.of(torch._C._current_autograd_node())
 
     def __enter__(self) -> Any:
         lone_holders()
         self._plain_call = torch.nn.Module.__call__
         self._plain_resize = torch.UntypedStorage.resize_
-        torch.nn.Module.__call__ = _named_call(self, self._plain_call)
+        torch.nn.Module.__call__ = named_call(self, self._plain_call)
         torch.UntypedStorage.resize_ = _noted_resize(self, self._plain_resize)
         self._is_open = True
         return super().__enter__()
@@ -316,27 +331,4 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_shared(types: Any) -> bool:
-    return any(each.__name__ == "DTensor" for each in types)
-
-
-def _named_call(recorder: Recorder, plain: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's call that tells the recorder which module runs."""
-    names = recorder._names
-
-    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        name = names.get(id(self))
-        if name is None:
-            return plain(self, *args, **kwargs)
-        outer = recorder.module
-        recorder.module = name
-        try:
-            return plain(self, *args, **kwargs)
-        finally:
-            recorder.module = outer
-
-    return call
-
-
-def _short(path: str) -> str:
-    """A path from the package on that it is installed in, or as it is."""
-    return path.rpartition(f"site-packages{os.sep}")[2] or path
+    return any(each.__name__ in _SHARED for each in types)

@@ -15,6 +15,8 @@ CacheKind = Literal["dynamic", "static"]
 Optimizer = Literal["adamw", "adamw-foreach", "adamw-loop", "adamw-fused", "adamw-8bit", "sgd", "sgd-momentum"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 Sharing = Literal["none", "ddp", "fsdp"]
+Execution = Literal["eager", "compiled", "graph"]
+EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 INFERENCE: tuple[Phase, ...] = ("load", "prefill", "decode")
@@ -35,6 +37,9 @@ class ProfileRequest:
     modules that get an adapter, none for every linear layer but the output head. `resolution` is the side of a picture
     in pixels, None for the model's own. `sharing` says how `num_ranks` processes share the model; each has a batch of
     its own.
+
+    `execution` says how the model's code is run: as it is written, by torch.compile, or with its decoding step captured
+    in a CUDA graph. The last two have a first run, which compiles or warms up, and runs after it.
     """
 
     model: str
@@ -48,6 +53,7 @@ class ProfileRequest:
     weights: Weights = "dummy"
     attention: Kernel = "auto"
     cache: CacheKind = "dynamic"
+    execution: Execution = "eager"
     optimizer: Optimizer = "adamw"
     checkpointing: bool = False
     lora_rank: int | None = None
@@ -98,6 +104,7 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError("several processes are not simulated", hint="give --device cpu, or cuda where there are GPUs")
     if request.sharing == "ddp" and not request.trains:
         raise UsageError("DDP is for training", hint="give --phase training")
+    _check_execution(request)
     if request.warmup < 0:
         raise UsageError(f"not a count: `warmup` is {request.warmup}", hint="give 0 or more")
     if request.lora_rank is not None and request.lora_rank < 1:
@@ -110,6 +117,31 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError(f"no such attention on the CPU: `{request.attention}`", hint="give auto, math or eager")
     if request.trains and request.dtype is not None and not request.dtype.is_float:
         raise UsageError(f"not a type to train in: {request.dtype.value}", hint="give bfloat16, float16 or float32")
+
+
+def _check_execution(request: ProfileRequest) -> None:
+    kind = request.execution
+    if "capture" in request.phases and kind != "graph":
+        raise UsageError("nothing is captured without a graph", hint="give --execution graph")
+    if kind == "eager":
+        return
+    if kind == "compiled" and request.device == "simulated":
+        what = "what it makes follows from the kernels that the compiler fuses on a device"
+        hint = "give --device cpu, or cuda where there is a GPU"
+        raise UsageError(f"compiled code is not simulated: {what}", hint=hint)
+    if kind == "graph" and request.device == "cpu":
+        raise UsageError("CUDA graphs are a GPU's", hint="give --device simulated, or cuda where there is a GPU")
+    if kind == "graph" and (request.trains or not {"capture", "decode"} & set(request.phases)):
+        raise UsageError("a graph is captured of a decoding step", hint="give --phase prefill,capture,decode")
+    if kind == "graph" and "generate" in request.phases:
+        raise UsageError("generate is run without a graph", hint="give --phase prefill,capture,decode")
+    if request.sharing != "none":
+        raise UsageError(f"several processes are not run with --execution {kind}", hint="leave out --execution")
+    if request.iterations < 2:
+        raise UsageError(
+            f"--execution {kind} has a first run and runs after it: --iterations is {request.iterations}",
+            hint="give 2 or more",
+        )
 
 
 def settings_of(request: ProfileRequest) -> dict[str, object]:

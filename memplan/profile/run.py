@@ -5,9 +5,10 @@ Torch is imported when a profile runs, never when this module is.
 
 from __future__ import annotations
 
-from memplan.domain.timeline import MemoryTimeline
 from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
+from memplan.domain.timeline import MemoryTimeline
 from memplan.profile.events import EventLog
+from memplan.profile.graph_pool import with_pool
 from memplan.profile.load_warmup import warmed_up_on
 from memplan.profile.packages import installed_versions, require_packages
 from memplan.profile.replay import replay
@@ -42,8 +43,10 @@ def profile_model(request: ProfileRequest) -> tuple[MemoryTimeline, EventLog | N
         settings={**settings_of(request), "phases": recorded.phases, "dtype": recorded.dtype},
         phases=tuple(each for each in replayed.phases if each.phase in recorded.phases and each.iteration >= 0),
         samples=tuple(sample for sample in replayed.samples if sample.phase in recorded.phases),
+        num_ranks=request.num_ranks,
         capacity_bytes=request.capacity_bytes,
         out_of_memory=replayed.out_of_memory,
+        capture=with_pool(recorded.capture, replayed.phases),
         interrupted=recorded.interrupted,
         warnings=recorded.notes,
         versions=installed_versions(),

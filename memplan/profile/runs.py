@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from memplan.domain.timeline import Phase
+from memplan.domain.timeline import PHASES, Phase
 from memplan.profile.generation import Generation
 from memplan.profile.inputs import require_text
 from memplan.profile.load_warmup import WARM_UP
@@ -22,7 +22,12 @@ _STEPS: frozenset[Phase] = frozenset(("forward", "backward", "optimizer"))
 
 
 def fitting(request: ProfileRequest, subject: Subject) -> ProfileRequest:
-    """The request with phases that the model has: one that writes no text runs forward where inference is asked."""
+    """The request with phases that the model has: one that writes no text runs forward where inference is asked.
+
+    A graph is captured between a first decode and those that replay it.
+    """
+    if request.execution == "graph":
+        return replace(request, phases=tuple(each for each in PHASES if each in {*request.phases, "capture", "decode"}))
     if request.phases == INFERENCE and subject.kind not in ("decoder", "encoder_decoder"):
         return replace(request, phases=("load", "forward"))
     return request
@@ -37,6 +42,8 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
     if asked & _TEXT:
         require_text(subject)
     prepare(subject, request)
+    if request.execution == "compiled":
+        subject.model.forward = torch.compile(subject.model.forward)
     recorder.name_modules(subject.model)
     notes: list[str] = []
     with recorder:
@@ -82,7 +89,9 @@ def _generate(generation: Generation, request: ProfileRequest) -> list[str]:
         if "prefill" in request.phases or "decode" in request.phases:
             generation.begin("prefill", iteration)
             generation.prefill()
-            if "decode" in request.phases:
+            if request.execution == "graph" and iteration == 0:
+                generation.capture()
+            elif "decode" in request.phases:
                 generation.begin("decode", iteration)
                 generation.decode()
     return generation.notes

@@ -8,6 +8,7 @@ from typing import Any
 
 from memplan.domain.timeline import CATEGORIES, Category
 from memplan.profile.events import Label
+from memplan.records import replace
 
 # Names that torch.profiler gives to what it could tell apart, and that memplan's own files have.
 _NAMED: dict[str, Category] = {
@@ -41,6 +42,7 @@ class Origins:
         # By the identity of the list, which the snapshot keeps alive, and then by what it says.
         self._by_list: dict[int, Origin] = {}
         self._by_frame: dict[tuple[str, str, str], Label] = {}
+        self._by_module: dict[tuple[Label, str], Label] = {}
 
     def of(self, frames: object) -> Origin:
         """Return where frames lead; without any, nothing is known."""
@@ -52,12 +54,18 @@ class Origins:
         return known
 
     def of_entry(self, entry: Mapping[str, object]) -> Origin:
-        """The same for a step of a history. Newer ones have the forward pass's frames beside those of the backward."""
+        """The same for a step of a history. Newer ones have the forward pass's frames beside those of the backward;
+        memplan's own have the module that ran.
+        """
         origin = self.of(entry.get("frames"))
         forward = self.of(entry.get("forward_frames")) if origin.in_backward else NOWHERE
-        if not forward.label.where:
+        label = forward.label if forward.label.where else origin.label
+        module = entry.get("module")
+        if isinstance(module, str):
+            label = self._by_module.setdefault((label, module), replace(label, module=module))
+        if label is origin.label:
             return origin
-        return Origin(forward.label, origin.category, origin.in_backward, origin.in_optimizer)
+        return Origin(label, origin.category, origin.in_backward, origin.in_optimizer)
 
     def _read(self, frames: Frames) -> Origin:
         plain = [_plain(frame) for frame in frames[:_MOST_FRAMES] if isinstance(frame, Mapping)]

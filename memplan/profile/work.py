@@ -53,6 +53,19 @@ class WorkCounter:
         """What the phase has come to."""
         return dict(self._phases[-1])
 
+    def take(self) -> Counts:
+        """What the phase has come to, which it is then without."""
+        taken = self.so_far()
+        self._phases[-1].clear()
+        return taken
+
+    def add(self, more: Counts) -> None:
+        """Add what was counted elsewhere."""
+        counts = self._phases[-1]
+        for name, (flops, moved) in more.items():
+            before = counts.get(name, (0, 0))
+            counts[name] = (before[0] + flops, before[1] + moved)
+
     def repeat(self, marks: tuple[Counts, Counts, Counts], steps: int) -> None:
         """Add further steps that each do as much more than the one before as the last two have: `marks` are before,
         between and after those.

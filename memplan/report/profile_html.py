@@ -8,6 +8,8 @@ from memplan.domain.timeline import Finding, MemoryTimeline
 from memplan.report import module_tree
 from memplan.report import profile_comparison as comparison
 from memplan.report import profile_html_figures as figures
+from memplan.report import profile_runs as runs
+from memplan.report import profile_traffic as traffic
 from memplan.report import profile_words as words
 from memplan.report.html_parts import data_table, escape, figure, notes, page, table_row, titled
 from memplan.report.profile_comparison import ProfileChange
@@ -30,6 +32,7 @@ def html_profiles(timelines: Sequence[MemoryTimeline]) -> str:
     names = [f"p{number}" for number in range(1, len(timelines) + 1)]
     body.append(f'<p class="sub">{escape(words.where(first, with_workload=False))}</p>')
     body.append(_side_by_side(timelines, names))
+    body.append(_traffic(timelines))
     for timeline, name in zip(timelines, names, strict=True):
         body.append(f'<h2 id="{name}">{escape(words.label(timeline))}</h2>{_profile(timeline, name)}')
     return page(f"Profiles of {words.title(first)}", body, about=ABOUT)
@@ -92,6 +95,8 @@ def _profile(timeline: MemoryTimeline, name: str) -> str:
         titled("At the peaks, by category", _categories(timeline)),
         titled("Largest alive at the peak", _largest(timeline)),
         titled("Traffic", _work(timeline)),
+        titled("The first run, and those after it", _runs(timeline)),
+        titled("CUDA graph", _capture(timeline)),
         titled("Profiled against estimated", _compared(timeline)),
         titled("Settings", _settings(timeline)),
         *notes(timeline.warnings),
@@ -184,6 +189,31 @@ def _work(timeline: MemoryTimeline) -> str:
             head = ("module", *words.WORK_COLUMNS[1:])
             found.append(data_table(f"{phase.phase}, the modules that move most", head, inner, right, kind="wide"))
     return "".join(found)
+
+
+def _traffic(timelines: Sequence[MemoryTimeline]) -> str:
+    drawn = []
+    for head, found in traffic.traffic_tables(timelines):
+        right = range(1, len(head))
+        rows = [table_row(row, right=right) for row in found]
+        caption = f"Peak and traffic of one pass of {head[0]}"
+        drawn.append(data_table(caption, ("profile", *head[1:]), rows, right, kind="wide"))
+    return titled("Peak and traffic, side by side", "".join(drawn))
+
+
+def _runs(timeline: MemoryTimeline) -> str:
+    right = range(1, 7)
+    head, found = words.filled(runs.RUN_COLUMNS, runs.run_rows(timeline))
+    rows = [table_row(row, right=right) for row in found]
+    return data_table("Peaks of every phase", head, rows, right, kind="wide") if rows else ""
+
+
+def _capture(timeline: MemoryTimeline) -> str:
+    if timeline.capture is None:
+        return ""
+    said = f"<p>{_sentence(runs.capture_sentence(timeline.capture))}</p>"
+    rows = [table_row(row, right=()) for row in runs.break_rows(timeline.capture)]
+    return said + (data_table("What stands in the way", runs.BREAK_COLUMNS, rows, (), kind="wide") if rows else "")
 
 
 def _compared(timeline: MemoryTimeline) -> str:

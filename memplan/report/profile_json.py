@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memplan.domain.timeline import (
+    Capture,
     Compared,
     Finding,
     Level,
@@ -21,6 +22,7 @@ from memplan.domain.timeline import (
     Work,
 )
 from memplan.report.json_report import dump
+from memplan.report.profile_traffic import Beside, side_by_side
 
 SCHEMA = "memplan.profile/1"
 
@@ -29,7 +31,13 @@ def profiles_json(timelines: Sequence[MemoryTimeline]) -> str:
     """Return one object for one profile, a list under a schema of its own for several."""
     if len(timelines) == 1:
         return dump(profile_object(timelines[0]))
-    return dump({"schema": "memplan.profiles/1", "profiles": [profile_object(timeline) for timeline in timelines]})
+    return dump(
+        {
+            "schema": "memplan.profiles/1",
+            "side_by_side": [_beside(each) for each in side_by_side(timelines)],
+            "profiles": [profile_object(timeline) for timeline in timelines],
+        }
+    )
 
 
 def profile_object(timeline: MemoryTimeline) -> dict[str, object]:
@@ -59,11 +67,43 @@ def profile_object(timeline: MemoryTimeline) -> dict[str, object]:
         "at_peak": [_share(share) for share in timeline.at_peak],
         "samples": [_sample(sample) for sample in timeline.samples],
         "out_of_memory": None if timeline.out_of_memory is None else _out_of_memory(timeline.out_of_memory),
+        "capture": None if timeline.capture is None else _capture(timeline.capture),
         "interrupted": timeline.interrupted,
         "findings": [finding_object(finding) for finding in timeline.findings],
         "compared": [_compared(one) for one in timeline.compared],
         "warnings": list(timeline.warnings),
         "versions": timeline.versions,
+    }
+
+
+def _beside(each: Beside) -> dict[str, object]:
+    return {
+        "profile": each.label,
+        "phase": each.phase.phase,
+        "peak_allocated_bytes": each.phase.peak.allocated_bytes,
+        "peak_reserved_bytes": each.phase.peak_reserved_bytes,
+        "flops": each.work.flops,
+        "moved_bytes": each.work.moved_bytes,
+        "attention_moved_bytes": each.attention_moved_bytes,
+        "flops_per_byte": each.work.intensity_flops_per_byte,
+        "seconds": each.work.seconds,
+    }
+
+
+def _capture(capture: Capture) -> dict[str, object]:
+    return {
+        "pool_bytes": capture.pool_bytes,
+        "live_bytes": capture.live_bytes,
+        "breaks": [
+            {
+                "obstacle": each.obstacle,
+                "operator": each.operator,
+                "module": each.module,
+                "where": each.where,
+                "count": each.count,
+            }
+            for each in capture.breaks
+        ],
     }
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from memplan.domain.timeline import MemoryTimeline
 from memplan.report import profile_comparison as comparison
+from memplan.report import profile_runs as runs
+from memplan.report import profile_traffic as traffic
 from memplan.report import profile_words as words
 from memplan.report.markdown import escape, joined, markdown_table
 from memplan.report.profile_comparison import ProfileChange
@@ -17,8 +19,9 @@ def markdown_profiles(timelines: Sequence[MemoryTimeline]) -> str:
     """Return one profile, or several with a table of them all first."""
     if len(timelines) == 1:
         return joined([f"## {escape(words.title(timelines[0]))}", *_profile(timelines[0])])
-    head, *rows = words.matrix(timelines)
-    parts = [f"## {escape(words.title(timelines[0]))}", markdown_table(head, rows, right=range(1, len(head)))]
+    columns, *found = words.matrix(timelines)
+    parts = [f"## {escape(words.title(timelines[0]))}", markdown_table(columns, found, right=range(1, len(columns)))]
+    parts += [markdown_table(head, rows, right=range(1, len(head))) for head, rows in traffic.traffic_tables(timelines)]
     for timeline in timelines:
         parts += [f"### {escape(words.label(timeline))}", *_profile(timeline)]
     return joined(parts)
@@ -55,6 +58,14 @@ def _profile(timeline: MemoryTimeline) -> list[str]:
         found.append(markdown_table(words.LARGEST_COLUMNS, words.largest_rows(timeline.peak), right=(0,)))
     if work := words.work_rows(timeline):
         found.append(markdown_table(words.WORK_COLUMNS, work, right=(1, 2, 3)))
+    columns, ran = words.filled(runs.RUN_COLUMNS, runs.run_rows(timeline))
+    if ran:
+        found.append(markdown_table(columns, ran, right=range(1, len(columns))))
+    if timeline.capture is not None:
+        said = runs.capture_sentence(timeline.capture)
+        found.append(escape(f"{said[:1].upper()}{said[1:]}."))
+        if breaks := runs.break_rows(timeline.capture):
+            found.append(markdown_table(runs.BREAK_COLUMNS, breaks, right=()))
     found.append("\n".join(_finding(one) for one in words.finding_lines(timeline.findings)))
     if compared := words.compared_rows(timeline):
         found.append(markdown_table(words.COMPARED_COLUMNS, compared, right=(1, 2, 3)))

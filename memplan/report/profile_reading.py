@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast, get_args
 
 from memplan.domain.timeline import (
     CATEGORIES,
+    Capture,
+    CaptureBreak,
     Category,
     Compared,
     Device,
@@ -19,6 +21,7 @@ from memplan.domain.timeline import (
     LiveTensor,
     MemoryTimeline,
     ModuleShare,
+    Obstacle,
     OutOfMemory,
     Phase,
     PhaseMemory,
@@ -145,6 +148,7 @@ def timeline_of(content: Mapping[str, object], origin: str) -> MemoryTimeline:
         capacity_bytes=device.size_or_none("capacity_bytes"),
         outside_bytes=device.size_or_none("outside_bytes"),
         out_of_memory=found.maybe("out_of_memory", _out_of_memory),
+        capture=found.maybe("capture", _capture) if "capture" in content else None,
         interrupted=found.flag("interrupted"),
         roof=device.maybe("roof", _roof),
         findings=found.each("findings", _finding),
@@ -242,6 +246,24 @@ def _out_of_memory(found: _Object) -> OutOfMemory:
         allocated_bytes=found.size("allocated_bytes"),
         reserved_bytes=found.size("reserved_bytes"),
         tensor=found.maybe("tensor", _tensor),
+    )
+
+
+def _capture(found: _Object) -> Capture:
+    return Capture(
+        breaks=found.each("breaks", _break),
+        pool_bytes=found.size_or_none("pool_bytes"),
+        live_bytes=found.size_or_none("live_bytes"),
+    )
+
+
+def _break(found: _Object) -> CaptureBreak:
+    return CaptureBreak(
+        obstacle=cast("Obstacle", found.word("obstacle", get_args(Obstacle))),
+        operator=found.text("operator"),
+        module=found.text("module"),
+        where=found.text("where"),
+        count=found.size("count"),
     )
 
 

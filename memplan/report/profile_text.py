@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from memplan.domain.timeline import Finding, MemoryTimeline, PhaseMemory
 from memplan.report import module_tree, profile_figures
 from memplan.report import profile_comparison as comparison
+from memplan.report import profile_runs as runs
+from memplan.report import profile_traffic as traffic
 from memplan.report import profile_words as words
 from memplan.report.layout import Cell, Style, paragraph, printable, table
 from memplan.report.profile_comparison import ProfileChange
@@ -33,6 +35,8 @@ def render_profile(timeline: MemoryTimeline, style: Style) -> str:
         _modules(timeline, style),
         _largest(timeline, style),
         _work(timeline, style),
+        _runs(timeline, style),
+        _capture(timeline, style),
         findings(timeline.findings, style),
         _compared(timeline, style),
         "\n".join(paragraph(warning, style, indent="note: ", hang="      ") for warning in timeline.warnings),
@@ -55,13 +59,15 @@ def render_side_by_side(timelines: Sequence[MemoryTimeline], style: Style) -> st
         f"{paragraph(words.title(timelines[0]), style, indent='', code=_BOLD)}\n"
         f"{paragraph(words.where(timelines[0], with_workload=False), style, indent='')}",
         table(rows, style, right=frozenset(range(1, len(head)))),
+        _traffic(timelines, style),
     ]
     for timeline in timelines:
-        said = findings(timeline.findings, style)
-        if said:
-            sections.append(f"{style.paint(printable(words.label(timeline)), _BOLD)}\n{said}")
+        said = [_runs(timeline, style), _capture(timeline, style), findings(timeline.findings, style)]
+        if any(said):
+            title = style.paint(printable(words.label(timeline)), _BOLD)
+            sections.append("\n".join(each for each in (title, *said) if each))
     sections += [paragraph(note, style, indent="note: ", hang="      ") for note in words.all_warnings(timelines)]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def render_change(change: ProfileChange, style: Style) -> str:
@@ -158,6 +164,42 @@ def _work(timeline: MemoryTimeline, style: Style) -> str:
     drawn = table(rows, style, right=frozenset({1, 2, 3}), indent="  ", narrowest_first=8)
     below = f"\n{paragraph(words.ridge(timeline.roof), style)}" if timeline.roof else ""
     return f"{style.paint('traffic, one pass of each phase', _BOLD)}\n{drawn}{below}"
+
+
+def _rows(head: Sequence[str], found: Sequence[Sequence[str]]) -> list[list[Cell]]:
+    rows: list[list[Cell]] = [[(name, _DIM) for name in head]]
+    return rows + [list(row) for row in found]
+
+
+def _traffic(timelines: Sequence[MemoryTimeline], style: Style) -> str:
+    drawn = []
+    for head, found in traffic.traffic_tables(timelines):
+        rows = _rows(head, found)
+        drawn.append(table(rows, style, right=frozenset(range(1, len(head))), indent="  ", narrowest_first=8))
+    if not drawn:
+        return ""
+    below = [paragraph(words.ridge(timelines[0].roof), style)] if timelines[0].roof else []
+    return "\n".join([style.paint("peak and traffic, one pass of each phase", _BOLD), *drawn, *below])
+
+
+def _runs(timeline: MemoryTimeline, style: Style) -> str:
+    head, found = words.filled(runs.RUN_COLUMNS, runs.run_rows(timeline))
+    if not found:
+        return ""
+    rows = _rows(head, found)
+    drawn = table(rows, style, right=frozenset(range(1, 7)), indent="  ", narrowest_first=8)
+    return f"{style.paint('the first run, and those after it', _BOLD)}\n{drawn}"
+
+
+def _capture(timeline: MemoryTimeline, style: Style) -> str:
+    if timeline.capture is None:
+        return ""
+    said = paragraph(runs.capture_sentence(timeline.capture), style, indent="graph: ", hang="  ")
+    found = runs.break_rows(timeline.capture)
+    if not found:
+        return said
+    rows = _rows(runs.BREAK_COLUMNS, found)
+    return f"{said}\n{table(rows, style, right=frozenset(), indent='  ', narrowest_first=10)}"
 
 
 def findings(found: Sequence[Finding], style: Style) -> str:

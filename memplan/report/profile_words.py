@@ -28,6 +28,7 @@ CATEGORY_NAMES: dict[Category, str] = {
     "workspace": "workspace",
     "unknown": "unknown",
 }
+SHARING_NAMES = {"ddp": "DDP", "fsdp": "FSDP2", "tp": "tensor parallel"}
 PHASE_COLUMNS = ("phase", "before", "peak", "after", "reserved", "fragmented", "left behind")
 _MOST_LARGEST = 10
 LARGEST_COLUMNS = ("size", "tensor", "for", "made by", "where")
@@ -38,6 +39,7 @@ LEGEND = (
     " part of it that lay free at the peak and could not be returned; left behind: made in the phase, not freed, and"
     " no state"
 )
+_EXECUTIONS = {"compiled": "compiled", "graph": "captured in a graph"}
 _PLACES = {"cuda": "measured on", "cpu": "measured on", "simulated": "simulated"}
 
 
@@ -68,25 +70,35 @@ def _workload(timeline: MemoryTimeline) -> list[str]:
     writes = any(phase.phase in ("decode", "generate") for phase in timeline.phases)
     found = []
     if dtype := settings.get("dtype"):
-        found.append(str(dtype))
+        narrow = settings.get("mixed_precision")
+        found.append(f"{dtype} computed in {getattr(narrow, 'value', narrow)}" if narrow else str(dtype))
     batch, prompt, output = (settings.get(name) for name in ("batch", "prompt_tokens", "output_tokens"))
     if isinstance(batch, int) and isinstance(prompt, int):
         tokens = f"{prompt:,} + {output:,} tokens" if isinstance(output, int) and writes else f"{prompt:,} tokens"
         found.append(f"{batch:,} x {tokens}")
     if attention := settings.get("attention"):
         found.append(f"attention {attention}")
+    if (execution := settings.get("execution", "eager")) != "eager":
+        found.append(_EXECUTIONS.get(str(execution), str(execution)))
     return found
 
 
 def _rank(timeline: MemoryTimeline) -> list[str]:
-    """Which of several processes this is."""
-    return [f"rank {timeline.rank} of {timeline.num_ranks}"] if timeline.num_ranks > 1 else []
+    """Which of several processes this is, and how they share the model."""
+    if timeline.num_ranks < 2:
+        return []
+    how = SHARING_NAMES.get(str(timeline.settings.get("sharing")), "")
+    return [f"{how + ', ' if how else ''}rank {timeline.rank} of {timeline.num_ranks}"]
 
 
 def label(timeline: MemoryTimeline) -> str:
     """What tells this profile from others of a sweep."""
-    parts = [*_workload(timeline), *_rank(timeline)]
-    return ", ".join(parts) or timeline.model_name
+    return ", ".join(parts_of_label(timeline)) or timeline.model_name
+
+
+def parts_of_label(timeline: MemoryTimeline) -> list[str]:
+    """The same, in parts."""
+    return [*_workload(timeline), *_rank(timeline)]
 
 
 def word(timeline: MemoryTimeline) -> str:
@@ -126,7 +138,7 @@ def out_of_memory(found: OutOfMemory) -> str:
 
 def merged(timeline: MemoryTimeline) -> list[tuple[PhaseMemory, int]]:
     """Every phase once, with how often it ran: the fullest of its repetitions, from before the first to after the
-    last. What it left behind is that of all of them.
+    last. What it left behind is that of all of them, its work that of the last.
     """
     by_phase: dict[str, list[PhaseMemory]] = {}
     for phase in timeline.phases:
@@ -139,6 +151,8 @@ def merged(timeline: MemoryTimeline) -> list[tuple[PhaseMemory, int]]:
                 after=runs[-1].after,
                 peak_reserved_bytes=max(run.peak_reserved_bytes for run in runs),
                 left_bytes=sum(run.left_bytes for run in runs),
+                work=runs[-1].work,
+                work_by_module=runs[-1].work_by_module,
             ),
             len(runs),
         )
@@ -293,6 +307,12 @@ def compared_rows(timeline: MemoryTimeline) -> list[list[str]]:
         ]
         for one in timeline.compared
     ]
+
+
+def filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that say nothing in any row."""
+    kept = [number for number in range(len(head)) if any(row[number] != "-" for row in rows)]
+    return [head[number] for number in kept], [[row[number] for number in kept] for row in rows]
 
 
 def all_warnings(timelines: Sequence[MemoryTimeline]) -> list[str]:
