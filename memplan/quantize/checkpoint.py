@@ -13,7 +13,7 @@ from memplan.errors import CorruptFile, SourceNotFound, UnsupportedModel
 from memplan.introspect.checkpoint import INDEX_NAMES, SINGLE_NAMES, parse_index, read_index, read_weights
 from memplan.introspect.folder import LocalFolder
 
-_QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv")
+_QUANTIZED = (".qweight", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
 
 
 class Checkpoint:

@@ -27,8 +27,8 @@ RUNTIME_BYTES = 560 * MIB
 _CONTEXT_BYTES = 500 * MIB
 # What the built-in texts to validate on come to, by the tokenizer of the demo model; others' are longer.
 PROOF_TOKENS = 80_000
-_FLOAT_SCHEMES = {"fp8": "fp8-channel", "fp8-static": "fp8", "fp8-block": "fp8-block"}
-_FLOAT_SCHEMES |= {"nvfp4": "nvfp4", "mxfp4": "mxfp4"}
+_FIXED_SCHEMES = {"fp8": "fp8-channel", "fp8-static": "fp8", "fp8-block": "fp8-block"}
+_FIXED_SCHEMES |= {"nvfp4": "nvfp4", "mxfp4": "mxfp4", "nf4": "bnb-nf4", "llm-int8": "bnb-int8"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +100,8 @@ def _output_bytes(spec: ModelSpec, request: QuantizeRequest) -> int:
 def scheme_name(request: QuantizeRequest) -> str:
     """What `--quant` calls the result."""
     method = request.method
-    if method.element != "int":
-        return _FLOAT_SCHEMES[method.name]
+    if method.name in _FIXED_SCHEMES:
+        return _FIXED_SCHEMES[method.name]
     if method.activation_bits < 16:
         return "w8a8-int8"
     family = {"gptq": "gptq", "awq": "awq", "compressed-tensors": "ct"}[request.format]

@@ -30,6 +30,7 @@ _ERROR_POWER = 2.4
 _LARGEST_SCALE = 448.0  # of NVFP4's groups, which are e4m3 floats: the largest group of a tensor gets it
 _SMALLEST_SCALE = 2.0**-9
 _EXPONENTS = 127  # the most that a scale of MXFP4 may be a power of
+PART_OF_ABSMAX = 7.874015718698502e-3  # 1 / 127 as bitsandbytes 0.50 multiplies by it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +185,8 @@ def _scales(low_OG: Tensor, high_OG: Tensor, grid: Grid) -> Scales:
     """The scales that spread the codes over a range. A range of nothing gets scale 1, so that zeros stay zeros."""
     if grid.element != "int":
         return _float_scales(high_OG, grid)
+    if grid.scale_type == "absmax":
+        return Scales(high_OG * PART_OF_ABSMAX, torch.full_like(high_OG, (grid.max_code + 1) / 2))
     scale_OG = (high_OG - low_OG) / grid.max_code
     scale_OG = torch.where(scale_OG > 0, scale_OG, torch.ones_like(scale_OG))
     stored_OG = scale_OG.to(grid.scale_dtype).to(torch.float32)

@@ -13,11 +13,15 @@ from memplan.quantize.methods import Method
 
 _MAX_CODE = 127.0
 _SMALLEST = 1e-12
+_OUTLIER = 6.0  # a feature with an input as large as this stays as it is under LLM.int8()
 _GROUP = 128  # in features that blocks of FP8 weights are multiplied with at a time
 
 
 def round_inputs(input_NI: Tensor, method: Method, input_scale: float = 0.0) -> Tensor:
     """Return inputs (any leading axes) as an engine sees them under a method; `input_scale` where it is calibrated."""
+    if method.activations == "inliers":
+        outlier_I = (input_NI.abs() >= _OUTLIER).flatten(0, -2).any(0)
+        return torch.where(outlier_I, input_NI, round_activations(input_NI.masked_fill(outlier_I, 0.0)))
     if method.element == "int":
         return round_activations(input_NI)
     if method.activations == "tensor":

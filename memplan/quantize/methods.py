@@ -13,6 +13,8 @@
 | `fp8-block` | none | to nearest | e4m3 floats, blocks of 128 x 128, activations by token and 128 features |
 | `nvfp4` | none | GPTQ | e2m1 floats in groups of 16, scales of 8 bits under one for the matrix |
 | `mxfp4` | none | GPTQ | e2m1 floats in groups of 32, scales that are powers of two |
+| `nf4` | none | to nearest | quantiles of a normal distribution in blocks of 64 |
+| `llm-int8` | none | to nearest | 8 bits, whole rows; inputs by token but for outliers (arXiv 2208.07339) |
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ Scaling = Literal["none", "awq", "smooth"]
 Rounding = Literal["nearest", "clipped", "gptq"]
 Element = Literal["int", "e4m3", "e2m1", "nf4"]
 # How scales are stored: in the model's type, as 8-bit floats under one of 32 bits for the matrix, as powers of two.
-ScaleType = Literal["model", "float32", "e4m3", "e8m0"]
-# What an engine scales together when it rounds inputs: a token, the whole tensor by a calibrated scale, 128 features.
-Activations = Literal["none", "token", "tensor", "group"]
+# `absmax` is the largest weight of a row over the largest integer.
+ScaleType = Literal["model", "float32", "e4m3", "e8m0", "absmax"]
+# What an engine scales together when it rounds inputs: a token, the whole tensor by a calibrated scale, 128 features; a
+# token without its outliers, which stay in 16 bit.
+Activations = Literal["none", "token", "tensor", "group", "inliers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """What a method does. `activation_bits` is the width that an engine rounds inputs to, 16 for none.
 
-    `element` is what a code stands for, and `rows_per_scale` how many rows share a scale (0: all of them).
+    `element` is what a code stands for, and `rows_per_scale` how many rows share a scale (0: all of them). `format` is
+    the layout that holds it unless another is asked for.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Method:
     rows_per_scale: int = 1
     scale_type: ScaleType = "model"
     activations: Activations = "none"
+    format: str = "compressed-tensors"
 
     @property
     def needs_calibration(self) -> bool:
@@ -90,6 +96,29 @@ METHODS: Mapping[str, Method] = {
         _float8("fp8-block", group_size=128, rows_per_scale=128, scale_type="float32", activations="group"),
         _float4("nvfp4", group_size=16, scale_type="e4m3"),
         _float4("mxfp4", group_size=32, scale_type="e8m0"),
+        Method(
+            name="nf4",
+            scaling="none",
+            rounding="nearest",
+            bits=4,
+            group_size=64,
+            symmetric=True,
+            element="nf4",
+            scale_type="float32",
+            format="bitsandbytes",
+        ),
+        Method(
+            name="llm-int8",
+            scaling="none",
+            rounding="nearest",
+            bits=8,
+            group_size=0,
+            symmetric=True,
+            activation_bits=8,
+            scale_type="absmax",
+            activations="inliers",
+            format="bitsandbytes",
+        ),
     )
 }
 

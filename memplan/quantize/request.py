@@ -95,7 +95,7 @@ def quantize_request(
         bits=known.bits if bits is None else bits,
         group_size=known.group_size if group_size is None else group_size,
         symmetric=known.symmetric if symmetric is None else symmetric,
-        format=format or "compressed-tensors",
+        format=format or known.format,
         **settings,  # type: ignore[arg-type]
     )
     check_format(request.format)
@@ -119,7 +119,7 @@ def quantize_request(
 def _check_fixed(request: QuantizeRequest, **given: object) -> None:
     """Raises: UsageError for a width, group or zero point that the method's format does not leave to choose."""
     method = request.method
-    if method.element == "int":
+    if method.element == "int" and method.format == "compressed-tensors":
         return
     for name, value in given.items():
         if value is not None and value != getattr(method, name):

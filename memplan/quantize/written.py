@@ -11,12 +11,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from memplan.introspect.quantization.rules import ancestors
 from memplan.quantize.checkpoint import Checkpoint
 from memplan.quantize.formats import Layout, format_named
+from memplan.quantize.formats.bitsandbytes import NF4_STATE, state_shape
 from memplan.quantize.forward import StreamedModel
 from memplan.quantize.input_rounding import round_inputs
 from memplan.quantize.methods import Method
 from memplan.quantize.skeleton import Skeleton
+
+# The tensor that every quantized layer has, by format.
+_MARKS = (".weight_scale", ".scales", ".weight.absmax", ".SCB")
 
 
 class WrittenCheckpoint(Checkpoint):
@@ -26,14 +31,15 @@ class WrittenCheckpoint(Checkpoint):
         super().__init__(path, may_be_quantized=True)
         self._layout, self._format = layout, format_named(format_name)
         self._parts: dict[str, list[str]] = {}
+        self._module: dict[str, str] = {}
         for name in list(self.shapes):
-            module, _, leaf = name.rpartition(".")
-            if leaf in ("weight_scale", "scales"):
-                self._parts[module] = []
+            if name.endswith(_MARKS):
+                self._parts[next(name.removesuffix(mark) for mark in _MARKS if name.endswith(mark))] = []
         for name in super().names():
-            module, _, leaf = name.rpartition(".")
-            if module in self._parts and leaf != "bias":
-                self._parts[module].append(leaf)
+            module = next((parent for parent in ancestors(name.rpartition(".")[0]) if parent in self._parts), None)
+            if module is not None and not name.endswith(".bias"):
+                self._module[name] = module
+                self._parts[module].append(name.removeprefix(f"{module}."))
         for module in self._parts:
             self.shapes[f"{module}.weight"] = self._shape(module)
 
@@ -44,9 +50,7 @@ class WrittenCheckpoint(Checkpoint):
 
     def names(self) -> list[str]:
         """The names that a 16-bit checkpoint would have."""
-        plain = [
-            name for name in super().names() if name.rpartition(".")[0] not in self._parts or name.endswith(".bias")
-        ]
+        plain = [name for name in super().names() if name not in self._module]
         return plain + [f"{module}.weight" for module in self._parts]
 
     def is_unpacked(self, name: str) -> bool:
@@ -75,6 +79,8 @@ class WrittenCheckpoint(Checkpoint):
         if "weight_shape" in stored:
             num_out, num_in = super().read(f"{module}.weight_shape").tolist()
             return num_out, num_in
+        if NF4_STATE in stored:
+            return state_shape(super().read(f"{module}.{NF4_STATE}"))
         return self._format.shape(stored, self._layout.of(module))
 
 

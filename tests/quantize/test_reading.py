@@ -24,6 +24,8 @@ from memplan.quantize.methods import method_named
         ("compressed-tensors", "fp8-block", 8, 128, True),
         ("compressed-tensors", "nvfp4", 4, 16, True),
         ("compressed-tensors", "mxfp4", 4, 32, True),
+        ("bitsandbytes", "nf4", 4, 64, True),
+        ("bitsandbytes", "llm-int8", 8, 0, True),
         ("gptq", "rtn", 3, 128, True),
         ("gptq", "rtn", 8, 0, True),
         ("awq", "rtn", 4, 64, False),

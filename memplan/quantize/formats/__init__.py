@@ -24,6 +24,7 @@ FORMATS: Mapping[str, str] = {
     "compressed-tensors": "memplan.quantize.formats.compressed_tensors",
     "gptq": "memplan.quantize.formats.autogptq",
     "awq": "memplan.quantize.formats.autoawq",
+    "bitsandbytes": "memplan.quantize.formats.bitsandbytes",
 }
 
 

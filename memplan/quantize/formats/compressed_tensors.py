@@ -35,6 +35,10 @@ from memplan.quantize.width import Width
 
 def check(layout: Layout) -> None:
     """Refuse what readers of this format refuse. Raises: UsageError."""
+    if layout.method.format != "compressed-tensors":
+        raise UsageError(
+            f"--format compressed-tensors has no {layout.method.name}", hint=f"--format {layout.method.format}"
+        )
     rounds = layout.method.element == "int" and layout.method.activation_bits < 16
     if rounds and not (layout.symmetric and layout.bits == 8 and not layout.group_size):
         raise UsageError(

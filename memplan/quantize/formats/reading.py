@@ -14,9 +14,8 @@ from memplan.records import replace
 
 def layout_of(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
     """Return the layout and the name of its format; None for one that only its own library reads."""
-    reader = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "awq": _awq}.get(
-        str(config.get("quant_method"))
-    )
+    readers = {"compressed-tensors": _compressed_tensors, "gptq": _gptq, "awq": _awq, "bitsandbytes": _bitsandbytes}
+    reader = readers.get(str(config.get("quant_method")))
     return reader(config) if reader else None
 
 
@@ -77,6 +76,23 @@ def _method_of(weights: Mapping[str, Any], inputs: Mapping[str, Any] | None) -> 
         return None
     name, rounds = wanted[strategy]
     return name if rounded in (None, (8, "float", rounds)) else None
+
+
+def _bitsandbytes(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
+    if config.get("load_in_4bit") and config.get("bnb_4bit_quant_type") != "nf4":
+        return None
+    if config.get("bnb_4bit_use_double_quant") or config.get("bnb_4bit_quant_storage", "uint8") != "uint8":
+        return None
+    method = method_named("nf4" if config.get("load_in_4bit") else "llm-int8")
+    layout = Layout(
+        method=method,
+        bits=method.bits,
+        group_size=method.group_size,
+        symmetric=True,
+        damping=0.0,
+        kept=tuple(config.get("llm_int8_skip_modules") or ()),
+    )
+    return layout, "bitsandbytes"
 
 
 def _gptq(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
