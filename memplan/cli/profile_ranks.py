@@ -1,14 +1,21 @@
-"""A profile over several processes of this machine: torchrun starts them, their profiles are read and joined."""
+"""A profile over several processes: memplan starts them by torchrun and reads what each leaves, or this process is one
+that torchrun or `accelerate launch` has started already, and the first of them collects what the others found.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from memplan.cli.profile_files import read_profile
 from memplan.domain.dtypes import DType
@@ -17,6 +24,7 @@ from memplan.errors import MemplanError, MissingExtra, SourceError, UnsupportedM
 from memplan.profile.request import ProfileRequest
 
 _LISTS = ("phases", "lora_targets", "compute_capability")
+_DTYPES = ("dtype", "mixed_precision")
 _KINDS: dict[int, type[MemplanError]] = {2: UsageError, 3: SourceError, 4: UnsupportedModel, 5: MissingExtra}
 
 
@@ -25,6 +33,8 @@ def profile_ranks(request: ProfileRequest) -> list[MemoryTimeline]:
 
     Raises: MemplanError as one process alone would; UnsupportedModel where a process dies.
     """
+    if launched_ranks() > 1:
+        return as_launched_rank(request)
     with tempfile.TemporaryDirectory(prefix="memplan-ranks-") as name:
         folder = Path(name)
         path = folder / "request.json"
@@ -45,17 +55,80 @@ def profile_ranks(request: ProfileRequest) -> list[MemoryTimeline]:
 _QUIET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def launched_ranks() -> int:
+    """How many processes were started of which this is one; 0 where this one was started alone."""
+    named = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+    return int(os.environ["WORLD_SIZE"]) if named else 0
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Let one of several processes say what all of them would say: notes, and why nothing can be run."""
+    if launched_ranks() < 2 or os.environ["RANK"] == "0":
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            yield
+        except MemplanError as error:
+            raise typer.Exit(error.exit_code) from None
+
+
+def check_launch(requests: Sequence[ProfileRequest]) -> None:
+    """Refuse what the processes that were started cannot run together. Raises: UsageError."""
+    started = launched_ranks()
+    if started < 2:
+        return
+    request = requests[0]
+    if request.device == "simulated":
+        raise UsageError(
+            f"{started} processes were started, and a simulated rank needs one",
+            hint="leave out the launcher, or give --device cpu or cuda",
+        )
+    if request.num_ranks != started:
+        asked = f"--{request.sharing} {request.num_ranks}" if request.sharing != "none" else "no --ddp, --fsdp or --tp"
+        raise UsageError(f"{started} processes were started, and {asked} was given", hint=f"give --fsdp {started}")
+    if len(requests) > 1:
+        raise UsageError("a launcher runs one profile", hint="name one batch, one length and one attention kernel")
+
+
+def as_launched_rank(request: ProfileRequest) -> list[MemoryTimeline]:
+    """Run this process's share and return the profiles of all, by rank; ends every process but the first.
+
+    Raises: MemplanError that says which rank it is of.
+    """
+    from memplan.cli.rank import share_of
+    from memplan.profile.sharing import among_ranks, gathered
+    from memplan.report.profile_json import profiles_json
+
+    rank = int(os.environ["RANK"])
+    try:
+        with among_ranks(request):
+            found = gathered(profiles_json([share_of(request, rank)]))
+    except MemplanError as error:
+        raise type(error)(f"rank {rank}: {error.message}", hint=error.hint) from error
+    if rank != 0:
+        raise typer.Exit(0)
+    with tempfile.TemporaryDirectory(prefix="memplan-ranks-") as name:
+        made = []
+        for number, text in enumerate(found):
+            path = Path(name) / f"rank-{number}.json"
+            path.write_text(text, "utf-8")
+            made.append(read_profile(path))
+        return made
+
+
 def plain(request: ProfileRequest) -> dict[str, Any]:
     """A request as JSON has it."""
     content = {name: getattr(request, name) for name in request.__dataclass_fields__}
-    return {**content, "dtype": None if request.dtype is None else request.dtype.value}
+    return {**content, **{name: content[name] and content[name].value for name in _DTYPES}}
 
 
 def request_from(content: dict[str, Any]) -> ProfileRequest:
     """The request that `plain` was given."""
     lists = {name: tuple(content[name]) for name in _LISTS}
-    dtype = None if content["dtype"] is None else DType(content["dtype"])
-    return ProfileRequest(**{**content, **lists, "dtype": dtype})
+    dtypes = {name: content[name] and DType(content[name]) for name in _DTYPES}
+    return ProfileRequest(**{**content, **lists, **dtypes})
 
 
 def _last(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 from memplan.cli.options import Given
 from memplan.cli.serving_options import Device as NamedGpu
 from memplan.cli.serving_options import listed, parse_devices
-from memplan.domain.dtypes import parse_compute_dtype
+from memplan.domain.dtypes import DType, parse_compute_dtype
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.timeline import Device, Phase
@@ -21,6 +21,7 @@ _USUAL_PROMPT = 2048
 _USUAL_OUTPUT = 128
 _MOST_PROFILES = 64
 _MOST_RANKS = 64
+_MOST_SIMULATED_RANKS = 4096
 # What an estimate or a plan may have left behind and a profile does not run.
 _NOT_RUN = ("quant", "kv_dtype", "tp", "pp", "dp", "ep", "draft_model", "kv_keep", "cpu_offload")
 
@@ -34,8 +35,8 @@ class AskedProfiles:
     spec: ModelSpec | None
 
 
-def ask_profiles(given: Given) -> AskedProfiles:
-    """Read a command's options into profiles to make.
+def ask_profiles(given: Given, *, remembered: frozenset[str] = frozenset()) -> AskedProfiles:
+    """Read a command's options into profiles to make; those in `remembered` are left from an earlier command.
 
     Raises: MemplanError for a bad value, an unknown name or a model that cannot be read.
     """
@@ -59,6 +60,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
         "optimizer": _word(given, "optimizer", OPTIMIZERS),
         "checkpointing": given.get("checkpointing"),
         "lora_rank": given.get("lora_rank"),
+        "lora_targets": listed(given, "lora_targets") if "lora_targets" in given else None,
         "iterations": given.get("iterations"),
         "warmup": given.get("warmup", 1 if device == "cuda" else None),
         "allocator": given.get("allocator"),
@@ -68,7 +70,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
         "offline": given.get("offline"),
         "trust_remote_code": given.get("trust_remote_code"),
     }
-    fixed |= _sharing(given)
+    fixed |= _sharing(given, device, remembered)
     fixed = {name: value for name, value in fixed.items() if value is not None}
     requests = [
         ProfileRequest(**{**fixed, **run}, batch=batch, prompt_tokens=prompt, attention=cast("Any", kernel))
@@ -79,7 +81,7 @@ def ask_profiles(given: Given) -> AskedProfiles:
     ]
     if len(requests) > _MOST_PROFILES:
         raise UsageError(f"too many profiles: {len(requests)}", hint=f"name at most {_MOST_PROFILES} of them")
-    _say_what_is_left_out(given)
+    _say_what_is_left_out({**given, "tp": None} if fixed.get("sharing") == "tp" else given)
     return AskedProfiles(requests=tuple(requests), gpu=gpu, spec=spec)
 
 
@@ -160,20 +162,27 @@ def _capacity(named: NamedGpu | None) -> int | None:
     return min(named.gpu.memory_bytes, named.free_bytes or named.gpu.memory_bytes)
 
 
-def _sharing(given: Given) -> dict[str, Any]:
+def _sharing(given: Given, device: Device, remembered: frozenset[str]) -> dict[str, Any]:
     """How many processes share the model, and how. Raises: UsageError."""
-    named = [name for name in ("ddp", "fsdp") if name in given]
+    named = [name for name in ("ddp", "fsdp", "tp") if name in given]
+    if "tp" in remembered and (device != "simulated" or len(named) > 1):
+        named.remove("tp")
     if len(named) > 1:
-        raise UsageError("--ddp and --fsdp exclude each other", hint="give one of them")
-    if not named:
-        return {}
-    for option in ("save_correction", "memory_viz"):
+        raise UsageError(f"{' and '.join(f'--{name}' for name in named)} exclude each other", hint="give one of them")
+    found: dict[str, Any] = {"reshard": given.get("reshard"), "bucket_view": given.get("bucket_view")}
+    if "mixed_precision" in given:
+        found["mixed_precision"] = parse_compute_dtype(given["mixed_precision"])
+        found |= {} if "dtype" in given else {"dtype": DType.F32}
+    if not named or (named == ["tp"] and given["tp"] == 1):
+        return found
+    one_process = ("save_correction",) if device == "simulated" else ("save_correction", "memory_viz")
+    for option in one_process:
         if given.get(option):
             raise UsageError(f"--{option.replace('_', '-')} is of one process", hint=f"leave out --{named[0]}")
-    count = given[named[0]]
-    if not 1 <= count <= _MOST_RANKS:
-        raise UsageError(f"not a number of processes: {count}", hint=f"give 1 to {_MOST_RANKS}")
-    return {"sharing": named[0], "num_ranks": count}
+    count, most = given[named[0]], _MOST_SIMULATED_RANKS if device == "simulated" else _MOST_RANKS
+    if not 1 <= count <= most:
+        raise UsageError(f"not a number of processes: {count}", hint=f"give 1 to {most:,}")
+    return {**found, "sharing": named[0], "num_ranks": count}
 
 
 def _capability(gpu: GpuSpec | None) -> tuple[int, int] | None:
@@ -228,4 +237,4 @@ def _say_what_is_left_out(given: Given) -> None:
     names = [name for name in _NOT_RUN if given.get(name) not in (None, 1, "none", "auto", False)]
     if names:
         flags = ", ".join(f"--{name.replace('_', '-')} {given[name]}" for name in names)
-        print(f"note: transformers is profiled on one device, without {flags}", file=sys.stderr)
+        print(f"note: transformers is profiled without {flags}", file=sys.stderr)

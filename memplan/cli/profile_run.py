@@ -15,6 +15,7 @@ from memplan.errors import UsageError
 from memplan.profile.events import EventLog
 from memplan.profile.request import ProfileRequest, check_request
 from memplan.records import replace
+from memplan.units import format_gib
 
 
 def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
@@ -22,25 +23,27 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
 
     Raises: MemplanError for what cannot be asked or run; KeyboardInterrupt before the first profile is through.
     """
+    from memplan.cli.profile_ranks import check_launch, profile_ranks, said_once
     from memplan.cli.state import filled_in
     from memplan.profile.packages import require_packages
 
-    given = filled_in(given)
-    asked = ask_profiles(given)
-    for request in asked.requests:
-        check_request(request)
-    if "memory_viz" in given and len(asked.requests) > 1:
-        raise UsageError("--memory-viz writes one profile", hint="name one batch, one length and one attention kernel")
-    require_packages()
+    with said_once():
+        here, given = given, filled_in(given)
+        asked = ask_profiles(given, remembered=frozenset(given.keys() - here.keys()))
+        for request in asked.requests:
+            check_request(request)
+        check_launch(asked.requests)
+        if "memory_viz" in given and len(asked.requests) > 1:
+            what = "name one batch, one length and one attention kernel"
+            raise UsageError("--memory-viz writes one profile", hint=what)
+        require_packages()
     made: list[MemoryTimeline] = []
     start = time.monotonic()
     for number, request in enumerate(asked.requests):
         left = (time.monotonic() - start) / number * (len(asked.requests) - number) if number else None
         try:
             with _progress(request, number + 1, len(asked.requests), left):
-                if request.sharing != "none":
-                    from memplan.cli.profile_ranks import profile_ranks
-
+                if request.sharing != "none" and request.device != "simulated":
                     made += profile_ranks(request)
                     continue
                 made.append(_profile(request, asked, given))
@@ -65,8 +68,8 @@ def _profile(request: ProfileRequest, asked: AskedProfiles, given: Given) -> Mem
     if "mean_length" in given:
         timeline = replace(timeline, settings={**timeline.settings, "mean_length": int(given["mean_length"])})
     if log is not None and "memory_viz" in given:
-        from memplan.cli.profile_files import write_memory_viz
         from memplan.budget.caching_allocator.settings import parse_settings
+        from memplan.cli.profile_files import write_memory_viz
 
         write_memory_viz(given, log, parse_settings(request.allocator))
     return completed(timeline, log, request, asked)
@@ -76,8 +79,8 @@ def completed(
     timeline: MemoryTimeline, log: EventLog | None, request: ProfileRequest, asked: AskedProfiles
 ) -> MemoryTimeline:
     """Add to what was recorded its device, what was alive at the peak, the estimate and the findings."""
-    from memplan.cli.profile_estimate import compared
     from memplan.budget.caching_allocator.settings import parse_settings
+    from memplan.cli.profile_estimate import compared
     from memplan.profile.at_peak import shares_at_peak
     from memplan.profile.findings import find
     from memplan.profile.limits import on_device
@@ -86,15 +89,16 @@ def completed(
     if asked.gpu is not None and request.device == "simulated":
         timeline = replace(timeline, device_name=asked.gpu.name, roof=roof_of(asked.gpu, timeline))
         if log is not None and request.capacity_bytes is not None:
-            outside = context_bytes(asked.gpu)
+            outside = context_bytes(asked.gpu) + communication_bytes(asked.gpu, request.num_ranks)
             timeline = on_device(timeline, log, settings, capacity_bytes=request.capacity_bytes, outside_bytes=outside)
+            timeline = replace(timeline, warnings=(*timeline.warnings, *_outside_notes(asked.gpu, request)))
     elif request.device == "simulated":
         timeline = replace(timeline, device_name="")
     elif request.device == "cuda":
         timeline = replace(timeline, roof=_roof_of_local(timeline, asked.gpu))
     if log is not None and not timeline.at_peak:
         timeline = replace(timeline, at_peak=shares_at_peak(log, (phase.phase for phase in timeline.phases)))
-    if asked.spec is not None:
+    if asked.spec is not None and request.sharing == "none" and request.execution == "eager":
         timeline = replace(timeline, compared=compared(timeline, asked.spec, asked.gpu))
     return replace(timeline, findings=find(timeline, log, None if request.device == "cpu" else settings))
 
@@ -105,6 +109,20 @@ def context_bytes(gpu: GpuSpec) -> int:
     from memplan.engines.transformers.fitted import load_fitted
 
     return context(gpu, load_fitted())
+
+
+def communication_bytes(gpu: GpuSpec, ranks: int) -> int:
+    """What NCCL holds of a GPU beside torch, as the estimate for vLLM has it; nothing for one rank alone."""
+    from memplan.engines.vllm.fitted import load_fitted
+    from memplan.engines.vllm.overheads import group_bytes
+
+    return group_bytes(gpu, ranks, load_fitted()) if ranks > 1 else 0
+
+
+def _outside_notes(gpu: GpuSpec, request: ProfileRequest) -> tuple[str, ...]:
+    """What is counted beside torch because there are several ranks."""
+    size_bytes = communication_bytes(gpu, request.num_ranks)
+    return (f"outside of torch, {format_gib(size_bytes)} are counted for NCCL",) if size_bytes else ()
 
 
 def _roof_of_local(timeline: MemoryTimeline, named: GpuSpec | None) -> Roof | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from memplan.errors import UnsupportedModel
+from memplan.errors import UnsupportedModel, UsageError, did_you_mean
 
 _NARROW = (torch.bfloat16, torch.float16)
 
@@ -39,8 +39,13 @@ def add_adapters(model: Any, rank: int, targets: tuple[str, ...] = ()) -> None:
     """Freeze a model and put an adapter beside its linear layers of these last names; without names, beside all but
     its output head.
 
-    Raises: UnsupportedModel when it has no such layer.
+    Raises: UnsupportedModel when it has no such layer; UsageError for a name that none has.
     """
+    linear = {name.rpartition(".")[2] for name, each in model.named_modules() if type(each) is torch.nn.Linear}
+    for name in targets:
+        if name not in linear:
+            hint = did_you_mean(name, sorted(linear)) or f"it has {', '.join(sorted(linear))}"
+            raise UsageError(f"no linear layer to put an adapter beside is named `{name:.60}`", hint=hint)
     model.requires_grad_(False)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = [
@@ -50,7 +55,6 @@ def add_adapters(model: Any, rank: int, targets: tuple[str, ...] = ()) -> None:
         if type(child) is torch.nn.Linear and (name in targets if targets else child is not head)
     ]
     if not found:
-        named = f" named {', '.join(targets)}" if targets else ""
-        raise UnsupportedModel(f"no linear layer{named} to put an adapter beside")
+        raise UnsupportedModel("no linear layer to put an adapter beside", hint="leave out --lora-rank")
     for parent, name, child in found:
         setattr(parent, name, AdaptedLinear(child, rank))

@@ -17,12 +17,14 @@ from memplan.domain.timeline import Capture, Phase
 from memplan.errors import MemplanError, UnsupportedModel
 from memplan.introspect.bytesource import show
 from memplan.profile.events import EventLog
+from memplan.profile.fake_ranks import collective_answers
 from memplan.profile.kernels import Target, simulated_kernels
 from memplan.profile.profiled import ProfiledRecorder
 from memplan.profile.recorder import Recorder
 from memplan.profile.replay import PhaseWork
 from memplan.profile.request import ProfileRequest
 from memplan.profile.runs import fitting, run
+from memplan.profile.sharing import as_one_rank, notes_of
 from memplan.profile.subject import load_subject
 from memplan.profile.values import meta_answers, note_value
 from memplan.profile.work import WorkCounter
@@ -57,7 +59,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
     request = fitting(request, subject)
     recorder = _recorder(request, target)
     interrupted = False
-    with settled(request), _kernels(request, target), explained(request):
+    with settled(request), _kernels(request, target), explained(request), as_one_rank(request, recorder):
         try:
             notes = run(subject, recorder, request)
         except KeyboardInterrupt:
@@ -71,7 +73,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
         dtype=str(subject.dtype).removeprefix("torch."),
         device_name="" if subject.device == "meta" else subject.device,
         phases=request.phases,
-        notes=(*subject.notes, *notes),
+        notes=(*subject.notes, *notes_of(request), *notes),
         capture=recorder.graph,
         interrupted=interrupted,
     )
@@ -86,7 +88,7 @@ def _recorder(request: ProfileRequest, target: Target) -> Recorder:
     return Recorder(
         "meta",
         inside=insides(target),
-        answers=meta_answers(),
+        answers=meta_answers() if request.sharing == "none" else {**meta_answers(), **collective_answers()},
         note_value=note_value,
         kept=kept if target == "cuda" else None,
         work=WorkCounter(),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from memplan.errors import MissingExtra
+from memplan.profile.recorder import local
 from memplan.profile.request import Optimizer
 from memplan.profile.subject import Subject
 
@@ -24,7 +25,7 @@ _SMALLEST = 4096
 
 def make_optimizer(kind: Optimizer, subject: Subject) -> torch.optim.Optimizer:
     """The optimizer of the parameters that are trained."""
-    trained = [each for each in subject.model.parameters() if each.requires_grad]
+    trained = _alike(each for each in subject.model.parameters() if each.requires_grad)
     if kind == "adamw-8bit" and subject.device.startswith("cuda"):
         return _real_8bit(trained)
     if kind == "adamw-8bit":
@@ -39,7 +40,15 @@ def make_optimizer(kind: Optimizer, subject: Subject) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trained, lr=1e-4, foreach=is_foreach)
 
 
-def _real_8bit(trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _alike(parameters: Iterable[torch.Tensor]) -> list[dict[str, Any]]:
+    """Parameters in groups that one operator takes together: those that ranks share, and those that are whole."""
+    groups: dict[type, list[torch.Tensor]] = {}
+    for each in parameters:
+        groups.setdefault(type(each), []).append(each)
+    return [{"params": each} for each in groups.values()]
+
+
+def _real_8bit(trained: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimizer that the other one stands for, where it can run. Raises: MissingExtra without its package."""
     try:
         package = importlib.import_module("bitsandbytes")
@@ -58,7 +67,7 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
 class FusedAdamW(torch.optim.Optimizer):
     """The fused AdamW of a GPU: moments and a counter for each parameter, and nothing beside them."""
 
-    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+    def __init__(self, parameters: list[dict[str, Any]]) -> None:
         super().__init__(parameters, {})
 
     def step(self, closure: Any = None) -> None:
@@ -73,7 +82,7 @@ class FusedAdamW(torch.optim.Optimizer):
 class AdamW8bit(torch.optim.Optimizer):
     """AdamW with moments in blocks of 8 bit values, each block with its scale."""
 
-    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+    def __init__(self, parameters: list[dict[str, Any]]) -> None:
         super().__init__(parameters, {})
         self._maps: list[torch.Tensor] = []
 
@@ -84,11 +93,12 @@ class AdamW8bit(torch.optim.Optimizer):
                 continue
             if not self._maps:
                 self._maps = [torch.zeros(256, device=parameter.device) for _ in range(2)]
-            if parameter.numel() < _SMALLEST:
+            count = local(parameter).numel()
+            if count < _SMALLEST:
                 state["state1"] = torch.zeros_like(parameter, dtype=torch.float32)
                 state["state2"] = torch.zeros_like(parameter, dtype=torch.float32)
                 continue
-            blocks = -(-parameter.numel() // _BLOCK)
+            blocks = -(-count // _BLOCK)
             for name in ("1", "2"):
                 state[f"state{name}"] = torch.zeros_like(parameter, dtype=torch.uint8)
                 state[f"absmax{name}"] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)

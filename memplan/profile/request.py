@@ -14,7 +14,7 @@ Kernel = Literal["auto", "flash", "efficient", "math", "eager", "paged"]
 CacheKind = Literal["dynamic", "static"]
 Optimizer = Literal["adamw", "adamw-foreach", "adamw-loop", "adamw-fused", "adamw-8bit", "sgd", "sgd-momentum"]
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)
-Sharing = Literal["none", "ddp", "fsdp"]
+Sharing = Literal["none", "ddp", "fsdp", "tp"]
 Execution = Literal["eager", "compiled", "graph"]
 EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
@@ -36,7 +36,9 @@ class ProfileRequest:
     is simulated: cuBLAS sizes its workspace by it, and kernels choose by it. `lora_targets` are last names of the
     modules that get an adapter, none for every linear layer but the output head. `resolution` is the side of a picture
     in pixels, None for the model's own. `sharing` says how `num_ranks` processes share the model; each has a batch of
-    its own.
+    its own, but under `tp`, where all have the same. FSDP gathers weights in `mixed_precision` and computes in it, if
+    it is named, and reduces gradients in FP32 then; `reshard` frees gathered weights after the forward pass.
+    `bucket_view` lets DDP's gradients lie in its buckets.
 
     `execution` says how the model's code is run: as it is written, by torch.compile, or with its decoding step captured
     in a CUDA graph. The last two have a first run, which compiles or warms up, and runs after it.
@@ -60,6 +62,9 @@ class ProfileRequest:
     lora_targets: tuple[str, ...] = ()
     sharing: Sharing = "none"
     num_ranks: int = 1
+    mixed_precision: DType | None = None
+    reshard: bool = True
+    bucket_view: bool = False
     iterations: int = 1
     warmup: int = 0
     allocator: str = ""
@@ -100,15 +105,14 @@ def check_request(request: ProfileRequest) -> None:
     for name in ("batch", "prompt_tokens", "output_tokens", "iterations"):
         if getattr(request, name) < 1:
             raise UsageError(f"not a count: `{name}` is {getattr(request, name)}", hint="give 1 or more")
-    if request.num_ranks > 1 and request.device == "simulated":
-        raise UsageError("several processes are not simulated", hint="give --device cpu, or cuda where there are GPUs")
-    if request.sharing == "ddp" and not request.trains:
-        raise UsageError("DDP is for training", hint="give --phase training")
+    _check_sharing(request)
     _check_execution(request)
     if request.warmup < 0:
         raise UsageError(f"not a count: `warmup` is {request.warmup}", hint="give 0 or more")
     if request.lora_rank is not None and request.lora_rank < 1:
         raise UsageError(f"not a LoRA rank: {request.lora_rank}", hint="give 1 or more, such as 16")
+    if request.lora_targets and request.lora_rank is None:
+        raise UsageError("--lora-targets names no rank", hint="give --lora-rank 16")
     if request.trains and request.attention == "paged":
         raise UsageError("paged attention only serves: it has no backward pass", hint="give flash, efficient or math")
     if request.device == "cuda" and request.attention == "paged":
@@ -117,6 +121,21 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError(f"no such attention on the CPU: `{request.attention}`", hint="give auto, math or eager")
     if request.trains and request.dtype is not None and not request.dtype.is_float:
         raise UsageError(f"not a type to train in: {request.dtype.value}", hint="give bfloat16, float16 or float32")
+
+
+def _check_sharing(request: ProfileRequest) -> None:
+    if request.sharing == "tp" and request.lora_rank is not None:
+        raise UsageError("adapters are not split by tensors", hint="give --fsdp in place of --tp")
+    if request.sharing == "ddp" and not request.trains:
+        raise UsageError("DDP is for training", hint="give --phase training")
+    if request.mixed_precision is not None and request.sharing != "fsdp":
+        raise UsageError("--mixed-precision is FSDP's", hint="give --fsdp 8, or --dtype")
+    if request.mixed_precision not in (None, DType.BF16, DType.F16):
+        raise UsageError(f"not a type to compute in: {request.mixed_precision}", hint="give bfloat16 or float16")
+    if not request.reshard and request.sharing != "fsdp":
+        raise UsageError("--no-reshard is FSDP's", hint="give --fsdp 8")
+    if request.bucket_view and request.sharing != "ddp":
+        raise UsageError("--bucket-view is DDP's", hint="give --ddp 8")
 
 
 def _check_execution(request: ProfileRequest) -> None:

@@ -13,6 +13,7 @@ from memplan.profile.inputs import require_text
 from memplan.profile.load_warmup import WARM_UP
 from memplan.profile.recorder import Recorder
 from memplan.profile.request import INFERENCE, ProfileRequest
+from memplan.profile.sharing import loads_in_shards, shared
 from memplan.profile.subject import Subject
 from memplan.profile.training import Training, prepare
 from memplan.records import replace
@@ -44,14 +45,15 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
     prepare(subject, request)
     if request.execution == "compiled":
         subject.model.forward = torch.compile(subject.model.forward)
+    in_shards = loads_in_shards(subject, request)
+    if in_shards:
+        subject = shared(subject, request, recorder)
     recorder.name_modules(subject.model)
     notes: list[str] = []
     with recorder:
-        load(subject, recorder)
-        if request.sharing != "none":
-            from memplan.profile.sharing import shared
-
-            subject = shared(subject, request)
+        load(subject, recorder, warms_up=request.sharing != "fsdp")
+        if request.sharing != "none" and not in_shards:
+            subject = shared(subject, request, recorder)
             recorder.name_modules(subject.model)
             recorder.classify(subject.model.parameters(), "weights")
         # Both are kept until the recorder stops, so that what they hold is not freed by the end of the run.
@@ -66,14 +68,15 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
     return tuple(notes)
 
 
-def load(subject: Subject, recorder: Recorder) -> None:
+def load(subject: Subject, recorder: Recorder, *, warms_up: bool = True) -> None:
     """Note the weights as they are laid out when transformers loads them.
 
-    On a GPU it first takes and returns all of their bytes at once (see `load_warmup`).
+    On a GPU it first takes and returns all of their bytes at once (see `load_warmup`). Shards of FSDP2 are made on the
+    GPU one by one, without that.
     """
     recorder.begin("load")
     weights = list(subject.weights())
-    if subject.runs_as == "cuda" and subject.device == "meta":
+    if warms_up and subject.runs_as == "cuda" and subject.device == "meta":
         recorder.spike([sum(tensor.untyped_storage().nbytes() for _, tensor in weights)], WARM_UP)
     for name, tensor in weights:
         recorder.hold(tensor, "weights", module=name.rpartition(".")[0], operator="load")

@@ -20,6 +20,7 @@ from memplan.introspect.bytesource import show
 from memplan.introspect.resolve import find_config
 from memplan.introspect.torch_meta import build_model, quiet_transformers, read_config
 from memplan.profile.kernels import FUSED, register_fused
+from memplan.profile.recorder import local
 from memplan.profile.request import ProfileRequest
 from memplan.records import dataclass
 from memplan.units import format_gib
@@ -51,14 +52,15 @@ class Subject:
         return self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Parameters and buffers by name, each storage once."""
+        """Parameters and buffers by name, each storage once; of those that ranks share, what is here."""
         seen: set[int] = set()
         for named in (self.model.named_parameters(), self.model.named_buffers()):
             for name, tensor in named:
-                key = tensor.untyped_storage()._cdata
+                here = local(tensor)
+                key = here.untyped_storage()._cdata
                 if key not in seen:
                     seen.add(key)
-                    yield name, tensor
+                    yield name, here
 
 
 def load_subject(request: ProfileRequest, *, runs_as: str, device: str | None = None) -> Subject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +16,29 @@ pytest.importorskip("transformers", minversion="5.0")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("no gloo", allow_module_level=True)
 
+from memplan.cli.app import main  # noqa: E402
 from memplan.cli.profile_ranks import plain, profile_ranks, request_from  # noqa: E402
 from memplan.domain.dtypes import DType  # noqa: E402
 from memplan.domain.timeline import Category, MemoryTimeline, Phase  # noqa: E402
 from memplan.errors import UnsupportedModel, UsageError  # noqa: E402
+from memplan.profile.execute import record  # noqa: E402
+from memplan.profile.replay import replay  # noqa: E402
 from memplan.profile.request import TRAINING, ProfileRequest, check_request  # noqa: E402
 from memplan.profile.run import profile_model  # noqa: E402
 from memplan.records import replace  # noqa: E402
 from memplan.report.profile_words import label  # noqa: E402
 
+STATES: tuple[Category, ...] = ("weights", "gradients", "optimizer_state")
+LAUNCHERS = (
+    ("torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+    ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+     "--dynamo_backend=no", "--main_process_port=0"),
+)  # fmt: skip
 
-def request(**options: Any) -> ProfileRequest:
-    asked = {"model": "demo", "device": "cpu", "phases": TRAINING, "prompt_tokens": 64, "offline": True}
-    return ProfileRequest(**{**asked, **options})
+
+def asked(**options: Any) -> ProfileRequest:
+    usual = {"model": "demo", "device": "cpu", "phases": TRAINING, "prompt_tokens": 64, "offline": True}
+    return ProfileRequest(**{**usual, **options})
 
 
 def held(timeline: MemoryTimeline, phase: Phase, category: Category) -> int:
@@ -36,28 +47,53 @@ def held(timeline: MemoryTimeline, phase: Phase, category: Category) -> int:
 
 @pytest.fixture(scope="module")
 def alone() -> MemoryTimeline:
-    return profile_model(request())[0]
+    return profile_model(asked())[0]
 
 
-def test_every_rank_of_ddp_holds_the_whole_model_and_buckets_of_gradients(alone: MemoryTimeline) -> None:
-    ranks = profile_ranks(request(sharing="ddp", num_ranks=2))
+@pytest.fixture(scope="module", params=["ddp", "fsdp", "tp"])
+def ranks(request: pytest.FixtureRequest) -> list[MemoryTimeline]:
+    """Both processes of a run over gloo, for each way to share a model."""
+    return profile_ranks(asked(sharing=request.param, num_ranks=2))
+
+
+def how(ranks: list[MemoryTimeline]) -> str:
+    return str(ranks[0].settings["sharing"])
+
+
+def test_every_rank_is_there_and_says_which_it_is(ranks: list[MemoryTimeline]) -> None:
     assert [(each.rank, each.num_ranks) for each in ranks] == [(0, 2), (1, 2)]
-    weights = held(alone, "optimizer", "weights")
+
+
+def test_a_rank_holds_the_whole_model_with_buckets_or_its_share(
+    ranks: list[MemoryTimeline], alone: MemoryTimeline
+) -> None:
+    share = 1.0 if how(ranks) == "ddp" else 0.5
     for rank in ranks:
-        assert held(rank, "optimizer", "weights") == weights
-        assert held(rank, "optimizer", "optimizer_state") == held(alone, "optimizer", "optimizer_state")
-        more = rank.peak.peak.allocated_bytes - alone.peak.peak.allocated_bytes
-        assert more == pytest.approx(weights, rel=0.1)
+        for category in STATES:
+            assert held(rank, "optimizer", category) == pytest.approx(
+                share * held(alone, "optimizer", category), rel=0.03
+            )
+        more = rank.peak.peak.allocated_bytes - share * alone.peak.peak.allocated_bytes
+        buckets = held(alone, "optimizer", "weights") if how(ranks) == "ddp" else 0
+        assert more == pytest.approx(buckets, rel=0.1, abs=0.05 * alone.peak.peak.allocated_bytes)
 
 
-def test_a_rank_of_fsdp_holds_its_share_and_gathers_one_layer_at_a_time(alone: MemoryTimeline) -> None:
-    for rank in profile_ranks(request(sharing="fsdp", num_ranks=2)):
-        for category in ("weights", "gradients", "optimizer_state"):
-            share, whole = held(rank, "optimizer", category), held(alone, "optimizer", category)
-            assert share == pytest.approx(whole / 2, rel=0.03)
-        assert rank.peak.peak.allocated_bytes < 0.7 * alone.peak.peak.allocated_bytes
+def test_nothing_that_was_gathered_stays_after_the_backward_pass(
+    ranks: list[MemoryTimeline], alone: MemoryTimeline
+) -> None:
+    if how(ranks) == "ddp":
+        pytest.skip("DDP gathers nothing")
+    for rank in ranks:
         after = next(each for each in rank.phases if each.phase == "backward").after.allocated_bytes
-        assert after < 1.2 * held(alone, "optimizer", "weights")  # nothing that was gathered stays
+        assert after < 1.2 * held(alone, "optimizer", "weights")
+
+
+def test_a_simulated_rank_has_the_peaks_of_a_real_one(ranks: list[MemoryTimeline]) -> None:
+    simulated = record(asked(device="simulated", sharing=how(ranks), num_ranks=2), target="cpu").log
+    for phase in replay(simulated, None, num_samples=0).phases:
+        real = next(each for each in ranks[0].phases if each.phase == phase.phase)
+        if phase.phase != "load":  # a real rank makes the whole model first
+            assert phase.peak.allocated_bytes == pytest.approx(real.peak.allocated_bytes, rel=0.01)
 
 
 def test_a_page_of_ranks_names_each(alone: MemoryTimeline) -> None:
@@ -69,31 +105,43 @@ def test_an_error_of_a_rank_is_the_commands_own(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"model_type": "unheard-of"}))
     with pytest.raises(UnsupportedModel) as caught:
-        profile_ranks(request(model=str(path), sharing="fsdp", num_ranks=2))
+        profile_ranks(asked(model=str(path), sharing="fsdp", num_ranks=2))
     assert "Traceback" not in caught.value.message
 
 
 def test_a_request_goes_to_a_rank_as_it_is() -> None:
-    asked = request(dtype=DType.BF16, lora_rank=4, lora_targets=("q_proj",), sharing="ddp", num_ranks=4)
-    assert request_from(json.loads(json.dumps(plain(asked)))) == asked
+    options = {"dtype": DType.BF16, "lora_rank": 4, "lora_targets": ("q_proj",), "mixed_precision": DType.F16}
+    given = asked(**options, sharing="fsdp", num_ranks=4, reshard=False)
+    assert request_from(json.loads(json.dumps(plain(given)))) == given
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"device": "simulated", "sharing": "fsdp", "num_ranks": 2}, {"phases": ("forward",), "sharing": "ddp"}],
+    [
+        {"phases": ("forward",), "sharing": "ddp"},
+        {"mixed_precision": DType.BF16},
+        {"sharing": "fsdp", "mixed_precision": DType.F32},
+        {"sharing": "ddp", "reshard": False},
+        {"sharing": "fsdp", "bucket_view": True},
+        {"sharing": "tp", "lora_rank": 4},
+        {"lora_targets": ("q_proj",)},
+    ],
 )
 def test_what_ranks_cannot_run_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        check_request(request(**options))
+        check_request(asked(**options))
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--ddp", "2", "--fsdp", "2"), "exclude each other"),
+        (("--tp", "2", "--fsdp", "2"), "--fsdp and --tp exclude each other"),
         (("--ddp", "2", "--save-correction"), "of one process"),
+        (("--ddp", "2", "--device", "cpu", "--memory-viz", "x.pickle"), "of one process"),
         (("--fsdp", "0"), "not a number of processes: 0"),
-        (("--fsdp", "2", "--device", "simulated"), "not simulated"),
+        (("--fsdp", "4097"), "not a number of processes: 4097"),
+        (("--fsdp", "65", "--device", "cpu"), "not a number of processes: 65"),
     ],
 )
 def test_ranks_that_make_no_sense_are_one_line(options: tuple[str, ...], said: str) -> None:
@@ -102,3 +150,39 @@ def test_ranks_that_make_no_sense_are_one_line(options: tuple[str, ...], said: s
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[0]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_processes_that_a_launcher_has_started_are_the_ranks(launcher: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", *launcher, "-m", "memplan", "profile", "demo", "--phase", "load,forward,backward"]
+    command += ["--device", "cpu", "--fsdp", "2", "--prompt-tokens", "16", "--offline", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    profiles = json.loads(done.stdout)["profiles"]  # one answer, of the first process
+    assert [(each["rank"], each["num_ranks"]) for each in profiles] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--fsdp", "4", "--device", "cpu"), "2 processes were started, and --fsdp 4 was given"),
+        (("--device", "cpu"), "no --ddp, --fsdp or --tp was given"),
+        (("--fsdp", "2", "--device", "simulated"), "a simulated rank needs one"),
+        (("--fsdp", "2", "--device", "cpu", "--batch", "1,2"), "a launcher runs one profile"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_started_processes_cannot_run_is_said_by_the_first(
+    rank: int,
+    options: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in (("RANK", str(rank)), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["profile", "demo", "--phase", "training", "--offline", *options])
+    assert ended.value.code == 2
+    assert (said in capfd.readouterr().err) == (rank == 0)

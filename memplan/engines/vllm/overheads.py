@@ -112,16 +112,30 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitte
         return round(fitted.nccl_mib * MIB), 0
     if gpu.vendor == "amd":
         return round(fitted.nccl_mib * MIB), round(fitted.rccl_mib_per_pair * (min(ranks, 8) - 1) ** 2 * MIB)
-    if not has_multicast(gpu):
-        pairs = (min(ranks, 8) - 1) ** 2 if is_switched(gpu) else 0
-        return round((fitted.nccl_mib + fitted.nccl_mib_per_pair * pairs) * MIB), round(fitted.nccl_growth_mib * MIB)
-    if rules["nccl_multicast"] == "peer":
+    if has_multicast(gpu) and rules["nccl_multicast"] == "peer":
         return round(fitted.nccl_multicast_mib_per_peer * (min(ranks, 8) - 1) * MIB), 0
-    groups = fitted.nccl_multicast_mib + (fitted.nccl_multicast_mib_of_experts if routed else 0.0)
-    growth = fitted.nccl_multicast_growth_mib + fitted.nccl_multicast_growth_mib_per_rank * min(ranks, 8)
-    if rules["fuses_all_reduce"] and settings.layout.pipeline == settings.layout.data == 1:
-        growth += fitted.fused_all_reduce_mib
-    return round(groups * MIB), round(growth * MIB)
+    kept, growth = _group_mib(gpu, ranks, fitted)
+    if has_multicast(gpu):
+        kept += fitted.nccl_multicast_mib_of_experts if routed else 0.0
+        if rules["fuses_all_reduce"] and settings.layout.pipeline == settings.layout.data == 1:
+            growth += fitted.fused_all_reduce_mib
+    return round(kept * MIB), round(growth * MIB)
+
+
+def group_bytes(gpu: GpuSpec, ranks: int, fitted: Fitted) -> int:
+    """NCCL's buffers of one group of ranks, as later releases of it keep them, whatever engine has made the group."""
+    if gpu.vendor == "amd":
+        return round((fitted.nccl_mib + fitted.rccl_mib_per_pair * (min(ranks, 8) - 1) ** 2) * MIB)
+    return round(sum(_group_mib(gpu, ranks, fitted)) * MIB)
+
+
+def _group_mib(gpu: GpuSpec, ranks: int, fitted: Fitted) -> tuple[float, float]:
+    """What a group of ranks keeps from its start on, and what its collectives add with the first pass."""
+    if has_multicast(gpu):
+        growth = fitted.nccl_multicast_growth_mib + fitted.nccl_multicast_growth_mib_per_rank * min(ranks, 8)
+        return fitted.nccl_multicast_mib, growth
+    pairs = (min(ranks, 8) - 1) ** 2 if is_switched(gpu) else 0
+    return fitted.nccl_mib + fitted.nccl_mib_per_pair * pairs, fitted.nccl_growth_mib
 
 
 def is_switched(gpu: GpuSpec) -> bool:
