@@ -173,6 +173,10 @@ QUANTIZE_OPTIONS = (
     Option(
         name="max_perplexity_increase", help="Largest rise of perplexity in any domain (default 2%).", is_workload=False
     ),
+    Option(name="fallback", help="Tried when that is missed: int8,none (none keeps 16 bit).", is_workload=False),
+    Option(name="target", help="What will serve it: vllm@X, sglang@X, transformers@X.", is_workload=False),
+    Option(name="devices", kind=int, help="Processes that share the work.", is_workload=False),
+    Option(name="html", kind=bool, flags=("--html",), help="The report as a page, too.", is_workload=False),
     Option(name="resume", kind=bool, flags=("--resume",), help="Go on with unfinished work.", is_workload=False),
     Option(name="dry_run", kind=bool, flags=("--dry-run",), help="Only the forecast.", is_workload=False),
     Option(name="output", kind=Path, flags=("--output", "-o"), help="Folder of the result.", is_workload=False),

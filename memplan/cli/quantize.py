@@ -7,10 +7,14 @@ checkpoint put aside; a run that was stopped in exit code 7, with all finished b
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from memplan.cli.options import OUTPUT_OPTIONS, QUANTIZE_OPTIONS, SOURCE_OPTIONS, Given, accepts
-from memplan.errors import DoesNotFit, Offline, UsageError
+from memplan.errors import Offline
 from memplan.units import format_gib
+
+if TYPE_CHECKING:
+    from memplan.cli.quantize_request import AskedQuantization
 
 _OUTPUT = tuple(option for option in OUTPUT_OPTIONS if option.name != "output")
 _SOURCES = tuple(option for option in SOURCE_OPTIONS if option.name != "introspect")
@@ -20,37 +24,46 @@ _SOURCES = tuple(option for option in SOURCE_OPTIONS if option.name != "introspe
 def quantize_command(given: Given) -> None:
     """Quantize a model block by block in bounded memory, and check its quality before it is accepted."""
     from memplan.cli.output import write_answer
-    from memplan.cli.quantize_request import ask
+    from memplan.cli.quantize_request import ask, with_time
     from memplan.cli.state import filled_in
 
-    asked = ask(filled_in(given))
+    given = filled_in(given)
+    asked = ask(given)
     if asked.folder is None or given.get("dry_run"):
+        asked = asked if asked.folder is None else with_time(asked)
         write_answer(_render_forecast(given, asked))
-        if asked.limit_bytes is not None and asked.needed_bytes > asked.limit_bytes:
-            raise DoesNotFit(asked.shortage(), hint=asked.mend())
+        asked.check()
         if asked.folder is None:
             raise Offline(
                 f"the weights of `{asked.spec.name}` are not on this disk",
                 hint=f"huggingface-cli download {asked.spec.name}, then run this again",
             )
         return
-    if asked.limit_bytes is not None and asked.needed_bytes > asked.limit_bytes:
-        raise DoesNotFit(asked.shortage(), hint=asked.mend())
-    if asked.output is None:
-        raise UsageError("no place for the result", hint="--output FOLDER")
-    print(
-        f"needs {format_gib(asked.needed_bytes)} of {asked.where} and {format_gib(asked.forecast.disk_bytes)} of disk",
-        file=sys.stderr,
-    )
+    if given.get("backend", "native") != "native":
+        from memplan.cli.quantize_backend import run_backend
+
+        write_answer(run_backend(str(given["backend"]), asked, given))
+        return
+    asked.check()
+    asked = with_time(asked)
+    print(_needs(asked), file=sys.stderr)
     from memplan.cli.quantize_run import run_quantization
 
     write_answer(_render_result(given, run_quantization(asked, given)))
 
 
-def _render_forecast(given: Given, asked: object) -> str:
-    from memplan.cli.quantize_request import AskedQuantization
+def _needs(asked: AskedQuantization) -> str:
+    """What the work will take, in a line."""
+    from memplan.report.quantize_text import duration
 
-    assert isinstance(asked, AskedQuantization)
+    found = asked.forecast
+    memory = [f"{format_gib(found.device_bytes)} of GPU memory"] if found.device_bytes else []
+    memory += [f"{format_gib(found.host_bytes)} of memory", f"{format_gib(found.disk_bytes)} of disk"]
+    time = f", about {duration(found.seconds)}" if found.seconds is not None else ""
+    return f"needs {', '.join(memory[:-1])} and {memory[-1]}{time}"
+
+
+def _render_forecast(given: Given, asked: AskedQuantization) -> str:
     if given.get("json"):
         from memplan.report.quantize_json import forecast_json
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from memplan.quantize.calls import Call
 from memplan.quantize.elements import LARGEST
 from memplan.quantize.experts import SplitExperts
 from memplan.quantize.gptq import GptqSettings, gptq
-from memplan.quantize.grid import Grid, Quantized, round_to_nearest
+from memplan.quantize.grid import Grid, Quantized, Scales, round_to_nearest
 from memplan.quantize.linears import is_linear, set_weight, weight_of
 from memplan.quantize.methods import Method
 from memplan.quantize.pool_statistics import ExpertTokens, collect_pool
+from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES
 from memplan.quantize.smooth import search_smoothing
 from memplan.quantize.statistics import Statistics, collect
@@ -30,6 +32,7 @@ Batches = Sequence[tuple[Tensor, Call]]
 _ROWS = 256  # of a layer, that stand for all where only a figure for the report is wanted
 _MANY = 16  # layers that read one input; only experts are more
 _SEARCHED_ROWS = 8192  # of many layers together, that rank the candidates of a scaling
+_FIGURES = ("error", "signal", "rounding_error")
 _NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -50,6 +53,7 @@ class BlockRecipe:
     pool_bytes: int = POOL_BYTES
     min_expert_tokens: int | None = None
     grid_of: Callable[[str], Grid] | None = None
+    ranks: Ranks = ALONE
 
     def of(self, name: str) -> BlockRecipe:
         """The recipe of one layer, and of those that are fused with it, where layers have grids of their own."""
@@ -72,7 +76,8 @@ class BlockResult:
 
     `error` is a layer's mean squared output error over the calibration tokens, `signal` its mean squared output: the
     ratio says how much noise was added. `scaled` has the sites where a scaling was moved. `experts` says of every pool
-    how many experts it has, how many of them had fewer tokens than wanted, and how many none.
+    how many experts it has, how many of them had fewer tokens than wanted, and how many none. `owners` says which of
+    several processes rounds a layer.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
@@ -83,6 +88,7 @@ class BlockResult:
     scaled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     experts: dict[str, dict[str, int]] = field(default_factory=dict)
+    owners: dict[str, int] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -107,12 +113,14 @@ def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe:
             known.pop(subset[0], None)
             known.update(_statistics(block, [subset], batches, recipe))
         _round_subset(block, subset, known.pop(subset[0], None), recipe, result)
+        _hand_on(block, subset, recipe, result)
     _quantize_pools(block, anatomy, len(anatomy.subsets), batches, recipe, result)
     unreached = [name for name in anatomy.unreached if not recipe.keeps(name)]
     if unreached and recipe.method.needs_calibration:
         result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(unreached)}")
     for name in unreached:
         _round(block, name, None, recipe.of(name), result)
+    result.notes = list(dict.fromkeys(result.notes))
     return result
 
 
@@ -158,6 +166,7 @@ def _statistics(
         device=weights[0].device,
         num_runs=len(batches),
         with_hessian=recipe.with_hessian,
+        ranks=recipe.ranks,
     )
 
 
@@ -223,7 +232,7 @@ def _quantize_pool(block: nn.Module, pool: Pool, batches: Batches, recipe: Block
     worked = [
         expert for expert in range(pool.num_experts) if any(not recipe.keeps(name) for name in pool.layers(expert))
     ]
-    counts = {"experts": pool.num_experts, "with_few_tokens": 0, "without_tokens": 0}
+    counts = {"experts": pool.num_experts, "with_few_tokens": 0, "without_tokens": 0, "wanted_tokens": 0}
     result.experts[pool.name] = counts
     scales, calibrates = recipe.method.scaling != "none", recipe.method.needs_calibration
     num_in = weight_of(block.get_submodule(pool.layers(0)[0])).shape[1]
@@ -240,12 +249,14 @@ def _quantize_pool(block: nn.Module, pool: Pool, batches: Batches, recipe: Block
             min_tokens=wanted,
             with_hessian=recipe.with_hessian,
             of=of,
+            ranks=recipe.ranks,
         )
 
     for group in _groups(block, pool, worked, recipe):
         known: dict[str, Statistics] = {}
         if calibrates:
             known, tokens = measured(group, (entry, down) if scales or not recipe.one_by_one else (entry,))
+            counts["wanted_tokens"] = wanted
             counts["with_few_tokens"] += sum(num < wanted for num in tokens.own.values())
             counts["without_tokens"] += sum(num == 0 for num in tokens.own.values())
         for expert in group:
@@ -253,12 +264,14 @@ def _quantize_pool(block: nn.Module, pool: Pool, batches: Batches, recipe: Block
             site = pool.site_of(expert) if scales else None
             if site is not None and last in known:
                 _scale(block, site, [known[last]], recipe, result)
-            _round_subset(block, entries, known.pop(entries[0], None), recipe, result)
+            _round_subset(block, entries, known.pop(entries[0], None), recipe, result, turn=expert)
+        _hand_on(block, [name for expert in group for name in pool.layers(expert)[:-1]], recipe, result)
         if recipe.one_by_one:
             known, _ = measured(group, (down,))
         for expert in group:
             last = pool.layers(expert)[-1]
-            _round_subset(block, (last,), known.pop(last, None), recipe, result)
+            _round_subset(block, (last,), known.pop(last, None), recipe, result, turn=expert)
+        _hand_on(block, [pool.layers(expert)[-1] for expert in group], recipe, result)
 
 
 def _groups(block: nn.Module, pool: Pool, worked: Sequence[int], recipe: BlockRecipe) -> Iterator[Sequence[int]]:
@@ -270,8 +283,15 @@ def _groups(block: nn.Module, pool: Pool, worked: Sequence[int], recipe: BlockRe
 
 
 def _round_subset(
-    block: nn.Module, subset: Sequence[str], statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
+    block: nn.Module,
+    subset: Sequence[str],
+    statistics: Statistics | None,
+    recipe: BlockRecipe,
+    result: BlockResult,
+    *,
+    turn: int = 0,
 ) -> None:
+    """Round the layers of a subset that are this process's to round; from `turn` on, processes take turns."""
     rounded = [name for name in subset if not recipe.keeps(name)]
     if not rounded:
         return
@@ -279,8 +299,36 @@ def _round_subset(
     # Engines fuse layers that read one tensor: scales that hang on the largest weight are found for them together.
     grid = recipe.grid.reaching(*(weight_of(block.get_submodule(name)) for name in rounded))
     recipe = replace(recipe, grid=grid)
-    for name in rounded:
-        _round(block, name, statistics, recipe, result, is_last=name == rounded[-1])
+    for place, name in enumerate(rounded):
+        result.owners[name] = (turn + place) % recipe.ranks.size
+    own = [name for name in rounded if result.owners[name] == recipe.ranks.rank]
+    for name in own:
+        _round(block, name, statistics, recipe, result, is_last=name == own[-1])
+
+
+def _hand_on(block: nn.Module, names: Sequence[str], recipe: BlockRecipe, result: BlockResult) -> None:
+    """Hand the layers that each process has rounded to the others."""
+    if recipe.ranks.size == 1:
+        return
+    for name in (name for name in names if name in result.owners):
+        module, own = block.get_submodule(name), result.layers.get(name)
+        tensors = [] if own is None else [own.code_OI, own.scales.scale_OG, own.scales.zero_OG]
+        facts: dict[str, Any] = {"device": weight_of(module).device}
+        if own is not None:
+            facts |= {"grid": own.grid, "loss": own.loss, "fallback": own.fallback, "input_scale": own.input_scale}
+            facts |= {field: getattr(result, field).get(name) for field in _FIGURES}
+        (code_OI, scale_OG, zero_OG), facts = recipe.ranks.hand_on(result.owners[name], tensors, facts)
+        if own is not None:
+            continue
+        kept = {key: facts[key] for key in ("grid", "loss", "fallback", "input_scale")}
+        found = Quantized(code_OI=code_OI, scales=Scales(scale_OG, zero_OG), **kept)
+        set_weight(module, found.dequantize())
+        result.layers[name] = found
+        for field_name in _FIGURES:
+            if facts[field_name] is not None:
+                getattr(result, field_name)[name] = facts[field_name]
+        if found.fallback:
+            result.notes.append(_fell_back(name, found))
 
 
 def _round(
@@ -308,11 +356,15 @@ def _round(
             found = awq(weight_OI, statistics.hessian_II, recipe.grid)
         result.error[name] = found.loss
     if found.fallback:
-        result.notes.append(f"{name}: rounded to nearest, because {found.fallback}")
+        result.notes.append(_fell_back(name, found))
     if recipe.method.activations == "tensor":
         found = replace(found, input_scale=_input_scale(statistics, recipe.grid))
     set_weight(module, found.dequantize())
     result.layers[name] = found
+
+
+def _fell_back(name: str, found: Quantized) -> str:
+    return f"{name}: rounded to nearest, because {found.fallback}"
 
 
 def _input_scale(statistics: Statistics | None, grid: Grid) -> float:

@@ -22,7 +22,8 @@ from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.gptq import GptqSettings
 from memplan.quantize.grid import Grid
 from memplan.quantize.linears import held_elsewhere, is_router, linears, parameter, stays, weight_of
-from memplan.quantize.request import QuantizeRequest
+from memplan.quantize.ranks import ALONE, Ranks
+from memplan.quantize.request import POOL_BYTES, QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
 from memplan.quantize.width import Width
 from memplan.quantize.workspace import Workspace
@@ -37,10 +38,19 @@ Progress = Callable[[int, int, str], None]
 class Quantization:
     """One run over one model. `tokens_BN` are the calibration windows, in batches."""
 
-    def __init__(self, request: QuantizeRequest, source: Path, tokens_BN: Sequence[Tensor]) -> None:
+    def __init__(
+        self, request: QuantizeRequest, source: Path, tokens_BN: Sequence[Tensor], *, ranks: Ranks = ALONE
+    ) -> None:
+        if len(tokens_BN) < ranks.size:
+            raise UsageError(
+                f"{len(tokens_BN)} batches are too few for {ranks.size} processes", hint="a smaller --batch-size"
+            )
+        self.ranks = ranks
+        self._all_tokens = tokens_BN
         self.skeleton = Skeleton(source, device=request.device)
-        self.tokens_BN = tokens_BN
+        self.tokens_BN = ranks.share(tokens_BN)
         self.format = format_named(request.format)
+        self.pool_bytes = POOL_BYTES
         self._anatomies: dict[object, Anatomy] = {}
         _check_layout(self.skeleton)
         self._arrange(request)
@@ -80,7 +90,7 @@ class Quantization:
     def identity(self) -> dict[str, str]:
         """What must be the same for unfinished work to go on."""
         texts = hashlib.sha256()
-        for batch_BN in self.tokens_BN:
+        for batch_BN in self._all_tokens:
             texts.update(batch_BN.to(torch.int64).numpy().tobytes())
         model = hashlib.sha256()
         for name, shape in self.skeleton.checkpoint.shapes.items():
@@ -91,6 +101,7 @@ class Quantization:
             "model": model.hexdigest()[:16],
             "request": self.request.fingerprint(),
             "calibration": texts.hexdigest()[:16],
+            "number of processes": str(self.ranks.size),
         }
 
     def run(self, workspace: Workspace, progress: Progress = lambda index, total, text: None) -> None:
@@ -113,7 +124,7 @@ class Quantization:
         """
         self.skeleton.load_outside_blocks()
         surroundings = Surroundings(self.skeleton)
-        trial = surroundings.calls(self.tokens_BN[0][:1, :_TRIAL_TOKENS])
+        trial = surroundings.calls(self._all_tokens[0][:1, :_TRIAL_TOKENS])
         by_size: dict[int, list[Call]] = {}
         found: list[list[Call]] = []
 
@@ -193,7 +204,9 @@ class Quantization:
             grid_of=grid_of if request.mix else None,
             gptq=GptqSettings(damping=request.damping, activation_order=request.activation_order),
             keeps=lambda name: f"{block}.{name}" in self._kept_names,
+            ranks=self.ranks,
             true_sequential=request.true_sequential,
+            pool_bytes=self.pool_bytes,
             min_expert_tokens=request.min_expert_tokens,
         )
 

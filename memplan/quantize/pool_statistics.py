@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from memplan.quantize.anatomy import Pool
 from memplan.quantize.experts import SplitExperts
 from memplan.quantize.linears import weight_of
+from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.statistics import Statistics, StopRun, sample_tokens
 from memplan.records import dataclass, field
 
@@ -40,6 +41,7 @@ def collect_pool(
     min_tokens: int,
     with_hessian: bool,
     of: Sequence[str],
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Statistics], ExpertTokens]:
     """Return the statistics of the inputs of some experts' layers over all `runs` of the block, by layer.
 
@@ -59,7 +61,7 @@ def collect_pool(
     experts.watch = watch
     try:
         for index, run in enumerate(runs):
-            watch.due = -(-min_tokens * (index + 1) // num_runs)
+            watch.due = -(-min_tokens * (index + 1) // (num_runs * ranks.size))
             try:
                 run()
             except StopRun:
@@ -67,7 +69,11 @@ def collect_pool(
     finally:
         experts.watch = None
     for statistics in found.values():
-        statistics.finish()
+        statistics.finish(ranks)
+    device = weight_of(experts.expert(group[0]).get_submodule(of[0])).device
+    for number in group:
+        tokens.own[number] = ranks.total(tokens.own[number], device)
+        tokens.added[number] = ranks.total(tokens.added[number], device)
     return found, tokens
 
 

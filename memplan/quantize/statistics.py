@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from memplan.errors import MemplanError
+from memplan.quantize.ranks import ALONE, Ranks
 from memplan.records import dataclass
 
 _SAMPLE_TOKENS = 512
@@ -63,8 +64,14 @@ class Statistics:
             self.sample_NI = torch.cat([self.sample_NI, input_TI[::every][:keep]])
         self.num_tokens += input_TI.shape[0]
 
-    def finish(self) -> None:
-        """Make means of the sums, in place."""
+    def finish(self, ranks: Ranks) -> None:
+        """Make means of the sums over all processes, in place."""
+        if self.hessian_II is not None:
+            ranks.add_up(self.hessian_II)
+        ranks.add_up(self.magnitude_I)
+        ranks.largest(self.largest_I)
+        self.sample_NI = ranks.rows_of_all(self.sample_NI)
+        self.num_tokens = ranks.total(self.num_tokens, self.magnitude_I.device)
         if self.hessian_II is not None:
             self.hessian_II /= max(1, self.num_tokens)
         self.magnitude_I /= max(1, self.num_tokens)
@@ -96,6 +103,7 @@ def collect(
     device: torch.device | str,
     num_runs: int,
     with_hessian: bool,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Statistics]:
     """Return the statistics of the inputs of the linear layers `names` over all `runs` of the block.
 
@@ -122,7 +130,7 @@ def collect(
         for hook in hooks:
             hook.remove()
     for statistics in found.values():
-        statistics.finish()
+        statistics.finish(ranks)
     return found
 
 

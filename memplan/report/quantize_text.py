@@ -24,12 +24,25 @@ def render_forecast(forecast: Forecast, request: QuantizeRequest) -> str:
         lines.append(f"  {'host memory':<{_NAME}}{format_gib(forecast.host_bytes):>12}")
     lines.append(f"  {'disk while it works':<{_NAME}}{format_gib(forecast.disk_bytes):>12}")
     lines.append(f"  {'checkpoint':<{_NAME}}{format_gib(forecast.output_bytes):>12}")
-    lines.append(f"  {'work':<{_NAME}}{forecast.flops / 1e12:>8,.1f} TFLOP   {forecast.num_blocks} blocks")
+    lines.append(
+        f"  {'work':<{_NAME}}{forecast.flops / 1e12:>8,.1f} TFLOP   {forecast.num_blocks} blocks, and the proof"
+    )
+    if forecast.seconds is not None:
+        lines.append(f"  {'time':<{_NAME}}{duration(forecast.seconds):>12}   by the speed of this machine")
     lines += ["", "  one block at a time; each step holds"]
     for step in forecast.steps:
         held = ", ".join(f"{what} {format_gib(size)}" for what, size in step.holds.items() if size)
         lines.append(f"  {step.name:<{_NAME}}{format_gib(step.total_bytes):>12}   {held}")
     return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit that says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def describe(request: QuantizeRequest) -> str:
