@@ -26,7 +26,7 @@ def write_checkpoint(work: Quantization, workspace: Workspace) -> Path:
         shutil.rmtree(staging)
     staging.mkdir()
     _write_shards(staging, _tensors(work, workspace))
-    _copy_others(work.skeleton.checkpoint.path, staging)
+    copy_others(work.skeleton.checkpoint.path, staging)
     _write_config(work, staging)
     return staging
 
@@ -83,11 +83,12 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     write_whole(folder / INDEX_NAMES[0], json.dumps(index, indent=1).encode())
 
 
-def _copy_others(source: Path, folder: Path) -> None:
-    """Copy the tokenizer, the generation config and whatever else belongs to the model."""
+def copy_others(source: Path, folder: Path) -> None:
+    """Copy the tokenizer, the generation config and whatever else belongs to the model and is not there yet."""
     for path in sorted(source.iterdir()):
         known = path.name == "config.json" or path.name.endswith(".safetensors.index.json")
-        if path.is_file() and not known and path.suffix not in _NOT_COPIED and not path.name.startswith("."):
+        known = known or path.suffix in _NOT_COPIED or path.name.startswith(".") or (folder / path.name).exists()
+        if path.is_file() and not known:
             shutil.copyfile(path, folder / path.name)
 
 

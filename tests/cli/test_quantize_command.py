@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
 import pytest
 from memplan_in_process import Memplan
+
+from memplan.quantize.backends import BACKENDS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -118,6 +121,17 @@ def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_
     assert not Path("small-gptq.partial").exists()
 
 
+@pytest.mark.parametrize("library", ["autoawq", "gptqmodel", "llmcompressor"])
+def test_a_library_that_is_not_installed_is_named_with_how_to_get_it(
+    model: Path, memplan_here: Memplan, library: str
+) -> None:
+    if find_spec(BACKENDS[library].package):
+        pytest.skip(f"{library} is installed")
+    done = memplan_here("quantize", str(model), *FEW, "--backend", library, "-o", "out")
+    assert done.returncode == 5
+    assert f"pip install {library}" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -128,6 +142,10 @@ def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_
         (("--method", "nvfp4", "--bits", "3"), "leave --bits out"),
         (("--method", "fp8", "--format", "awq"), "compressed-tensors"),
         (("--method", "auto"), "--target-memory 24GiB"),
+        (("--backend", "autogptq"), "unknown backend"),
+        (("--backend", "gptqmodel", "--method", "awq"), "has no method awq"),
+        (("--backend", "llmcompressor", "--format", "gptq"), "writes compressed-tensors alone"),
+        (("--backend", "autoawq", "--resume"), "knows no --resume"),
         (("--method", "gptq", "--target-memory", "1GiB"), "is for --method auto"),
         (("--method", "auto", "--target-memory", "1GiB", "--format", "awq"), "holds one width"),
         (("--device", "tpu"), "not a device"),
