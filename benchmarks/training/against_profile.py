@@ -39,7 +39,7 @@ from memplan.units import MIB, round_up
 HERE = Path(__file__).parent
 PHASES = ("forward", "backward", "optimizer")
 MEDIAN_LIMIT, WORST_LIMIT = 0.015, 0.05
-KERNELS = {"flash": "auto", "efficient": "efficient", "math": "math", "eager": "eager"}
+KERNELS = {"sdpa": "auto", "flash": "flash", "efficient": "efficient", "math": "math", "eager": "eager"}
 OPTIMIZERS = {"foreach": "adamw-foreach", "fused": "adamw-fused", "for-loop": "adamw-loop"}
 
 
@@ -51,7 +51,7 @@ class Point:
     layers: int | None = None
     batch: int = 1
     tokens: int = 2048
-    attention: str = "flash"
+    attention: str = "sdpa"
     checkpointing: bool = False
     lora: int | None = None
     targets: tuple[str, ...] = ()
@@ -180,6 +180,7 @@ def training_of(point: Point) -> TrainingSpec:
         checkpointing="full" if point.checkpointing else "none",
         attention=point.attention,
         loss="plain-flat",
+        caches_keys=not point.checkpointing,
     )
 
 

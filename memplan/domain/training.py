@@ -11,7 +11,7 @@ Sharding = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
 Checkpointing = Literal["none", "selective", "full"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "adafactor", "sgd", "lion", "muon"]
 OptimizerForm = Literal["foreach", "fused", "for-loop"]
-Attention = Literal["flash", "efficient", "math", "eager"]
+Attention = Literal["sdpa", "flash", "efficient", "math", "eager"]
 Loss = Literal["plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
 
 
@@ -45,7 +45,9 @@ class TrainingSpec:
     """One step of training. Bytes are of one element.
 
     `weight_bytes` is how parameters are kept, `compute_bytes` how they are multiplied; where they differ, `autocast`
-    says that copies are made operator by operator (without sharding). `master_bytes` are kept beside parameters that
+    says that copies are made operator by operator (without sharding). `attention` `sdpa` is PyTorch's own choice of a
+    kernel. `caches_keys`: a KV cache is filled beside training, by copies (transformers from 4.54 on, without
+    checkpointing, where `use_cache` is left on; its Trainer turns it off from 5.0 on). `master_bytes` are kept beside parameters that
     are themselves kept in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like),
     `compiled`.
     """
@@ -73,6 +75,7 @@ class TrainingSpec:
     accumulation: int = 1
     checkpointing: Checkpointing = "full"
     attention: Attention = "flash"
+    caches_keys: bool = False
     loss: Loss = "plain"
     loss_chunks: int = 8
     keeps_logits: bool = True

@@ -33,7 +33,7 @@ class Tensor:
 class Parameter:
     """A weight as operators see it: how large its gradient is, and what happens when there is one."""
 
-    __slots__ = ("grad_bytes", "name", "num_elements", "on_gradient", "size_bytes")
+    __slots__ = ("grad_bytes", "name", "num_elements", "num_uses", "on_gradient", "size_bytes", "waiting")
 
     def __init__(
         self,
@@ -48,6 +48,8 @@ class Parameter:
         self.grad_bytes = grad_bytes
         self.on_gradient = on_gradient
         self.num_elements = num_elements
+        self.num_uses = 1
+        self.waiting: Block | None = None
 
     @property
     def is_trained(self) -> bool:
@@ -150,6 +152,34 @@ class Graph:
         self._nodes.append(made.node)
         return made
 
+    def split(self, name: str, entering: Tensor, sizes: Sequence[float]) -> list[Tensor]:
+        """Views of one tensor. Their gradients wait for each other and are then joined in one. The caller keeps it."""
+        if not (self.is_recording and entering.needs_grad):
+            return [Tensor(self.device.share(entering.block), size, needs_grad=False) for size in sizes]
+        arrived: list[Block] = []
+        joint = Node(name, (entering,), (entering.size_bytes,), [], (), ())
+
+        def join(grad: Block) -> None:
+            made = self.device.take(entering.size_bytes, ACTIVATIONS, f"gradient of {name}")
+            for each in arrived:
+                self.device.free(each)
+            self._pass_on(entering, made)
+
+        def keep(grad: Block) -> None:
+            arrived.append(self.device.share(grad))
+            if joint.waiting is None:
+                joint.waiting = self.device.share(grad)
+
+        joint.run = join
+        self._nodes.append(joint)
+        views = []
+        for size in sizes:
+            node = Node(name, (entering,), (None,), [], (), ())
+            node.run = keep
+            self._nodes.append(node)
+            views.append(Tensor(self.device.share(entering.block), size, needs_grad=True, node=node))
+        return views
+
     def mark(self, entering: Tensor, on_backward: Callable[[], None]) -> Tensor:
         """The same tensor, with something to do when its gradient comes by. Takes over what enters."""
         if not (self.is_recording and entering.needs_grad):
@@ -199,6 +229,9 @@ class Graph:
         self.drop(loss)
         while nodes:
             self._run(nodes.pop())
+        for grad in self._leaf_grads.values():
+            self.device.free(grad)
+        self._leaf_grads.clear()
 
     def _run(self, node: Node) -> None:
         grad, node.waiting = node.waiting, None
@@ -221,11 +254,25 @@ class Graph:
                 )
                 self._pass_on(entering, made)
         for parameter in node.parameters:
-            made = device.take(parameter.grad_bytes, GRADIENTS, parameter.name)
-            if parameter.on_gradient is not None:
-                parameter.on_gradient(parameter, made)
+            self._gradient_of(parameter, device.take(parameter.grad_bytes, GRADIENTS, parameter.name))
         for each in temporaries:
             device.free(each)
+
+    def _gradient_of(self, parameter: Parameter, made: Block) -> None:
+        """A gradient of a weight; of one that is used twice both are summed in a third first.
+
+        Checked by: a tied linear layer on a CPU, whose peak rises by three times the weight.
+        """
+        if parameter.num_uses > 1:
+            if parameter.waiting is None:
+                parameter.waiting = made
+                return
+            summed = self.device.take(parameter.grad_bytes, GRADIENTS, parameter.name)
+            self.device.free(parameter.waiting)
+            self.device.free(made)
+            parameter.waiting, made = None, summed
+        if parameter.on_gradient is not None:
+            parameter.on_gradient(parameter, made)
 
     def _pass_on(self, entering: Tensor, made: Block) -> None:
         if entering.node is None:

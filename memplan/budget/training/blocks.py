@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from memplan.budget.training.attention import Heads, attend
 from memplan.budget.training.autograd import Graph, Parameter, Tensor
-from memplan.budget.training.kernels import Heads, Kernels, activate, attend, gated, norm, rotate
+from memplan.budget.training.kernels import Kernels, activate, gated, norm, rotate
 from memplan.budget.training.linear import Linear
 from memplan.records import dataclass
+
+_FLOAT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBlock:
     """Softmax attention. `into` are the projections of queries, keys and values: three, or one fused."""
 
-    before: Parameter
+    before: Parameter | None
     into: tuple[Linear, ...]
     out: Linear
     heads: Heads
@@ -33,7 +36,7 @@ class AttentionBlock:
 class LatentBlock:
     """Multi-head latent attention: queries and keys through narrow latents."""
 
-    before: Parameter
+    before: Parameter | None
     query_down: Linear | None
     query_norm: Parameter | None
     query_up: Linear
@@ -50,7 +53,7 @@ class LatentBlock:
 class MlpBlock:
     """A dense feed-forward part: `ups` has the gate and the other side, one of them alone, or both fused."""
 
-    before: Parameter
+    before: Parameter | None
     ups: tuple[Linear, ...]
     down: Linear
     is_gated: bool
@@ -65,7 +68,7 @@ class ExpertsBlock:
     in one product, several where code goes from expert to expert.
     """
 
-    before: Parameter
+    before: Parameter | None
     router: Linear
     parts: tuple[tuple[tuple[Linear, ...], Linear], ...]
     is_gated: bool
@@ -73,10 +76,12 @@ class ExpertsBlock:
     num_experts: int
     share: float
     shared: MlpBlock | None = None
+    wide_router: bool = False
     after: Parameter | None = None
 
 
 Half = AttentionBlock | LatentBlock | MlpBlock | ExpertsBlock
+ATTENDING = (AttentionBlock, LatentBlock)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,36 +97,84 @@ class Layer:
     ranks: int = 1
     state_share: int = 1
     has_dropout: bool = False
+    is_parallel: bool = False
 
 
 def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
     """Run a layer. The caller keeps what enters."""
+    if layer.is_parallel:
+        return _side_by_side(graph, layer, entering, tokens, width, kernels)
     size = tokens * layer.hidden_size * width / layer.state_share
     state = entering
     for half in layer.halves:
-        normed = norm(graph, state, half.before, tokens / layer.state_share, width, kernels)
-        if layer.state_share > 1:
-            whole = graph.op("gathered tokens", size * layer.state_share, (normed,), grads=(size,))
-            graph.drop(normed)
-            normed = whole
-        made = _RUNNERS[type(half)](graph, half, normed, tokens, width, kernels)
+        normed = _normed(graph, layer, half, state, tokens, width, kernels)
+        made = _half(graph, layer, half, normed, tokens, width, kernels)
         graph.drop(normed)
-        if layer.state_share > 1:
-            part = graph.op("scattered sum", size, (made,))
-            graph.drop(made)
-            made = part
-        if half.after is not None:
-            made = _taken_over(graph, made, half.after, tokens / layer.state_share, width, kernels)
-        if layer.has_dropout:
-            dropped = graph.op("dropout", size, (made,), keeps_bytes=(size / width,))
-            graph.drop(made)
-            made = dropped
         summed = graph.op("residual", size, (state, made), grads=(None, None))
         graph.drop(made)
         if state is not entering:
             graph.drop(state)
         state = summed
     return state
+
+
+def _side_by_side(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
+    """Halves that read the same state; one that has no norm of its own reads what the first one's made."""
+    size = tokens * layer.hidden_size * width / layer.state_share
+    shared = _normed(graph, layer, layer.halves[0], entering, tokens, width, kernels)
+    made = []
+    for half in layer.halves:
+        is_own = half.before is not None and half is not layer.halves[0]
+        normed = _normed(graph, layer, half, entering, tokens, width, kernels) if is_own else shared
+        made.append(_half(graph, layer, half, normed, tokens, width, kernels))
+        if is_own:
+            graph.drop(normed)
+    state = made.pop()
+    for each in (*made, entering):
+        summed = graph.op("residual", size, (state, each), grads=(None, None))
+        graph.drop(state)
+        state = summed
+    graph.drop(*made, shared)
+    return state
+
+
+def _normed(
+    graph: Graph, layer: Layer, half: Half, state: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    """What a half reads."""
+    if half.before is None:
+        graph.device.share(state.block)
+        return state
+    normed = norm(graph, state, half.before, tokens / layer.state_share, width, kernels)
+    if layer.state_share == 1:
+        return normed
+    whole = graph.op("gathered tokens", normed.size_bytes * layer.state_share, (normed,), grads=(normed.size_bytes,))
+    graph.drop(normed)
+    return whole
+
+
+def _half(
+    graph: Graph, layer: Layer, half: Half, normed: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    """What a half adds to the state. The caller keeps what enters."""
+    size = tokens * layer.hidden_size * width / layer.state_share
+    made = _RUNNERS[type(half)](graph, half, normed, tokens, width, kernels)
+    if layer.state_share > 1:
+        part = graph.op("scattered sum", size, (made,))
+        graph.drop(made)
+        made = part
+    if half.after is not None:
+        made = _taken_over(graph, made, half.after, tokens / layer.state_share, width, kernels)
+    if layer.has_dropout:
+        made = dropped(graph, made, width)
+    return made
+
+
+def dropped(graph: Graph, entering: Tensor, width: int) -> Tensor:
+    """Dropout, which keeps a mask of one byte for each element. Takes over what enters."""
+    made = graph.op("dropout", entering.size_bytes, (entering,), keeps_bytes=(entering.size_bytes / width,))
+    graph.drop(entering)
+    return made
 
 
 def _attention(
@@ -141,7 +194,7 @@ def _attention(
         projected = _split(graph, projected[0], sizes)
     query, key, value = projected
     for weight in half.per_head_norms:
-        if weight.name.rsplit(".", 2)[-2].startswith("q"):
+        if weight.name.rsplit(".", 1)[-1].startswith("q"):
             query = _taken_over(graph, query, weight, tokens * heads.queries, width, kernels)
         else:
             key = _taken_over(graph, key, weight, tokens * heads.keys, width, kernels)
@@ -153,8 +206,8 @@ def _attention(
 
 
 def _split(graph: Graph, fused: Tensor, sizes: list[float]) -> list[Tensor]:
-    """Views of one tensor: their gradients are padded to its whole width and added up."""
-    parts = [graph.op("split", size, (fused,), grads=(fused.size_bytes,), in_place_of=fused) for size in sizes]
+    """Views of one tensor. Takes over what enters."""
+    parts = graph.split("split", fused, sizes)
     graph.drop(fused)
     return parts
 
@@ -163,7 +216,7 @@ def _rotated(graph: Graph, query: Tensor, key: Tensor, part: float, kernels: Ker
     """Both are alive until both are rotated, as the code that runs it has it."""
     if kernels.rotary == "none" or part == 0:
         return query, key
-    turned = rotate(graph, query, kernels), rotate(graph, key, kernels)
+    turned = rotate(graph, query, kernels, part), rotate(graph, key, kernels, part)
     graph.drop(query, key)
     return turned
 
@@ -225,7 +278,7 @@ def feed_forward(
     """Up, activation, down. The caller keeps what enters."""
     first = ups[0].run(graph, normed, tokens, width)
     if not is_gated:
-        product = activate(graph, first)
+        product = activate(graph, first, kernels)
     elif len(ups) == 1:
         halves = _split(graph, first, [first.size_bytes / 2, first.size_bytes / 2])
         product = gated(graph, halves[0], lambda: halves[1], kernels)
@@ -237,7 +290,12 @@ def feed_forward(
 
 
 def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
-    scores = half.router.run(graph, normed, tokens, width)
+    if half.wide_router and width != _FLOAT:
+        wide = graph.op("router's cast", normed.size_bytes / width * _FLOAT, (normed,))
+        scores = half.router.run(graph, wide, tokens, _FLOAT)
+        graph.drop(wide)
+    else:
+        scores = half.router.run(graph, normed, tokens, width)
     weights = graph.op(
         "routing weights", tokens * half.num_experts * 4, (scores,), keeps_output=True, grads=(scores.size_bytes,)
     )

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from memplan.budget.training.attention import AttentionKernel, Heads
 from memplan.budget.training.autograd import Parameter
 from memplan.budget.training.blocks import AttentionBlock, ExpertsBlock, Half, LatentBlock, Layer, MlpBlock
-from memplan.budget.training.kernels import Heads
+from memplan.budget.training.families import family_of
 from memplan.budget.training.linear import Adapter, Linear
-from memplan.domain.attention import ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
+from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
 from memplan.domain.model import Layer as ModelLayer
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
 from memplan.domain.training import TrainingSpec
 from memplan.errors import UnsupportedModel
+from memplan.records import replace
 
 MakeParameter = Callable[[str, float, bool], Parameter]
 _LINEAR_ADAPTED = (Role.ATTENTION, Role.MLP, Role.SHARED_EXPERT, Role.EXPERT, Role.STATE)
+_AFTER_HALVES = ("post_feedforward_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
+_PER_HEAD = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
+_FLASH_LIMIT = 256  # elements of a head
 _PACKED_BYTES = 0.5 + 4 / 64  # NF4 with a scale of 32 bits for 64 weights
 
 
@@ -29,18 +35,25 @@ class Builder:
         self._make = make
         layout = training.layout
         self.state_share = layout.tensor if layout.sequence_parallel else 1
+        self._family = family_of(spec, training)
+        self._biases = {each.name.removesuffix(".bias"): each for each in spec.shared if each.name.endswith(".bias")}
 
     def layer(self, layer: ModelLayer, number: int) -> Layer:
         """The blocks of one layer."""
-        mixer = self._mixer(layer, number)
-        second = self._second(layer, number)
+        self._biases = {
+            _named(each, number).removesuffix(".bias"): each for each in layer.tensors if each.name.endswith(".bias")
+        }
+        norms = self._norms(layer, number)
+        mixer = self._mixer(layer, number, norms)
+        second = self._second(layer, number, norms)
         halves: tuple[Half, ...] = tuple(each for each in (mixer, second) if each is not None)
         return Layer(
             halves=halves,
             hidden_size=self._spec.hidden_size,
             ranks=self._training.layout.tensor,
             state_share=self.state_share,
-            has_dropout=self._training.hidden_dropout,
+            has_dropout=self._training.hidden_dropout or self._family.has_dropout,
+            is_parallel=self._family.is_parallel,
         )
 
     def linear(
@@ -67,11 +80,13 @@ class Builder:
             inputs=inputs,
             outputs=outputs,
             weight=weight,
+            bias=self._bias(name, outputs),
             unpacked_bytes=unpacked,
             cast_bytes=cast,
             adapter=self._adapter(name, outputs, inputs, copies),
             is_grouped="experts.*" in name,
             is_last=training.kernels == "compiled" and "down" in name,
+            is_softcapped=self._family.softcaps and name == "lm_head",
         )
 
     def _unpacks(self, name: str) -> bool:
@@ -100,9 +115,31 @@ class Builder:
         return last in targets
 
     def norm(self, name: str, width: int) -> Parameter:
-        return self._make(name, width, self._training.method == "full")
+        """A norm's weight, with its bias if it has one."""
+        bias = self._biases.get(name)
+        return self._make(name, width + (bias.num_elements if bias else 0), self._training.method == "full")
 
-    def _mixer(self, layer: ModelLayer, number: int) -> Half | None:
+    def _norms(self, layer: ModelLayer, number: int) -> list[tuple[Parameter | None, Parameter | None]]:
+        """Before and after each half: the norms over the whole state, by their names."""
+        hidden = self._spec.hidden_size
+        found = {
+            each.name.rsplit(".", 2)[-2]: each
+            for each in layer.tensors
+            if each.role is Role.NORM and each.name.endswith(".weight") and each.name.count(".") == 1
+        }
+        after = [name for name in found if name.startswith(_AFTER_HALVES)]
+        if "pre_feedforward_layernorm" in found or (len(after) == 1 and "post_attention_layernorm" in found):
+            after = ["post_attention_layernorm", *after]
+        if not found:
+            return [(self.norm(f"layers.{number}.norm{half}", 0), None) for half in range(2)]
+        made = {name: self.norm(f"layers.{number}.{name}", hidden) for name in found}
+        before = [made[name] for name in found if name not in after]
+        ends = [made[name] for name in after]
+        return [(_at(before, half), _at(ends, half)) for half in range(2)]
+
+    def _mixer(
+        self, layer: ModelLayer, number: int, norms: list[tuple[Parameter | None, Parameter | None]]
+    ) -> Half | None:
         cache = next(
             (
                 each
@@ -114,7 +151,7 @@ class Builder:
         if cache is None:
             raise UnsupportedModel(f"{self._spec.name}: layer {number} has a mixer whose training is not modelled")
         if isinstance(cache, LatentAttention):
-            return self._latent(layer, cache, number)
+            return self._latent(layer, cache, number, norms)
         found = [each for each in layer.tensors if each.role is Role.ATTENTION and len(each.shape) == 2]
         out = found[-1]
         into = found[:-1]
@@ -129,21 +166,51 @@ class Builder:
             keys=keys,
             width=cache.key_width,
             value_width=cache.value_width,
+            **self._kernel(cache, cache.key_width == cache.value_width),
         )
         per_head = tuple(
-            self._make(_named(each, number), each.shape[0], training.method == "full")
+            self.norm(_named(each, number), each.shape[0])
             for each in layer.tensors
-            if each.role is Role.NORM
-            and "self_attn" in each.name
-            and each.name.rsplit(".", 2)[-2] in ("q_norm", "k_norm")
+            if each.role is Role.NORM and each.name.endswith(".weight") and each.name.rsplit(".", 2)[-2] in _PER_HEAD
         )
         return AttentionBlock(
-            before=self.norm(f"layers.{number}.norm", self._spec.hidden_size),
+            before=norms[0][0],
+            after=norms[0][1],
+            rotary_part=self._rotary_part(cache.key_width),
             into=tuple(self._cut(each, number) for each in into),
             out=self._cut(out, number, inputs_cut=True),
             heads=heads,
             per_head_norms=per_head,
         )
+
+    def _kernel(self, cache: Cache, has_equal_widths: bool) -> dict[str, Any]:
+        """The attention kernel of a layer: PyTorch's own choice looks at masks and widths."""
+        training, family = self._training, self._family
+        asked = training.attention
+        if family.own_attention:
+            return {"kernel": "eager", "is_wide": family.wide_scores}
+        window = getattr(cache, "window_tokens", getattr(cache, "chunk_tokens", training.sequence_tokens))
+        is_masked = family.is_masked or window < training.sequence_tokens
+        is_reordered = family.joins_rotary or isinstance(cache, LatentAttention)
+        kernel: AttentionKernel = asked if asked != "sdpa" else "flash"
+        if asked == "sdpa" and (is_masked or not has_equal_widths or _key_width(cache) > _FLASH_LIMIT):
+            kernel = "efficient"
+        return {
+            "kernel": kernel,
+            "is_latent": isinstance(cache, LatentAttention),
+            "is_masked": is_masked and kernel == "efficient",
+            "copies_single": family.is_masked,
+            "is_reordered": is_reordered and kernel == "flash",
+        }
+
+    def _rotary_part(self, head_width: int) -> float:
+        tables = self._spec.rotary
+        return min(tables[0].width / head_width, 1.0) if tables else 1.0
+
+    def _bias(self, name: str, outputs: int) -> Parameter | None:
+        if name not in self._biases:
+            return None
+        return self._make(f"{name}.bias", outputs, self._training.method == "full")
 
     def _cut(self, tensor: Tensor, number: int, *, inputs_cut: bool = False) -> Linear:
         ranks = self._training.layout.tensor
@@ -152,7 +219,13 @@ class Builder:
             return self.linear(_named(tensor, number), outputs, inputs // ranks)
         return self.linear(_named(tensor, number), outputs // ranks, inputs)
 
-    def _latent(self, layer: ModelLayer, cache: LatentAttention, number: int) -> LatentBlock:
+    def _latent(
+        self,
+        layer: ModelLayer,
+        cache: LatentAttention,
+        number: int,
+        norms: list[tuple[Parameter | None, Parameter | None]],
+    ) -> LatentBlock:
         by_name = {each.name.rsplit(".", 2)[-2]: each for each in layer.tensors}
         training = self._training
         ranks = training.layout.tensor
@@ -166,9 +239,11 @@ class Builder:
             keys=cache.num_heads / ranks,
             width=cache.expanded_key_width,
             value_width=cache.expanded_value_width,
+            **self._kernel(cache, cache.expanded_key_width == cache.expanded_value_width),
         )
         return LatentBlock(
-            before=self.norm(f"layers.{number}.norm", self._spec.hidden_size),
+            before=norms[0][0],
+            after=norms[0][1],
             query_down=self.linear(_named(query_down, number), *query_down.shape) if query_down else None,
             query_norm=self.norm(_named(query_norm, number), query_norm.shape[0]) if query_norm else None,
             query_up=self._cut(by_name["q_b_proj"] if query_down else by_name["q_proj"], number),
@@ -180,14 +255,16 @@ class Builder:
             rope_width=cache.rope_width,
         )
 
-    def _second(self, layer: ModelLayer, number: int) -> Half | None:
+    def _second(
+        self, layer: ModelLayer, number: int, norms: list[tuple[Parameter | None, Parameter | None]]
+    ) -> Half | None:
         if layer.mlp is None:
             return None
-        before = self.norm(f"layers.{number}.second_norm", self._spec.hidden_size)
+        before, after = norms[1]
         experts = [each for each in layer.tensors if each.role is Role.EXPERT and len(each.shape) >= 2]
         if not experts:
             ups, down = self._ups([each for each in layer.tensors if each.role is Role.MLP], number)
-            return MlpBlock(before=before, ups=ups, down=down, is_gated=layer.mlp.gated)
+            return MlpBlock(before=before, after=after, ups=ups, down=down, is_gated=layer.mlp.gated)
         router = next(each for each in layer.tensors if each.role is Role.ROUTER and len(each.shape) == 2)
         count = 8 if self._training.loops_experts else 1
         parts = min(count, layer.mlp.num_experts // self._training.layout.expert)
@@ -198,6 +275,7 @@ class Builder:
             shared = MlpBlock(before=before, ups=shared_ups, down=shared_down, is_gated=layer.mlp.gated)
         return ExpertsBlock(
             before=before,
+            after=after,
             router=self.linear(_named(router, number), *router.shape),
             parts=tuple(self._ups(experts, number, parts, part) for part in range(parts)),
             is_gated=layer.mlp.gated,
@@ -205,6 +283,7 @@ class Builder:
             num_experts=layer.mlp.num_experts,
             share=1.0,
             shared=shared,
+            wide_router=self._family.wide_router,
         )
 
     def _ups(
@@ -213,6 +292,8 @@ class Builder:
         """The up projections and the down projection of a feed-forward part, cut along the inner width."""
         hidden = self._spec.hidden_size
         matrices = [each for each in tensors if len(each.shape) >= 2]
+        if self._training.kernels == "transformers" and not self._training.loops_experts:
+            matrices = _joined(matrices, hidden)
         layout = self._training.layout
         ups, down = [], None
         for each in matrices:
@@ -226,6 +307,23 @@ class Builder:
         if down is None or not ups:
             raise UnsupportedModel(f"{self._spec.name}: layer {number} has a feed-forward part that is not understood")
         return tuple(ups), down
+
+
+def _joined(matrices: list[Tensor], hidden: int) -> list[Tensor]:
+    """Experts' matrices as transformers holds them from 5.0 on: both up projections in one."""
+    ups = [each for each in matrices if each.role is Role.EXPERT and each.shape[-1] == hidden]
+    if len(ups) < 2 or len(matrices) != 3:
+        return matrices
+    shape = (*ups[0].shape[:-2], sum(each.shape[-2] for each in ups), hidden)
+    return [replace(ups[0], shape=shape), *(each for each in matrices if each not in ups)]
+
+
+def _key_width(cache: Cache) -> int:
+    return cache.expanded_key_width if isinstance(cache, LatentAttention) else getattr(cache, "key_width", 0)
+
+
+def _at(found: list[Parameter], position: int) -> Parameter | None:
+    return found[position] if position < len(found) else None
 
 
 def _named(tensor: Tensor, number: int) -> str:

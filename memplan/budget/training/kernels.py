@@ -1,5 +1,5 @@
-"""The small operators of a layer, each as the code that people run computes it: norms, rotary positions, attention,
-gated activations.
+"""The small operators of a layer, each as the code that people run computes it: norms, rotary positions, gated
+activations.
 
 `Kernels` says which form of each is used. Bytes of an element of what is computed: `width`.
 """
@@ -13,154 +13,146 @@ from memplan.budget.training.autograd import Graph, Parameter, Tensor
 from memplan.records import dataclass
 from memplan.units import round_up
 
-_FLOAT = 4
-AttentionKernel = Literal["flash", "flash-sdpa", "efficient", "math", "eager"]
+_FLOAT, _INDEX = 4, 8
+# Up to so many indices the gradient of an embedding is written without sorting them.
+_UNSORTED_INDICES = 3072
+_ROWS_PER_SUM = 10
+_WARP = 32
+_STATISTICS = 2 * _FLOAT  # mean and deviation of a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernels:
     """Which form of an operator runs.
 
-    norm: `eager` computes in FP32 step by step (transformers' RMSNorm), `fused` in one kernel that keeps its input.
-    rotary: `eager` rotates halves with slices and concatenation, `fused` in place.
+    norm: `eager` computes in FP32 step by step and scales what was cast back (Llama's RMSNorm), `eager-wide` scales in
+    FP32 (Gemma's), `eager-plain` is LayerNorm over an FP32 copy, without weights (OLMo's), `eager-centred` LayerNorm
+    step by step (Cohere's); `layer` is PyTorch's LayerNorm, `fused` one kernel that keeps its input.
+    rotary: `eager` rotates halves with slices and concatenation, `fused` in place. joins_rotary: what is rotated is
+    joined with what is not; wide_rotary: in FP32.
     gate: `eager` keeps both sides and the activated gate, `fused` both sides alone.
+    activation: one `kernel`, `steps` (GELU by its formula with tanh), or `own` backward code that keeps its input.
+    caches_keys: a KV cache is filled, which copies keys and values.
     """
 
-    norm: Literal["eager", "fused", "layer"] = "eager"
+    norm: Literal["eager", "eager-wide", "eager-plain", "eager-centred", "fused", "layer"] = "eager"
     rotary: Literal["eager", "fused", "none"] = "eager"
+    joins_rotary: bool = False
+    wide_rotary: bool = False
     gate: Literal["eager", "fused"] = "eager"
-    attention: AttentionKernel = "flash"
+    activation: Literal["kernel", "steps", "own"] = "kernel"
+    softcaps: bool = False
+    caches_keys: bool = False
 
 
 def norm(graph: Graph, entering: Tensor, weight: Parameter, rows: float, width: int, kernels: Kernels) -> Tensor:
     """Normalise every row. The caller keeps what enters."""
-    size = entering.size_bytes
-    if kernels.norm != "eager":
+    form = kernels.norm
+    if form in ("fused", "layer"):
+        kept = rows * (_STATISTICS if form == "layer" else _FLOAT)
         return graph.op(
-            weight.name, size, (entering,), keeps=(entering,), keeps_bytes=(rows * _FLOAT,), parameters=(weight,)
+            weight.name, entering.size_bytes, (entering,), keeps=(entering,), keeps_bytes=(kept,), parameters=(weight,)
         )
-    wide_bytes = size / width * _FLOAT
-    wide = entering if width == _FLOAT else graph.op("norm's cast", wide_bytes, (entering,))
-    squares = graph.op(
-        "norm's squares", wide_bytes, (wide,), keeps=(wide,), backward_temporaries=(wide_bytes, wide_bytes)
-    )
-    roots = graph.op("norm's roots", rows * _FLOAT, (squares,), keeps_output=True, grads=(wide_bytes,))
-    graph.drop(squares)
-    scaled = graph.op(
-        "norm's scaling", wide_bytes, (wide, roots), keeps=(wide, roots), backward_temporaries=(wide_bytes,)
-    )
-    graph.drop(roots)
-    if wide is not entering:
+    wide_bytes = entering.size_bytes / width * _FLOAT
+    wide = _widened(graph, entering, width)
+    if form == "eager-plain":
+        plain = graph.op("norm", wide_bytes, (wide,), keeps=(wide,), keeps_bytes=(rows * _STATISTICS,))
         graph.drop(wide)
-    narrow = scaled if width == _FLOAT else graph.op("norm's cast back", size, (scaled,))
-    made = graph.op(
-        weight.name,
-        size,
-        (narrow,),
-        keeps=(narrow,) if weight.is_trained else (),
-        backward_temporaries=(size,) if weight.is_trained else (),
-        parameters=(weight,),
-    )
-    graph.drop(scaled)
-    if narrow is not scaled:
-        graph.drop(narrow)
+        return _narrowed(graph, plain, width)
+    scaled = (_centred if form == "eager-centred" else _scaled)(graph, wide, rows)
+    graph.drop(wide)
+    if form == "eager":
+        return _weighted(graph, _narrowed(graph, scaled, width), weight)
+    return _narrowed(graph, _weighted(graph, scaled, weight), width)
+
+
+def _widened(graph: Graph, entering: Tensor, width: int) -> Tensor:
+    if width == _FLOAT:
+        graph.device.share(entering.block)
+        return entering
+    return graph.op("norm's cast", entering.size_bytes / width * _FLOAT, (entering,))
+
+
+def _narrowed(graph: Graph, wide: Tensor, width: int) -> Tensor:
+    """Takes over what enters."""
+    if width == _FLOAT:
+        return wide
+    made = graph.op("norm's cast back", wide.size_bytes / _FLOAT * width, (wide,))
+    graph.drop(wide)
     return made
 
 
-def rotate(graph: Graph, entering: Tensor, kernels: Kernels) -> Tensor:
-    """Rotary positions. Takes over what enters."""
-    size = entering.size_bytes
-    if kernels.rotary == "none":
-        return entering
+def _scaled(graph: Graph, wide: Tensor, rows: float) -> Tensor:
+    """Rows over the root of their mean square."""
+    size = wide.size_bytes
+    squares = graph.op("norm's squares", size, (wide,), keeps=(wide,), backward_temporaries=(size, size))
+    roots = graph.op("norm's roots", rows * _FLOAT, (squares,), keeps_output=True, grads=(size,))
+    graph.drop(squares)
+    made = graph.op("norm's scaling", size, (wide, roots), keeps=(wide, roots), backward_temporaries=(size,))
+    graph.drop(roots)
+    return made
+
+
+def _centred(graph: Graph, wide: Tensor, rows: float) -> Tensor:
+    """Rows less their mean, over their deviation; the difference is made twice."""
+    size = wide.size_bytes
+    first = graph.op("norm's difference", size, (wide,), grads=(None,))
+    squares = graph.op("norm's squares", size, (first,), keeps=(first,), backward_temporaries=(size, size))
+    graph.drop(first)
+    roots = graph.op("norm's roots", rows * _FLOAT, (squares,), keeps_output=True, grads=(size,))
+    graph.drop(squares)
+    second = graph.op("norm's difference", size, (wide,), grads=(None,))
+    made = graph.op("norm's scaling", size, (second, roots), keeps=(second, roots), backward_temporaries=(size,))
+    graph.drop(second, roots)
+    return made
+
+
+def _weighted(graph: Graph, entering: Tensor, weight: Parameter) -> Tensor:
+    """Takes over what enters."""
+    size, is_trained = entering.size_bytes, weight.is_trained
+    made = graph.op(
+        weight.name,
+        size,
+        (entering,),
+        keeps=(entering,) if is_trained else (),
+        backward_temporaries=(size,) if is_trained else (),
+        parameters=(weight,),
+    )
+    graph.drop(entering)
+    return made
+
+
+def rotate(graph: Graph, entering: Tensor, kernels: Kernels, part: float = 1.0) -> Tensor:
+    """Rotary positions over this part of every head. The caller keeps what enters."""
     if kernels.rotary == "fused":
-        return graph.op("rotary", size, (entering,), grads=(None,), in_place_of=entering)
+        return graph.op("rotary", entering.size_bytes, (entering,), grads=(None,), in_place_of=entering)
+    if not kernels.joins_rotary and part == 1:
+        return _turned(graph, entering, kernels)
+    size = entering.size_bytes
+    turning, passing = graph.split("rotary part", entering, (size * part, size * (1 - part)))
+    turned = _turned(graph, turning, kernels)
+    graph.drop(turning)
+    made = graph.op("rotary join", size, (turned, passing), grads=(None, None))
+    graph.drop(turned, passing)
+    return made
+
+
+def _turned(graph: Graph, entering: Tensor, kernels: Kernels) -> Tensor:
+    size = entering.size_bytes * (2 if kernels.wide_rotary else 1)
+    narrow = entering.size_bytes
     cosine = graph.op("rotary cosine", size, (entering,))
-    negative = graph.op("rotary half", size / 2, (entering,), backward_temporaries=(size,))
-    turned = graph.op("rotary turn", size, (entering, negative), grads=(size, None))
+    negative = graph.op("rotary half", narrow / 2, (entering,), backward_temporaries=(narrow,))
+    turned = graph.op("rotary turn", narrow, (entering, negative), grads=(narrow, None))
     graph.drop(negative)
     sine = graph.op("rotary sine", size, (turned,))
     graph.drop(turned)
     made = graph.op("rotary sum", size, (cosine, sine), grads=(None, None))
     graph.drop(cosine, sine)
-    return made
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heads:
-    """The heads of one attention over `batch` sequences of `tokens`. Keys may be fewer, a value of another width."""
-
-    batch: float
-    tokens: float
-    queries: float
-    keys: float
-    width: int
-    value_width: int
-
-
-def attend(
-    graph: Graph, query: Tensor, key: Tensor, value: Tensor, heads: Heads, width: int, kernels: Kernels
-) -> Tensor:
-    """Attention. Takes over queries, keys and values; returns every head's output as [batch, tokens, heads x width]."""
-    if kernels.attention in ("math", "eager"):
-        return _materialised(graph, query, key, value, heads, width, kernels)
-    rows = heads.batch * heads.tokens * heads.queries
-    made = graph.op(
-        "attention",
-        rows * heads.value_width * width,
-        (query, key, value),
-        keeps=(query, key, value),
-        keeps_bytes=(rows * _FLOAT,),
-        keeps_output=True,
-        backward_temporaries=_flash_backward(heads, width),
-        is_stashed=True,
-    )
-    graph.drop(query, key, value)
-    return made
-
-
-def _flash_backward(heads: Heads, width: int) -> tuple[float, ...]:
-    """Gradients of queries summed in FP32, a sum for each row, and keys and values once for every query head."""
-    rows = heads.batch * round_up(int(heads.tokens), 128) * heads.queries
-    sums = (rows * round_up(heads.width, 32) * _FLOAT, rows * _FLOAT)
-    if heads.keys == heads.queries:
-        return sums
-    expanded = heads.batch * heads.tokens * heads.queries * width
-    return (*sums, expanded * heads.width, expanded * heads.value_width)
-
-
-def _materialised(
-    graph: Graph, query: Tensor, key: Tensor, value: Tensor, heads: Heads, width: int, kernels: Kernels
-) -> Tensor:
-    """Scores and their softmax, in full; transformers computes the softmax in FP32 and casts it back."""
-    repeated = []
-    for each, each_width in ((key, heads.width), (value, heads.value_width)):
-        size = heads.batch * heads.tokens * heads.queries * each_width * width
-        if heads.keys != heads.queries:
-            wider = graph.op("repeated keys", size, (each,))
-            graph.drop(each)
-            repeated.append(wider)
-        else:
-            repeated.append(each)
-    keys, values = repeated
-    count = heads.batch * heads.queries * heads.tokens * heads.tokens
-    scores = graph.op("scores", count * width, (query, keys), keeps=(query, keys))
-    scaled = graph.op("scaled scores", count * width, (scores,))
-    graph.drop(scores)
-    masked = graph.op("masked scores", count * width, (scaled,), grads=(None,))
-    graph.drop(scaled)
-    softened = graph.op("softmax", count * _FLOAT, (masked,), keeps_output=True, grads=(count * _FLOAT,))
-    probabilities = graph.op("softmax cast", count * width, (softened,))
-    graph.drop(softened, masked)
-    out = graph.op(
-        "attention",
-        heads.batch * heads.tokens * heads.queries * heads.value_width * width,
-        (probabilities, values),
-        keeps=(probabilities, values),
-    )
-    graph.drop(probabilities, query, keys, values)
-    moved = graph.op("attention's layout", out.size_bytes, (out,), grads=(None,))
-    graph.drop(out)
-    return moved
+    if not kernels.wide_rotary:
+        return made
+    back = graph.op("rotary cast back", narrow, (made,))
+    graph.drop(made)
+    return back
 
 
 def gated(graph: Graph, gates: Tensor, make_ups: Callable[[], Tensor], kernels: Kernels) -> Tensor:
@@ -170,15 +162,65 @@ def gated(graph: Graph, gates: Tensor, make_ups: Callable[[], Tensor], kernels: 
         made = graph.op("gated activation", gates.size_bytes, (gates, ups), keeps=(gates, ups))
         graph.drop(gates, ups)
         return made
-    active = activate(graph, gates)
+    active = activate(graph, gates, kernels)
     ups = make_ups()
     made = graph.op("gated product", active.size_bytes, (active, ups), keeps=(active, ups))
     graph.drop(active, ups)
     return made
 
 
-def activate(graph: Graph, entering: Tensor) -> Tensor:
+def activate(graph: Graph, entering: Tensor, kernels: Kernels) -> Tensor:
     """An activation function. Takes over what enters."""
-    made = graph.op("activation", entering.size_bytes, (entering,), keeps=(entering,))
+    size = entering.size_bytes
+    if kernels.activation == "steps":
+        made = _gelu_by_steps(graph, entering)
+    else:
+        others = (size,) * 3 if kernels.activation == "own" else ()
+        made = graph.op("activation", size, (entering,), keeps=(entering,), backward_temporaries=others)
     graph.drop(entering)
+    return made
+
+
+def _gelu_by_steps(graph: Graph, entering: Tensor) -> Tensor:
+    """Half of x, times 1 + tanh of a polynomial of x: each step a tensor of its own."""
+    size = entering.size_bytes
+    half = graph.op("half", size, (entering,))
+    cube = graph.op("cube", size, (entering,), keeps=(entering,), backward_temporaries=(size,))
+    small = graph.op("small cube", size, (cube,))
+    graph.drop(cube)
+    summed = graph.op("polynomial", size, (entering, small), grads=(None, None))
+    graph.drop(small)
+    inner = graph.op("scaled polynomial", size, (summed,))
+    graph.drop(summed)
+    bent = graph.op("tanh", size, (inner,), keeps_output=True)
+    graph.drop(inner)
+    raised = graph.op("tanh + 1", size, (bent,), grads=(None,))
+    graph.drop(bent)
+    made = graph.op("activation", size, (half, raised), keeps=(half, raised))
+    graph.drop(half, raised)
+    return made
+
+
+def embedding_sums(tokens: float, vocabulary: int, hidden: int) -> tuple[float, ...]:
+    """What the gradient of an embedding takes inside: sorted indices, and a partial sum for every few rows.
+
+    Source: aten/src/ATen/native/cuda/EmbeddingBackwardKernel.cu of PyTorch 2.4 to 2.13.
+    """
+    if tokens <= _UNSORTED_INDICES:
+        return ()
+    segments = min(tokens, vocabulary)
+    partial = tokens // _ROWS_PER_SUM + segments
+    indices = (2 * tokens + 3 * segments + partial) * _INDEX
+    return indices, partial * round_up(hidden, _WARP) * _FLOAT
+
+
+def softcapped(graph: Graph, entering: Tensor) -> Tensor:
+    """Scaled, through a tanh, and scaled back. Takes over what enters."""
+    size = entering.size_bytes
+    scaled = graph.op("softcap's division", size, (entering,))
+    graph.drop(entering)
+    bent = graph.op("softcap's tanh", size, (scaled,), keeps_output=True)
+    graph.drop(scaled)
+    made = graph.op("softcap", size, (bent,))
+    graph.drop(bent)
     return made

@@ -10,6 +10,7 @@ bitsandbytes 0.43 to 0.48, autograd/_functions.py, MatMul4Bit (the weight is deq
 from __future__ import annotations
 
 from memplan.budget.training.autograd import Graph, Parameter, Tensor
+from memplan.budget.training.kernels import softcapped
 from memplan.records import dataclass
 
 _FLOAT = 4
@@ -39,22 +40,26 @@ class Linear:
     `unpacked_bytes` is what the weight takes while it is multiplied, where it is stored in another form; `cast_bytes`
     what a copy in the computed type takes that is kept for the backward pass (autocast). `is_last`: its output is the
     layer's own, so that a compiler that keeps what is needed does not keep it. `is_grouped`: it is one of several
-    experts' matrices, which selective checkpointing computes again.
+    experts' matrices, which selective checkpointing computes again. `is_softcapped`: its output goes through a tanh.
     """
 
     name: str
     inputs: int
     outputs: int
     weight: Parameter
+    bias: Parameter | None = None
     unpacked_bytes: float = 0
     cast_bytes: float = 0
     adapter: Adapter | None = None
     is_last: bool = False
     is_grouped: bool = False
+    is_softcapped: bool = False
 
     def run(self, graph: Graph, entering: Tensor, tokens: float, width: int) -> Tensor:
         """Multiply. The caller keeps what enters."""
         made = self._multiply(graph, entering, tokens, width)
+        if self.is_softcapped:
+            made = softcapped(graph, made)
         if self.adapter is None:
             return made
         if self.adapter.is_fused:
@@ -64,7 +69,7 @@ class Linear:
     def _multiply(self, graph: Graph, entering: Tensor, tokens: float, width: int) -> Tensor:
         adapter = self.adapter
         keeps_input = self.weight.is_trained or (adapter is not None and adapter.is_fused)
-        parameters = [self.weight]
+        parameters = [self.weight, *([self.bias] if self.bias else [])]
         if adapter is not None and adapter.is_fused:
             parameters += [adapter.down, adapter.up]
         unpacked = (self.unpacked_bytes,) if self.unpacked_bytes else ()

@@ -13,6 +13,7 @@ from memplan.budget.training.linear import Linear
 from memplan.budget.training.optimizer import state_sizes
 from memplan.budget.training.sharding import PLACEMENTS, Unit
 from memplan.domain.model import ModelSpec
+from memplan.domain.tensors import Role
 from memplan.domain.training import TrainingSpec
 from memplan.units import ceil_div
 
@@ -38,6 +39,8 @@ class Stage:
         self.first_unit = self._unit("outside", stays=not training.splits_outside)
         self.last_unit = self.first_unit
         self.embedding: Parameter | None = None
+        self.positions: Parameter | None = None
+        self.embedding_norm: Parameter | None = None
         self.last_norm: Parameter | None = None
         self.head: Linear | None = None
         self._load_outside(builder)
@@ -69,13 +72,28 @@ class Stage:
         vocabulary = ceil_div(self.spec.vocab_size, self.training.layout.tensor)
         if self.number == 0:
             self.embedding = self._parameter("embed_tokens", vocabulary * hidden, self.is_full)
+            positions = self._shared_elements(Role.POSITION)
+            if positions:
+                self.positions = self._parameter("positions", positions, self.is_full)
+            norms = self._shared_elements(Role.NORM, of_embedding=True)
+            if norms:
+                self.embedding_norm = self._parameter("embedding's norm", norms, self.is_full)
         if not self.is_last:
             return
         if self.training.splits_outside:
             self.last_unit = self._unit("head", stays=True)
-        self.last_norm = builder.norm("norm", hidden)
+        self.last_norm = builder.norm("norm", self._shared_elements(Role.NORM))
         tied = self.embedding if self.spec.tied_embeddings else None
+        if tied is not None:
+            tied.num_uses = 2
         self.head = builder.linear("lm_head", vocabulary, hidden, tied=tied)
+
+    def _shared_elements(self, role: Role, *, of_embedding: bool = False) -> int:
+        return sum(
+            each.num_elements
+            for each in self.spec.shared
+            if each.role is role and (role is not Role.NORM or ("embeddings" in each.name) == of_embedding)
+        )
 
     def _unit(self, name: str, *, stays: bool) -> Unit:
         self.units.append(Unit(name, stays=stays))

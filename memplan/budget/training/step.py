@@ -7,9 +7,10 @@ micro-batches are there where several make a step.
 from __future__ import annotations
 
 from memplan.budget.training.autograd import ACTIVATIONS, WORKSPACE, Graph, Tensor
-from memplan.budget.training.blocks import Layer, run_layer
+from memplan.budget.training.blocks import ATTENDING, Layer, dropped, run_layer
 from memplan.budget.training.device import Block, Device, PhaseHeld
-from memplan.budget.training.kernels import Kernels
+from memplan.budget.training.families import family_of, kernels_of
+from memplan.budget.training.kernels import Kernels, embedding_sums
 from memplan.budget.training.kernels import norm as run_norm
 from memplan.budget.training.loss import run_loss
 from memplan.budget.training.optimizer import temporary_sizes
@@ -36,7 +37,7 @@ class Step:
         self._stage = Stage(self.device, spec, training, number)
         self._graph = Graph(self.device)
         self._training = training
-        self._kernels = KERNELS[training.kernels]
+        self._kernels = kernels_of(spec, training, KERNELS[training.kernels])
         self._width = training.compute_bytes
         self._tokens = training.micro_batch * training.sequence_tokens / training.layout.context
         self._lasting: list[Block] = []
@@ -46,7 +47,12 @@ class Step:
         device, stage, place = self.device, self._stage, self._stage.place
         device.begin("forward")
         inputs = [device.take(self._tokens * _INDEX_BYTES, WORKSPACE, "token ids") for _ in range(3)]
+        mask = device.take(self._mask_bytes(), ACTIVATIONS, "mask")
         made = self._forward()
+        if self._training.checkpointing == "none":
+            device.free(mask)
+        else:
+            self._lasting.append(mask)
         device.begin("backward")
         self._graph.backward(made)
         place.after_backward(stage.first_unit)
@@ -57,6 +63,21 @@ class Step:
         for each in inputs:
             device.free(each)
         return device.phases()
+
+    def evaluate(self) -> tuple[PhaseHeld, ...]:
+        """Loading, and a forward pass over as many sequences that records nothing for a backward pass."""
+        self._graph.is_recording = False
+        self.device.begin("evaluation")
+        self._forward()
+        return self.device.phases()
+
+    def _mask_bytes(self) -> float:
+        """The mask that attention's code is handed: numbers for a model's own formula, truths for PyTorch's kernels."""
+        found = [half.heads for _, layer in self._stage.layers for half in layer.halves if isinstance(half, ATTENDING)]
+        squared = float(self._training.sequence_tokens) ** 2
+        if any(heads.kernel == "eager" for heads in found):
+            return squared * self._width
+        return squared if any(heads.is_masked for heads in found) else 0.0
 
     def _forward(self) -> Tensor:
         """The loss; of a stage that is not the last, what it hands on."""
@@ -75,14 +96,43 @@ class Step:
         place.before_forward(stage.first_unit)
         weight = stage.embedding
         size = self._tokens * stage.spec.hidden_size * self._width / stage.state_share
-        state = graph.op("embedding", size, (), parameters=(weight,) if weight else (), grads=())
+        state = graph.op(
+            "embedding",
+            size,
+            (),
+            parameters=(weight,) if weight else (),
+            grads=(),
+            backward_temporaries=embedding_sums(self._tokens, stage.spec.vocab_size, stage.spec.hidden_size),
+        )
+        state = self._positioned(state)
         if not state.needs_grad:
-            # What comes from another stage, or is made by a frozen embedding under adapters, is asked for a gradient.
-            state.needs_grad = True
+            state.needs_grad = self._asks_for_gradient()
         if stage.first_unit.stays:
             return state
         place.after_forward(stage.first_unit)
         return graph.mark(state, lambda: place.before_backward(stage.first_unit, None))
+
+    def _asks_for_gradient(self) -> bool:
+        """Whether what a frozen embedding makes is asked for a gradient all the same: what comes from another stage,
+        and what checkpointed layers read, is.
+        """
+        training = self._training
+        return self._stage.embedding is None or training.checkpointing != "none" or training.method == "qlora"
+
+    def _positioned(self, state: Tensor) -> Tensor:
+        """The embedding with what some families add to it."""
+        stage, graph = self._stage, self._graph
+        if stage.positions is not None:
+            size = state.size_bytes / self._training.micro_batch
+            places = graph.op("positions", size, (), parameters=(stage.positions,), grads=())
+            summed = graph.op("embedding with positions", state.size_bytes, (state, places), grads=(None, size))
+            graph.drop(state, places)
+            state = summed
+        if stage.embedding_norm is not None:
+            normed = run_norm(graph, state, stage.embedding_norm, self._tokens, self._width, self._kernels)
+            graph.drop(state)
+            state = normed
+        return dropped(graph, state, self._width) if family_of(stage.spec, self._training).has_dropout else state
 
     def _layer(self, unit: Unit, before: Unit | None, layer: Layer, state: Tensor) -> Tensor:
         graph, place, training = self._graph, self._stage.place, self._training
