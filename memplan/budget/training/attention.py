@@ -1,0 +1,195 @@
+"""Attention in the forms that models are trained with: a fused kernel, PyTorch's plain formula, a model's own.
+
+Sources: aten/src/ATen/native/transformers/attention.cpp, cuda/sdp_utils.cpp and cuda/flash_attn/flash_api.cpp of
+PyTorch 2.4 to 2.13; transformers 4.48 to 5.23, integrations/sdpa_attention.py and the models' eager_attention_forward.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from memplan.budget.training.autograd import Graph, Tensor
+from memplan.budget.training.kernels import Kernels, softcapped
+from memplan.records import dataclass
+from memplan.units import round_up
+
+_FLOAT = 4
+AttentionKernel = Literal["flash", "efficient", "math", "eager"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heads:
+    """The heads of one attention over `batch` sequences of `tokens`. Keys may be fewer, a value of another width.
+
+    is_masked: a mask of numbers is made for this layer, and kept. is_reordered: queries lie head by head, so that what
+    comes out is copied back. is_wide: scores are computed in FP32 from FP32 copies. copies_single: keys are copied for
+    query heads also where there is one, of which others make a view. is_latent: what is cached is narrower.
+    """
+
+    batch: float
+    tokens: float
+    queries: float
+    keys: float
+    width: int
+    value_width: int
+    kernel: AttentionKernel = "flash"
+    is_masked: bool = False
+    is_reordered: bool = False
+    is_wide: bool = False
+    copies_single: bool = False
+    is_latent: bool = False
+
+    def bytes_of(self, heads: float, head_width: int, element_bytes: int) -> float:
+        return self.batch * self.tokens * heads * head_width * element_bytes
+
+
+def attend(
+    graph: Graph, query: Tensor, key: Tensor, value: Tensor, heads: Heads, width: int, kernels: Kernels
+) -> Tensor:
+    """Attention. Takes over queries, keys and values; returns every head's output as [batch, tokens, heads x width]."""
+    if kernels.caches_keys and not heads.is_latent:
+        key, value = _cached(graph, key), _cached(graph, value)
+    if heads.kernel == "flash":
+        return _fused(graph, query, key, value, heads, width, _flash_backward(heads, width))
+    if heads.kernel == "math":
+        return _plain_formula(graph, query, key, value, heads, width)
+    key = _repeated(graph, key, heads, heads.width, width)
+    value = _repeated(graph, value, heads, heads.value_width, width)
+    if heads.kernel == "efficient":
+        return _fused(graph, query, key, value, heads, width, _efficient_backward(heads, width))
+    return _own_formula(graph, query, key, value, heads, width, kernels)
+
+
+def _cached(graph: Graph, entering: Tensor) -> Tensor:
+    """Takes over what enters."""
+    made = graph.op("cached keys", entering.size_bytes, (entering,), grads=(None,))
+    graph.drop(entering)
+    return made
+
+
+def _repeated(graph: Graph, entering: Tensor, heads: Heads, head_width: int, width: int) -> Tensor:
+    """Keys or values once for every query head. Takes over what enters."""
+    if heads.keys == heads.queries or (heads.keys == 1 and not heads.copies_single):
+        return entering
+    made = graph.op("repeated keys", heads.bytes_of(heads.queries, head_width, width), (entering,))
+    graph.drop(entering)
+    return made
+
+
+def _fused(
+    graph: Graph,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: Heads,
+    width: int,
+    backward_temporaries: tuple[float, ...],
+) -> Tensor:
+    mask = (heads.tokens * heads.tokens * width,) if heads.is_masked else ()
+    sums = heads.batch * heads.queries * round_up(int(heads.tokens), 32 if heads.kernel == "efficient" else 1) * _FLOAT
+    made = graph.op(
+        "attention",
+        heads.bytes_of(heads.queries, heads.value_width, width),
+        (query, key, value),
+        keeps=(query, key, value),
+        keeps_bytes=(sums, *mask),
+        keeps_output=True,
+        backward_temporaries=backward_temporaries,
+        is_stashed=True,
+    )
+    graph.drop(query, key, value)
+    return _reordered(graph, made) if heads.is_reordered else made
+
+
+def _reordered(graph: Graph, entering: Tensor) -> Tensor:
+    """Takes over what enters."""
+    made = graph.op("attention's layout", entering.size_bytes, (entering,), grads=(None,))
+    graph.drop(entering)
+    return made
+
+
+def _flash_backward(heads: Heads, width: int) -> tuple[float, ...]:
+    """Gradients of queries summed in FP32, a sum for each row, and keys and values once for every query head."""
+    rows = heads.batch * round_up(int(heads.tokens), 128) * heads.queries
+    padded = round_up(heads.width, 32 if heads.width <= 128 else 64)
+    sums = (rows * padded * _FLOAT, rows * _FLOAT)
+    if heads.keys == heads.queries:
+        return sums
+    return (
+        *sums,
+        heads.bytes_of(heads.queries, heads.width, width),
+        heads.bytes_of(heads.queries, heads.value_width, width),
+    )
+
+
+def _efficient_backward(heads: Heads, width: int) -> tuple[float, ...]:
+    """A sum for each row, and for 16 bits the gradients of queries summed in FP32."""
+    rows = heads.batch * heads.queries
+    sums = rows * heads.tokens * _FLOAT
+    if width == _FLOAT:
+        return (sums,)
+    return sums, rows * round_up(int(heads.tokens), 64) * round_up(heads.width, 64) * _FLOAT
+
+
+def _plain_formula(graph: Graph, query: Tensor, key: Tensor, value: Tensor, heads: Heads, width: int) -> Tensor:
+    """PyTorch's own formula, in FP32: both sides of the product are scaled, the mask is added in place."""
+    wide_query, wide_key, wide_value = (_in_float(graph, each, width) for each in (query, key, value))
+    graph.drop(query, key, value)
+    scaled = graph.op("scaled queries", wide_query.size_bytes, (wide_query,))
+    graph.drop(wide_query)
+    keys = _repeated(graph, wide_key, heads, heads.width, _FLOAT)
+    values = _repeated(graph, wide_value, heads, heads.value_width, _FLOAT)
+    scaled_keys = graph.op("scaled keys", keys.size_bytes, (keys,))
+    graph.drop(keys)
+    count = heads.batch * heads.queries * heads.tokens * heads.tokens
+    scores = graph.op("scores", count * _FLOAT, (scaled, scaled_keys), keeps=(scaled, scaled_keys))
+    graph.drop(scaled, scaled_keys)
+    softened = graph.op("softmax", count * _FLOAT, (scores,), keeps_output=True)
+    graph.drop(scores)
+    size = heads.bytes_of(heads.queries, heads.value_width, _FLOAT)
+    out = graph.op("attention", size, (softened, values), keeps=(softened, values))
+    graph.drop(softened, values)
+    if width == _FLOAT:
+        return _reordered(graph, out)
+    narrow = graph.op("attention's cast back", size / _FLOAT * width, (out,))
+    graph.drop(out)
+    return _reordered(graph, narrow)
+
+
+def _in_float(graph: Graph, entering: Tensor, width: int) -> Tensor:
+    if width == _FLOAT:
+        graph.device.share(entering.block)
+        return entering
+    return graph.op("attention's cast", entering.size_bytes / width * _FLOAT, (entering,))
+
+
+def _own_formula(
+    graph: Graph, query: Tensor, key: Tensor, value: Tensor, heads: Heads, width: int, kernels: Kernels
+) -> Tensor:
+    """Scores and their softmax, in full; transformers computes the softmax in FP32 and casts it back."""
+    count = heads.batch * heads.queries * heads.tokens * heads.tokens
+    scores_width = width
+    if heads.is_wide and width != _FLOAT:
+        narrow = query, key
+        query, key = (_in_float(graph, each, width) for each in narrow)
+        graph.drop(*narrow)
+        scores_width = _FLOAT
+    product = graph.op("scores", count * scores_width, (query, key), keeps=(query, key))
+    scores = graph.op("scaled scores", count * scores_width, (product,))
+    graph.drop(product)
+    if kernels.softcaps:
+        scores = softcapped(graph, scores)
+    masked = graph.op("masked scores", count * scores_width, (scores,), grads=(None,))
+    graph.drop(scores)
+    softened = graph.op("softmax", count * _FLOAT, (masked,), keeps_output=True, grads=(count * scores_width,))
+    graph.drop(masked)
+    probabilities = softened
+    if width != _FLOAT:
+        probabilities = graph.op("softmax cast", count * width, (softened,))
+        graph.drop(softened)
+    size = heads.bytes_of(heads.queries, heads.value_width, width)
+    out = graph.op("attention", size, (probabilities, value), keeps=(probabilities, value))
+    moved = _reordered(graph, out)
+    # The code holds them by name until it returns.
+    graph.drop(probabilities, query, key, value)
+    return moved
