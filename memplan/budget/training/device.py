@@ -84,12 +84,17 @@ class Device:
         """Every allocation as the number of its block, every free as its complement."""
         return tuple(self._events)
 
-    def phases(self, cuts: Iterable[int] = ()) -> tuple[PhaseHeld, ...]:
-        """Each phase with its peak. At the moments in `cuts` a phase is cut into parts of the same name."""
+    def phases(self, cuts: Iterable[int] = (), *, with_held: bool = True) -> tuple[PhaseHeld, ...]:
+        """Each phase with its peak. At the moments in `cuts` a phase is cut into parts of the same name.
+
+        What is alive at the peaks is left out without `with_held`, which is quicker.
+        """
         parts = sorted([*((start, name) for name, start in self._phases), *((cut, "") for cut in cuts)])
         starts = [start for start, _ in parts] + [len(self._events)]
         peaks = self._peaks(starts)
-        held = self._held_at([moment for moment, _, _ in peaks])
+        held: list[Held] = [{}] * len(peaks)
+        if with_held:
+            held = self._held_at([moment for moment, _, _ in peaks])
         found: list[PhaseHeld] = []
         for (_, begun), (_, peak, after), each in zip(parts, peaks, held, strict=True):
             name = begun or found[-1].name

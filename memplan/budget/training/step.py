@@ -44,6 +44,11 @@ class Step:
 
     def run(self) -> tuple[PhaseHeld, ...]:
         """All phases, each with its peak."""
+        self.perform()
+        return self.device.phases()
+
+    def perform(self) -> None:
+        """Forward, backward and the optimizer's step, on the device."""
         device, stage, place = self.device, self._stage, self._stage.place
         device.begin("forward")
         inputs = [device.take(self._tokens * _INDEX_BYTES, WORKSPACE, "token ids") for _ in range(3)]
@@ -62,7 +67,6 @@ class Step:
         self._optimizer_step()
         for each in inputs:
             device.free(each)
-        return device.phases()
 
     def evaluate(self) -> tuple[PhaseHeld, ...]:
         """Loading, and a forward pass over as many sequences that records nothing for a backward pass."""

@@ -1,0 +1,157 @@
+"""From a training question to a TrainingSpec: the trainer's own way of working where nothing else was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import ModelSpec
+from memplan.domain.training import Loss, Sharding, TrainingLayout, TrainingSpec
+from memplan.domain.training_question import TrainingQuestion
+from memplan.engines.training.presets import PRESETS, Preset
+from memplan.engines.training.refusals import check
+from memplan.errors import UsageError
+from memplan.records import replace
+from memplan.units import ceil_div
+
+DEFAULT_TOKENS = 2048
+DEFAULT_RANK = 16
+_NODE = 8
+_HALF, _FLOAT = 2, 4
+_CHUNK_TOKENS = 128  # litgpt, lm_head_chunk_size
+_CHUNKS = 8  # torchtune
+_WORKSPACE_BYTES, _NEW_WORKSPACE_BYTES = 8519680, 33554432  # cuBLAS, before and from Hopper on
+
+
+def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -> TrainingSpec:
+    """Return the step that a question asks for. Raises: UsageError for a combination that cannot be."""
+    preset = PRESETS[question.trainer]
+    layout = choose_layout(question, spec)
+    sharding = choose_sharding(question, layout)
+    if question.sharding == "hsdp":
+        layout = replace(layout, shard=min(_NODE, layout.data) if layout.data > _NODE else layout.data // 2)
+    check(question, spec, gpu, layout, sharding)
+    tokens = question.sequence_tokens or min(DEFAULT_TOKENS, spec.max_context_tokens or DEFAULT_TOKENS)
+    return TrainingSpec(
+        **_widths(question, preset, sharding),
+        method=question.method,
+        lora_rank=question.lora_rank or DEFAULT_RANK,
+        lora_targets=question.lora_targets or ("all-linear",),
+        optimizer=question.optimizer,
+        optimizer_form=question.optimizer_form or preset.optimizer_form,
+        sharding=sharding,
+        layout=layout,
+        micro_batch=question.micro_batch,
+        sequence_tokens=tokens,
+        accumulation=question.accumulation,
+        checkpointing=question.checkpointing or preset.checkpointing,
+        attention=question.attention or "flash",
+        **_loss(question, preset, tokens),
+        kernels="compiled" if question.compiled else preset.kernels,
+        splits_outside=preset.splits_outside,
+        keeps_gradients=preset.keeps_gradients,
+        offload_parameters="parameters" in question.offloaded,
+        offload_optimizer="optimizer" in question.offloaded or "parameters" in question.offloaded,
+        offload_activations="activations" in question.offloaded,
+        workspace_bytes=_NEW_WORKSPACE_BYTES if (gpu.cuda_capability or 0.0) >= 9.0 else _WORKSPACE_BYTES,
+    )
+
+
+def choose_layout(question: TrainingQuestion, spec: ModelSpec) -> TrainingLayout:
+    """Spread the ranks over the GPUs: what is left beside the model's cuts is data parallel.
+
+    Raises: UsageError when the ranks do not multiply to the number of GPUs.
+    """
+    cuts = question.tensor * question.pipeline
+    asked = cuts * question.data
+    count = question.num_gpus or asked
+    if count % asked:
+        raise UsageError(
+            f"{count} GPUs do not hold {asked} ranks evenly",
+            hint="leave --tp, --pp and --dp out, or make them multiply to the number of GPUs",
+        )
+    data = count // cuts
+    experts = max((layer.mlp.num_experts for layer in spec.layers if layer.mlp), default=0)
+    expert = 1
+    if question.expert:
+        if not experts:
+            raise UsageError(f"`--ep` without experts: {spec.name} has dense layers", hint="leave --ep out")
+        expert = max(ranks for ranks in range(1, data + 1) if data % ranks == 0 and experts % ranks == 0)
+    return TrainingLayout(
+        data=data,
+        tensor=question.tensor,
+        pipeline=question.pipeline,
+        expert=expert,
+        sequence_parallel=PRESETS[question.trainer].sequence_parallel and question.tensor > 1,
+    )
+
+
+def choose_sharding(question: TrainingQuestion, layout: TrainingLayout) -> Sharding:
+    """Which sharding is meant: `fsdp` is the trainer's own kind, and several GPUs shard where nothing was said."""
+    preset, asked = PRESETS[question.trainer], question.sharding
+    if asked is None:
+        asked = preset.sharding if layout.data > 1 else "none"
+    if asked == "fsdp":
+        asked = "fsdp1" if "fsdp2" not in preset.shardings and "fsdp1" in preset.shardings else "fsdp2"
+    return "fsdp2" if asked == "hsdp" else asked
+
+
+def notes(question: TrainingQuestion, training: TrainingSpec) -> list[str]:
+    """What was decided for the user, and has to be said."""
+    said = []
+    if question.sharding is None and training.layout.data > 1:
+        names = {"fsdp2": "FSDP2", "fsdp1": "FSDP1", "zero1": "its distributed optimizer (ZeRO-1)", "zero2": "ZeRO-2"}
+        how = names.get(training.sharding, training.sharding)
+        count = training.layout.data
+        said.append(f"{count} data-parallel GPUs and no --sharding: {how} is assumed, as {question.trainer} has it")
+    if training.layout.sequence_parallel:
+        said.append(
+            "sequence parallelism goes with tensor parallelism here: what lies between layers is cut over ranks too"
+        )
+    if question.sharding == "hsdp":
+        shards = training.layout.shards
+        said.append(f"HSDP: sharded over {shards} GPUs, replicated over {training.layout.data // shards}")
+    if question.precision == "fp8":
+        said.append(
+            "FP8 copies of the weights and their transposes are counted; FP8 activations are taken as 16 bits wide"
+        )
+    if training.method == "dora":
+        said.append("DoRA is taken as LoRA with one magnitude per output; the norm's temporary matrix is counted")
+    return said
+
+
+def _widths(question: TrainingQuestion, preset: Preset, sharding: Sharding) -> dict[str, Any]:
+    """Bytes of an element of everything that is kept, by method and precision."""
+    precision = question.precision or preset.precision
+    is_mixed = precision != "none"
+    if question.method != "full":
+        in_float = preset.adapters_in_float
+        return {
+            "adapters_in_float": in_float,
+            "adapters_cast": not (preset.autocasts_adapters or (question.precision or "none") != "none"),
+            "state_bytes": _FLOAT if in_float else _HALF,
+        }
+    if not is_mixed:
+        return {}
+    if preset.masters:
+        grad = _FLOAT if preset.keeps_gradients else _HALF
+        return {"grad_bytes": grad, "state_bytes": _FLOAT, "master_bytes": _FLOAT}
+    is_gathered = sharding in ("zero3", "fsdp1", "fsdp2")
+    return {
+        "weight_bytes": _FLOAT,
+        "grad_bytes": _FLOAT,
+        "state_bytes": _FLOAT,
+        "autocast": not is_gathered,
+        "reduce_bytes": (_FLOAT if preset.reduces_in_float else _HALF) if is_gathered else None,
+    }
+
+
+def _loss(question: TrainingQuestion, preset: Preset, tokens: int) -> dict[str, Any]:
+    """The form of the loss; the chunks of the trainer that computes it by parts."""
+    own = preset.adapter_loss if question.method != "full" and preset.adapter_loss else preset.loss
+    loss: Loss = question.loss or own
+    if question.loss is None and question.compiled and own in ("plain", "plain-flat"):
+        loss = "compiled"
+    rows = tokens * question.micro_batch
+    chunks = max(ceil_div(rows, _CHUNK_TOKENS), 1) if question.trainer == "litgpt" else _CHUNKS
+    return {"loss": loss, "loss_chunks": chunks, "keeps_logits": preset.keeps_logits}

@@ -1,0 +1,289 @@
+"""Changes that make a training run smaller, each computed again: bytes, verdict, and roughly what it costs in time.
+
+Times are of one token, by the field's own measurements:
+- full checkpointing runs the forward pass twice, a third of a step's work more (Chen et al. 2016, arXiv:1604.06174);
+  selective a few percent (Korthikanti et al. 2022, arXiv:2205.05198, section 5);
+- 4 bit weights are dequantized for every product: about 39 % in S. Raschka's runs of 2023 (LoRA insights);
+- states and weights that are offloaded go over PCIe in every step: their bytes are named, the bus decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from memplan.budget.links import pcie_bytes_per_s
+from memplan.domain.gpu import GpuSpec
+from memplan.domain.model import ModelSpec
+from memplan.domain.training_budget import TrainingRemedy
+from memplan.domain.training_question import AskedSharding, TrainingQuestion
+from memplan.engines.training.choose import choose_training
+from memplan.engines.training.held import trained_parameters
+from memplan.engines.training.measure import Measured, measure
+from memplan.engines.training.presets import PRESETS
+from memplan.errors import MemplanError
+from memplan.records import dataclass, replace
+from memplan.units import format_gib
+
+_RECOMPUTE_PERCENT, _SELECTIVE_PERCENT, _DEQUANTIZE_PERCENT = 33, 5, 39
+_LEAST_BYTES = 16 << 20  # of less nobody wants to hear
+_GPU_COUNTS = (2, 4, 8, 16, 32, 64)
+
+Try = Callable[[TrainingQuestion], "Measured | None"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One change of a question. `cost` is what it takes, least first: nothing, time, the numbers, the method, money."""
+
+    flags: str
+    fields: dict[str, Any]
+    time_percent: int | None
+    note: str
+    cost: int
+
+
+def find_remedies(
+    spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured: Measured, free_bytes: int | None
+) -> tuple[TrainingRemedy, ...]:
+    """What returns memory, by how little it costs; and where nothing alone is enough, the cheapest of them together."""
+
+    def tried(changed: TrainingQuestion) -> Measured | None:
+        try:
+            return measure(spec, choose_training(changed, spec, gpu), gpu, free_bytes)
+        except MemplanError:
+            return None
+
+    found: list[tuple[Change, TrainingRemedy]] = []
+    for change in _changes(spec, gpu, question, measured):
+        made = tried(replace(question, **change.fields))
+        if made is not None and measured.allocated_bytes - made.allocated_bytes >= _LEAST_BYTES:
+            found.append((change, _remedy(change, measured, made)))
+    remedies = [remedy for _, remedy in found]
+    if measured.verdict == "does_not_fit" and not any(each.verdict == "fits" for each in remedies):
+        together = _together(question, measured, [change for change, _ in found], tried)
+        remedies += [together] if together is not None else []
+    remedies += _more_gpus(question, measured, tried)
+    return tuple(sorted(remedies, key=lambda each: (each.cost, -each.saves_bytes)))
+
+
+def _remedy(change: Change, measured: Measured, made: Measured) -> TrainingRemedy:
+    name = made.step.peak.name
+    assert name in ("load", "forward", "backward", "optimizer")
+    return TrainingRemedy(
+        change=change.flags,
+        saves_bytes=measured.allocated_bytes - made.allocated_bytes,
+        verdict=made.verdict,
+        phase=name,  # type: ignore[arg-type]
+        time_percent=change.time_percent,
+        note=change.note,
+        cost=change.cost,
+    )
+
+
+def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured: Measured) -> Iterator[Change]:
+    training = measured.training
+    if training.optimizer_form != "fused" and training.optimizer == "adamw":
+        yield Change(
+            flags="--optimizer-form fused",
+            fields={"optimizer_form": "fused"},
+            time_percent=0,
+            note="no temporaries at the step",
+            cost=0,
+        )
+    if training.loss not in ("linear", "compiled"):
+        yield Change(
+            flags="--loss linear",
+            fields={"loss": "linear"},
+            time_percent=0,
+            note="head and loss in one kernel, never all logits",
+            cost=1,
+        )
+    yield from _checkpointing(training.checkpointing)
+    if training.micro_batch > 1:
+        accumulation = training.accumulation * training.micro_batch
+        yield Change(
+            flags=f"--micro-batch 1 --grad-accum {accumulation}",
+            fields={"micro_batch": 1, "accumulation": accumulation},
+            time_percent=None,
+            note="the same batch in smaller products",
+            cost=3,
+        )
+    if question.trainer not in ("megatron",) and training.optimizer == "adamw" and training.sharding not in ("zero3",):
+        yield Change(
+            flags="--optimizer adamw-8bit",
+            fields={"optimizer": "adamw-8bit"},
+            time_percent=0,
+            note="moments of 8 bits",
+            cost=5,
+        )
+        if training.method != "full":
+            yield Change(
+                flags="--optimizer paged-adamw-8bit",
+                fields={"optimizer": "paged-adamw-8bit"},
+                time_percent=None,
+                note="moments of 8 bits that move to the host when memory is short",
+                cost=6,
+            )
+    yield from _offloads(spec, gpu, question, measured)
+    yield from _methods(question)
+
+
+def _checkpointing(now: str) -> Iterator[Change]:
+    if now == "none":
+        yield Change(
+            flags="--checkpointing selective",
+            fields={"checkpointing": "selective"},
+            time_percent=_SELECTIVE_PERCENT,
+            note="cheap operators run twice",
+            cost=2,
+        )
+    if now != "full":
+        yield Change(
+            flags="--checkpointing full",
+            fields={"checkpointing": "full"},
+            time_percent=_RECOMPUTE_PERCENT,
+            note="every layer's forward pass runs twice",
+            cost=4,
+        )
+
+
+def _methods(question: TrainingQuestion) -> Iterator[Change]:
+    if question.method == "full":
+        yield Change(
+            flags="--train lora",
+            fields={"method": "lora", "precision": None},
+            time_percent=-_RECOMPUTE_PERCENT,
+            note="adapters alone are trained: another result; no weight gradients",
+            cost=8,
+        )
+    if question.method in ("full", "lora", "dora"):
+        yield Change(
+            flags="--train qlora",
+            fields={"method": "qlora", "precision": None},
+            time_percent=_DEQUANTIZE_PERCENT,
+            note="adapters on 4 bit weights: another result",
+            cost=9,
+        )
+
+
+def _offloads(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured: Measured) -> Iterator[Change]:
+    training = measured.training
+    if training.checkpointing == "full" and not training.offload_activations:
+        yield Change(
+            flags="--checkpointing full --offload activations",
+            fields={"checkpointing": "full", "offloaded": (*question.offloaded, "activations")},
+            time_percent=None,
+            note="what enters each layer waits on the host",
+            cost=7,
+        )
+    if training.offload_optimizer or training.method != "full":
+        return
+    sharding = training.sharding
+    kinds = PRESETS[question.trainer].shardings
+    if sharding in ("none", "ddp"):
+        sharding = "zero2" if "zero2" in kinds else "fsdp2"
+    if sharding not in kinds:
+        return
+    width = training.master_bytes + 2 * training.state_bytes + training.grad_bytes + training.weight_bytes
+    moved = trained_parameters(spec, training) * width / training.layout.ranks
+    seconds = moved / pcie_bytes_per_s(gpu)
+    prefix = f"--sharding {sharding} " if sharding != training.sharding else ""
+    yield Change(
+        flags=f"{prefix}--offload optimizer",
+        fields={"sharding": sharding, "offloaded": (*question.offloaded, "optimizer")},
+        time_percent=None,
+        note=f"the step runs on the host: {format_gib(moved)} there, {seconds:.1f} s of PCIe",
+        cost=10,
+    )
+    if sharding in ("fsdp2", "fsdp1", "zero3") or "fsdp2" in kinds:
+        gathered = sharding if sharding in ("fsdp2", "fsdp1", "zero3") else "fsdp2"
+        yield Change(
+            flags=f"--sharding {gathered} --offload optimizer,parameters",
+            fields={"sharding": gathered, "offloaded": (*question.offloaded, "optimizer", "parameters")},
+            time_percent=None,
+            note="weights come over PCIe layer by layer, twice a micro-batch",
+            cost=11,
+        )
+
+
+def _together(
+    question: TrainingQuestion, measured: Measured, changes: list[Change], tried: Try
+) -> TrainingRemedy | None:
+    """The smallest set of cheap changes that fits: added by what they cost until it fits, then those that it does not
+    need are left out again, the dearest first.
+    """
+    chosen: list[Change] = []
+    best = measured
+    for change in sorted(changes, key=lambda each: each.cost):
+        if change.fields.get("checkpointing") == "selective" or "sharding" in change.fields:
+            continue
+        made = tried(_with(question, [*chosen, change]))
+        if made is None or best.allocated_bytes - made.allocated_bytes < _LEAST_BYTES:
+            continue
+        chosen.append(change)
+        best = made
+        if made.verdict == "fits":
+            break
+    for change in reversed(chosen[:-1]):
+        fewer = [each for each in chosen if each is not change]
+        made = tried(_with(question, fewer)) if best.verdict == "fits" else None
+        if made is not None and made.verdict == "fits":
+            chosen, best = fewer, made
+    if best.verdict == "does_not_fit" or len(chosen) < 2:
+        return None
+    flags: dict[str, str] = {}
+    for each in chosen:
+        flags |= _split(each.flags)
+    together = Change(
+        flags=" ".join(f"{flag} {value}" for flag, value in flags.items()),
+        fields={},
+        time_percent=sum(each.time_percent or 0 for each in chosen),
+        note="together",
+        cost=max(each.cost for each in chosen),
+    )
+    return _remedy(together, measured, best)
+
+
+def _with(question: TrainingQuestion, changes: list[Change]) -> TrainingQuestion:
+    fields: dict[str, Any] = {}
+    for each in changes:
+        fields |= each.fields
+    return replace(question, **fields)
+
+
+def _split(flags: str) -> dict[str, str]:
+    words = flags.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _more_gpus(question: TrainingQuestion, measured: Measured, tried: Try) -> list[TrainingRemedy]:
+    """The fewest more GPUs, sharded, that fit; nothing where the run fits already."""
+    training = measured.training
+    if measured.verdict == "fits":
+        return []
+    kinds = PRESETS[question.trainer].shardings
+    sharding: AskedSharding = training.sharding
+    if sharding in ("none", "ddp"):
+        sharding = "fsdp2" if "fsdp2" in kinds else PRESETS[question.trainer].sharding
+    last: TrainingRemedy | None = None
+    for factor in _GPU_COUNTS:
+        count = training.layout.ranks * factor
+        if count > max(_GPU_COUNTS):
+            break
+        made = tried(replace(question, num_gpus=count, data=1, sharding=sharding))
+        if made is None:
+            return []
+        change = Change(
+            flags=f"--gpu {{gpu}}x{count} --sharding {sharding}",
+            fields={},
+            time_percent=None,
+            note=f"{factor} times the GPUs, and as many more tokens a step",
+            cost=12,
+        )
+        last = _remedy(change, measured, made)
+        if made.verdict == "fits":
+            return [last]
+        if factor >= 8 and last.verdict == "does_not_fit":
+            break
+    return [last] if last is not None and last.verdict != "does_not_fit" else []
