@@ -48,7 +48,8 @@ TARGETS = {
     "c_attn,c_proj,w1,w2 + wte,lm_head trained": ("c_attn", "c_proj", "w1", "w2"),
     "q,k,v,o + mlp": ("all-linear",),
     "all attention+mlp": ("all-linear",),
-    "q,v": ("q_proj", "v_proj"),
+    # Where queries, keys and values are one matrix, it is adapted for both.
+    "q,v": ("q_proj", "v_proj", "query_key_value", "qkv_proj", "Wqkv", "c_attn"),
     "q,k,v,proj,mlp,head": ("all-linear", "lm_head"),
     "c_attn,c_proj,w1,w2": ("c_attn", "c_proj", "w1", "w2"),
 }

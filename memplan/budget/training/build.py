@@ -110,9 +110,9 @@ class Builder:
     def _is_adapted(self, name: str) -> bool:
         last = name.rsplit(".", 1)[-1]
         targets = self._training.lora_targets
-        if not targets or targets == ("all-linear",):
-            return last not in ("lm_head", "gate")
-        return last in targets
+        if last in targets:
+            return True
+        return (not targets or "all-linear" in targets) and last not in ("lm_head", "gate")
 
     def norm(self, name: str, width: int) -> Parameter:
         """A norm's weight, with its bias if it has one."""

@@ -15,6 +15,7 @@ from memplan.budget.training.sharding import PLACEMENTS, Unit
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role
 from memplan.domain.training import TrainingSpec
+from memplan.errors import UsageError
 from memplan.units import ceil_div
 
 # NF4: half a byte, and a scale of 32 bits for every 64 weights.
@@ -48,6 +49,11 @@ class Stage:
         for position in self._positions():
             unit = self._unit(f"layers.{position}", stays=False)
             self.layers.append((unit, builder.layer(spec.layers[position], position)))
+        if not self.trained and self.layers:
+            raise UsageError(
+                f"no linear layer to put an adapter beside is named {' or '.join(training.lora_targets)}",
+                hint="leave the targets out for every linear layer",
+            )
         self._load_states()
         self.place.settle(self.units)
         if training.accumulation > 1 or training.keeps_gradients:
