@@ -49,6 +49,8 @@ TARGETS = {
     "q,k,v,o + mlp": ("all-linear",),
     "all attention+mlp": ("all-linear",),
     # Where queries, keys and values are one matrix, it is adapted for both.
+    # Names of other models' layers, in a table where one setting is printed for all.
+    "q_proj,k_proj,v_proj,o_proj": ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "c_proj"),
     "q,v": ("q_proj", "v_proj", "query_key_value", "qkv_proj", "Wqkv", "c_attn"),
     "q,k,v,proj,mlp,head": ("all-linear", "lm_head"),
     "c_attn,c_proj,w1,w2": ("c_attn", "c_proj", "w1", "w2"),
