@@ -162,6 +162,8 @@ def fms(record: Record) -> dict[str, Any]:
     }
     if record["sharding"] == "fsdp1" and record["param_dtype"] == "fp32":
         fields |= {"compute_bytes": 2, "reduce_bytes": 2}
+    if "bigcode" in record["model"] and record["method"] != "full":
+        fields |= {"lora_targets": ("c_attn", "c_proj")}  # it has no layers of the names that the record gives
     if config.startswith("accelerated"):
         fields |= {"fused_adapters": "foak" in config, "adapters_cast": False}
     return fields
