@@ -117,13 +117,15 @@ POINTS = (
     Point("granite-3.1-1b-a400m", 6),
     Point("deepseek-v2-lite", 3),
     Point("deepseek-v3", 4, tokens=4096, config={"quantization_config": None}),
-    Point("qwen3-next-80b-a3b", 4),
-    Point("granite-4.0-h-micro", 6),
-    Point("falcon-h1-1.5b", 4),
-    Point("jamba-mini", 4),
-    Point("mamba2-1.3b", 6),
-    Point("mamba-1.4b", 6),
     Point("lfm2-1.2b", 6),
+    Point("llama-3.2-1b", ranks=2),
+    Point("llama-3.2-1b", ranks=8, mixed=True, checkpointing=True),
+    Point("qwen3-0.6b", ranks=8, mixed=True, optimizer="fused"),
+    Point("llama-8b", 6, ranks=8, mixed=True, checkpointing=True, tokens=4096),
+    Point("llama-8b", 6, ranks=4, checkpointing=True, batch=2),
+    Point("mistral-7b", 6, ranks=4, tokens=512, optimizer="fused"),
+    Point("gemma-2-2b", 6, ranks=4, mixed=True, attention="eager", tokens=1024),
+    Point("qwen3-30b-a3b", 3, ranks=8, mixed=True, checkpointing=True),
 )
 
 

@@ -66,6 +66,12 @@ class Whole:
     def after_backward(self, unit: Unit) -> None:
         """Nothing to reduce."""
 
+    def end_forward(self) -> None:
+        """The model's forward pass has returned."""
+
+    def end_backward(self) -> None:
+        """The backward pass of the whole model is through."""
+
     def arrived(self, unit: Unit, parameter: Parameter, grad: Block) -> None:
         """The gradient is taken over, or added to the one of the micro-batch before."""
         if self.training.optimizer_in_backward or parameter.name in self.kept or unit.name in self.kept:
@@ -171,15 +177,13 @@ class Fsdp2(Fsdp1):
         if unit.live:
             return
         buffer = self._gather(unit)
-        if self._gathered is not None:
-            self.device.free(self._gathered)
         unit.live = [self.device.take(unit.computed_bytes, GATHERED, unit.name.split(".")[0])]
+        # The buffer of the unit before is held by name until this one's is copied out.
+        self.end_forward()
         self._gathered = buffer
 
     def before_backward(self, unit: Unit, following: Unit | None) -> None:
-        if self._gathered is not None:
-            self.device.free(self._gathered)
-            self._gathered = None
+        self.end_forward()
         if not unit.live:
             buffer = self._ahead.pop(unit.name, None) or self._gather(unit)
             unit.live = [self.device.take(unit.computed_bytes, GATHERED, unit.name.split(".")[0])]
@@ -223,12 +227,16 @@ class Fsdp2(Fsdp1):
             device.free(cast)
         return buffer
 
-    def clear(self) -> None:
-        for each in (self._reduced, self._gathered):
-            if each is not None:
-                self.device.free(each)
-        self._reduced = self._gathered = None
-        super().clear()
+    def end_forward(self) -> None:
+        if self._gathered is not None:
+            self.device.free(self._gathered)
+            self._gathered = None
+
+    def end_backward(self) -> None:
+        self.end_forward()
+        if self._reduced is not None:
+            self.device.free(self._reduced)
+            self._reduced = None
 
 
 PLACEMENTS: Mapping[str, type[Whole]] = {

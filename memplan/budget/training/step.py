@@ -61,6 +61,7 @@ class Step:
         device.begin("backward")
         self._graph.backward(made)
         place.after_backward(stage.first_unit)
+        place.end_backward()
         for each in self._lasting:
             device.free(each)
         device.begin("optimizer")
@@ -207,6 +208,9 @@ class Step:
             whole = graph.op("gathered tokens", size * stage.state_share, (normed,), grads=(size,))
             graph.drop(normed)
             normed = whole
+        if training.kernels != "transformers":
+            # Their loss stands outside of the model.
+            stage.place.end_forward()
         return run_loss(
             graph,
             stage.head,
