@@ -19,9 +19,14 @@ import torch
 from memplan.domain.timeline import Capture, Category, Level, Phase, PhaseMemory
 from memplan.profile.device_memory import DeviceMemory
 from memplan.profile.module_names import Origins, named_call, sequence_number, told_backward
+from memplan.profile.owners import Growth, owners
 from memplan.profile.recorder import local
 from memplan.profile.snapshot import Snapshot, snapshot_of
 from memplan.records import dataclass, replace
+
+_STATES: tuple[Category, ...] = ("weights", "gradients", "optimizer_state")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_ANYWHERE = -1  # the address of what no tensor has
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +74,8 @@ class DeviceRecorder:
         self._changes_us: list[int] = []
         self._modules: list[str] = []
         self._origins = Origins("")
+        self._growth = Growth()
+        self._holders: list[tuple[int, int, str]] = []
         self._undo = contextlib.ExitStack()
         self._memory = memory
         self._said: dict[int, list[_Said]] = {}
@@ -100,6 +107,8 @@ class DeviceRecorder:
     def __exit__(self, *caught: object) -> None:
         """End, and take the history while what the run made is still alive."""
         self._undo.close()
+        if self._growth.is_growing:
+            self.name_owners()
         try:
             self.end()
         finally:
@@ -114,6 +123,8 @@ class DeviceRecorder:
                 return
         self.end()
         before = self._memory.level()
+        if self._growth.begins(phase, before.allocated_bytes):
+            self.name_owners()
         self._memory.restart_peak()
         begin_us = self._memory.now_us()
         self.stretches.append(Stretch(phase=phase, iteration=iteration, begin_us=begin_us, before=before))
@@ -162,6 +173,20 @@ class DeviceRecorder:
             if address is not None:
                 self._said.setdefault(address, []).append(_Said(now_us, category, module))
 
+    def name_owners(self) -> None:
+        """Look who holds what is alive and is not meant to stay; of what nobody holds, that a graph may."""
+        states = {address for address, said in self._said.items() if said[-1].category in _STATES}
+        now_us = self._memory.now_us()
+
+        def address_of(tensor: torch.Tensor) -> int | None:
+            if type(tensor) not in _PLAIN:
+                return None
+            address = self._memory.address_of(tensor)
+            return None if address in states else address
+
+        for address, name in owners(address_of, (_ANYWHERE,)).items():
+            self._holders.append((address, now_us, name))
+
     def spike(self, sizes_bytes: Iterable[int], operator: str) -> None:
         """Nothing: what a real run takes is in its history."""
 
@@ -196,6 +221,20 @@ class DeviceRecorder:
                     made.setdefault(entry["addr"], []).append(entry)
             for address, said in self._said.items():
                 _name(made.get(address, []), said)
+            for address, time_us, name in self._holders:
+                if address == _ANYWHERE:
+                    _hold_unheld(trace, time_us, name)
+                    continue
+                times = [entry.get("time_us", 0) for entry in made.get(address, [])]
+                if index := bisect_right(times, time_us):
+                    made[address][index - 1]["held_by"] = name
+
+
+def _hold_unheld(trace: list[dict[str, Any]], time_us: int, name: str) -> None:
+    """Activations that no tensor of the program's holds are a graph's, if they stay."""
+    for entry in trace:
+        if entry.get("action") == "alloc" and entry["category"] == "activations" and entry["time_us"] <= time_us:
+            entry.setdefault("held_by", name)
 
 
 def _name(entries: list[dict[str, Any]], said: list[_Said]) -> None:

@@ -44,7 +44,8 @@ class EventLog:
     `sizes` (bytes asked for), `label_of`, `category_of` (index into CATEGORIES) and `stream_of` are by allocation;
     `marks` are in order of position. Sizes of 0 are left out by recorders. `ready_at` names, for an allocation that
     other streams used as well (`record_stream`), the position by which they are done with it: freed earlier, it is not
-    used again before. `emptied` are the positions at which torch.cuda.empty_cache was called.
+    used again before. `emptied` are the positions at which torch.cuda.empty_cache was called. `holders` says of
+    allocations that stayed who held them, where somebody looked.
     """
 
     sizes: array[int] = field(default_factory=lambda: array("q"))
@@ -56,6 +57,7 @@ class EventLog:
     marks: list[Mark] = field(default_factory=list)
     ready_at: dict[int, int] = field(default_factory=dict)
     emptied: list[int] = field(default_factory=list)
+    holders: dict[int, str] = field(default_factory=dict)
     _numbers: dict[Label, int] = field(default_factory=dict)
 
     def begin(self, phase: Phase, iteration: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ _TRAINING: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 _LEAST_GROWTH_BYTES = 64 * KIB
 _LEAST_RUNS = 3
 _SHARE_OF_LAYERS = 0.5
+_GOOD_PART = 0.5
 _LEAST_LAYERS = 4
 
 
@@ -35,8 +37,10 @@ def growth(timeline: MemoryTimeline, log: EventLog | None) -> Iterator[Finding]:
     if worst is None:
         return
     each, name, runs = worst
-    held = _held_by(log, runs) if log is not None else []
+    alive = _staying(log, name, runs) if log is not None else []
+    held = sorted(Patterns(log).merged(alive, log.sizes, 5), key=lambda tensor: -tensor.size_bytes) if log else []
     what = "; ".join(_said(tensor) for tensor in held[:3])
+    what += f". Held by {whose}" if log is not None and (whose := _holders(log, alive)) else ""
     yield Finding(
         code="leak",
         title=f"memory grows with every {name}: {format_gib(each)} each time",
@@ -48,16 +52,28 @@ def growth(timeline: MemoryTimeline, log: EventLog | None) -> Iterator[Finding]:
     )
 
 
-def _held_by(log: EventLog, runs: list[PhaseMemory]) -> list[LiveTensor]:
-    """What runs after the first made and nothing freed, the largest first; states are meant to stay."""
+def _staying(log: EventLog, name: Phase, runs: list[PhaseMemory]) -> list[int]:
+    """The allocations that runs after the first made and that outlived the last; states are meant to stay."""
     last = max(run.iteration for run in runs)
     made: set[int] = set()
+    end = len(log.order)
     for mark, start, stop in log.spans():
         if 0 < mark.iteration < last:
             made.update(event - 1 for event in log.order[start:stop] if event > 0)
+        if (mark.phase, mark.iteration) == (name, last):
+            end = stop
     stays = ("weights", "gradients", "optimizer_state")
-    alive = [number for number in live_at(log, len(log.order)) if number in made and log.category(number) not in stays]
-    return sorted(Patterns(log).merged(alive, log.sizes, 5), key=lambda tensor: -tensor.size_bytes)
+    return [number for number in live_at(log, end) if number in made and log.category(number) not in stays]
+
+
+def _holders(log: EventLog, alive: list[int]) -> str:
+    """Who holds most of some allocations: the first two, if the second holds a good part."""
+    sizes: Counter[str] = Counter()
+    for number in alive:
+        if number in log.holders:
+            sizes[log.holders[number]] += log.sizes[number]
+    most = sizes.most_common(2)
+    return " and ".join(who for who, size in most if size >= _GOOD_PART * most[0][1])
 
 
 def _said(tensor: LiveTensor) -> str:

@@ -27,6 +27,7 @@ from memplan.profile.accumulation import adds_in_place, lone_holders
 from memplan.profile.code_lines import CodeLines
 from memplan.profile.events import EventLog, Label
 from memplan.profile.module_names import Origins, named_call, sequence_number
+from memplan.profile.owners import Growth, owners
 from memplan.profile.shapes import ShapeMemory
 from memplan.profile.step_watch import as_if_capturing
 from memplan.profile.work import WorkCounter
@@ -37,6 +38,8 @@ _VIEW, _MAKES = 0, 1
 # A tensor of all ranks together, and one by which torch only works out shapes.
 _SHARED = ("DTensor", "AsyncCollectiveTensor")
 _ELSEWHERE = (*_SHARED, "FakeTensor")
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_STATES: tuple[Category, ...] = ("weights", "gradients", "optimizer_state")
 _EMPTIED = -1  # in the place of an allocation's number: the storage is there, and has no bytes
 _LIFT = torch.ops.aten.lift_fresh.default
 _ADD = torch.ops.aten.add.Tensor
@@ -89,6 +92,7 @@ class Recorder(TorchDispatchMode):
         self._lines = CodeLines()
         self.names: dict[int, str] = {}
         self._origins = Origins(("", ""))
+        self._growth = Growth()
         self._follows_gradients = False
         self._is_backward = False
         self._is_open = False
@@ -96,7 +100,9 @@ class Recorder(TorchDispatchMode):
         self._library_work = ""
 
     def begin(self, phase: Phase, iteration: int = 0) -> None:
-        """Start a phase: what was recorded before stays."""
+        """Start a phase: what was recorded before stays. Where runs of it hold more and more, see who does."""
+        if self._growth.begins(phase, self._held_bytes()):
+            self.name_owners()
         self._usual_category = "workspace" if phase == "optimizer" else "activations"
         self.log.begin(phase, iteration)
         if self.work is not None:
@@ -121,6 +127,25 @@ class Recorder(TorchDispatchMode):
             watch = self._alive.get(local(tensor).untyped_storage()._cdata)
             if watch is not None and watch.number != _EMPTIED and self.log.category(watch.number) != "weights":
                 self.log.classify(watch.number, category)
+
+    def name_owners(self) -> None:
+        """Look who holds what is alive and is not meant to stay."""
+        log = self.log
+        numbers = {
+            key: watch.number
+            for key, watch in self._alive.items()
+            if watch.number != _EMPTIED and log.category(watch.number) not in _STATES
+        }
+
+        def number_of(tensor: torch.Tensor) -> int | None:
+            if tensor.device.type != self._device_type or type(tensor) not in _PLAIN:
+                return None
+            return numbers.get(tensor.untyped_storage()._cdata)
+
+        log.holders.update(owners(number_of, numbers.values()))
+
+    def _held_bytes(self) -> int:
+        return sum(self.log.sizes[watch.number] for watch in self._alive.values() if watch.number != _EMPTIED)
 
     def stop_adding(self) -> None:
         """Write down no further allocation, only what becomes of those that are known."""
@@ -307,6 +332,8 @@ class Recorder(TorchDispatchMode):
         return super().__enter__()
 
     def __exit__(self, *caught: Any) -> None:
+        if self._growth.is_growing:
+            self.name_owners()
         torch.nn.Module.__call__ = self._plain_call
         torch.UntypedStorage.resize_ = self._plain_resize
         self._is_open = False

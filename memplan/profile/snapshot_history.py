@@ -204,6 +204,8 @@ class History:
             origin = self._origins.of_entry(raw)
             category = named_category(raw.get("category"))
             self._make(Made(entry.address, entry.size_bytes, origin, category, entry.stream))
+            if isinstance(raw.get("held_by"), str):
+                self.log.holders[len(self.log.sizes) - 1] = raw["held_by"]
             self.entry_of.append(index)
         elif entry.action == "free_requested" and entry.address in self._alive:
             number = self._alive[entry.address]
