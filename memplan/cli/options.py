@@ -159,7 +159,8 @@ QUANTIZE_OPTIONS = (
     Option(
         name="weights_only", kind=bool, flags=("--weights-only",), help="int8: leave activations.", is_workload=False
     ),
-    Option(name="format", help="compressed-tensors, gptq or awq.", is_workload=False),
+    Option(name="format", help="compressed-tensors, gptq, awq ... (default: the method's).", is_workload=False),
+    Option(name="backend", help="native, autoawq, gptqmodel or llmcompressor.", is_workload=False),
     Option(name="keep", kind=list[str], help="Layers to leave in 16 bit, such as '*.down_proj'.", is_workload=False),
     Option(name="calibration", help="Texts: a set, FILE.jsonl or a folder.", is_workload=False),
     Option(name="num_samples", kind=int, help="Windows of text to calibrate on (default 128).", is_workload=False),

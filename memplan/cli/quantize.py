@@ -44,6 +44,16 @@ def quantize_command(given: Given) -> None:
 
         write_answer(run_backend(str(given["backend"]), asked, given))
         return
+    if given.get("backend", "native") != "native":
+        from memplan.cli.quantize_backend import run_backend
+
+        write_answer(run_backend(str(given["backend"]), asked, given))
+        return
+    if asked.request.method.format == "gguf":
+        from memplan.cli.quantize_gguf import run_gguf
+
+        write_answer(_render_result(given, run_gguf(asked, given)))
+        return
     asked.check()
     asked = with_time(asked)
     print(_needs(asked), file=sys.stderr)

@@ -10,6 +10,7 @@ from memplan.cli.quantize_target import fitted_to
 from memplan.cli.serving_options import split_names
 from memplan.domain.model import ModelSpec
 from memplan.errors import DoesNotFit, UsageError
+from memplan.quantize.backends import BACKENDS, check_backend
 from memplan.quantize.forecast import Forecast, forecast
 from memplan.quantize.request import QuantizeRequest, quantize_request
 from memplan.records import dataclass, replace
@@ -65,7 +66,7 @@ def ask(given: Given) -> AskedQuantization:
     if "target" in given:
         request, target_note = fitted_to(str(given["target"]), spec, request, given)
     fallbacks, keeps_base = _fallbacks(given, request)
-    output = output or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-')}")
+    output = output or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-').replace(':', '-')}")
     return AskedQuantization(
         name=name,
         spec=spec,
@@ -117,17 +118,21 @@ def _request(given: Given) -> QuantizeRequest:
     for name in ("calibration", "damping", "seed"):
         if name in given:
             named[name] = given[name]
-    return quantize_request(
-        str(given.get("method", "awq")),
+    library = BACKENDS.get(str(given.get("backend", "native")))
+    request = quantize_request(
+        str(given.get("method", library.methods[0] if library else "awq")),
         bits=given.get("bits"),
         group_size=given.get("group_size"),
         symmetric=given.get("symmetric"),
         weights_only=bool(given.get("weights_only")),
-        format=given.get("format"),
+        format=given.get("format") or (library.format if library else None),
         keeps=tuple(given.get("keep", ())),
         device=device,
         **named,
     )
+    if given.get("backend", "native") != "native":
+        check_backend(str(given["backend"]), request)
+    return request
 
 
 def _target(given: Given, request: QuantizeRequest) -> int | None:

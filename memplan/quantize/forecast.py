@@ -100,6 +100,8 @@ def _output_bytes(spec: ModelSpec, request: QuantizeRequest) -> int:
 def scheme_name(request: QuantizeRequest) -> str:
     """What `--quant` calls the result."""
     method = request.method
+    if method.format == "gguf":
+        return method.name
     if method.name in _FIXED_SCHEMES:
         return _FIXED_SCHEMES[method.name]
     if method.activation_bits < 16:

@@ -13,6 +13,7 @@
 | `fp8-block` | none | to nearest | e4m3 floats, blocks of 128 x 128, activations by token and 128 features |
 | `nvfp4` | none | GPTQ | e2m1 floats in groups of 16, scales of 8 bits under one for the matrix |
 | `mxfp4` | none | GPTQ | e2m1 floats in groups of 32, scales that are powers of two |
+| `gguf:TYPE` | none | to nearest | a type of llama.cpp's for the whole file (`gguf_file`) |
 | `nf4` | none | to nearest | quantiles of a normal distribution in blocks of 64 |
 | `llm-int8` | none | to nearest | 8 bits, whole rows; inputs by token but for outliers (arXiv 2208.07339) |
 """
@@ -23,14 +24,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from memplan.errors import UsageError, did_you_mean
+from memplan.quantize.gguf_file.types import FILE_TYPES
 from memplan.records import dataclass
 
+_USUAL_GGUF = "q8_0"
 Scaling = Literal["none", "awq", "smooth"]
 Rounding = Literal["nearest", "clipped", "gptq"]
 Element = Literal["int", "e4m3", "e2m1", "nf4"]
 # How scales are stored: in the model's type, as 8-bit floats under one of 32 bits for the matrix, as powers of two.
-# `absmax` is the largest weight of a row over the largest integer.
-ScaleType = Literal["model", "float32", "e4m3", "e8m0", "absmax"]
+# `absmax` is the largest weight of a row over the largest integer; `ggml` is whatever a type of llama.cpp's has.
+ScaleType = Literal["model", "float32", "e4m3", "e8m0", "absmax", "ggml"]
 # What an engine scales together when it rounds inputs: a token, the whole tensor by a calibrated scale, 128 features; a
 # token without its outliers, which stay in 16 bit.
 Activations = Literal["none", "token", "tensor", "group", "inliers"]
@@ -71,6 +74,14 @@ def _float8(name: str, *, group_size: int = 0, **others: Any) -> Method:
 def _float4(name: str, *, group_size: int, scale_type: ScaleType) -> Method:
     weights: dict[str, Any] = {"bits": 4, "group_size": group_size, "symmetric": True, "element": "e2m1"}
     return Method(name=name, scaling="none", rounding="gptq", scale_type=scale_type, **weights)
+
+
+def _gguf(kind: str) -> Method:
+    if kind not in FILE_TYPES:
+        hint = did_you_mean(kind, list(FILE_TYPES)) or f"use one of {', '.join(FILE_TYPES)}"
+        raise UsageError(f"not a type of GGUF that is written here: `{kind}`", hint=hint)
+    plain: dict[str, Any] = {"scaling": "none", "rounding": "nearest", "group_size": 0, "symmetric": True}
+    return Method(name=f"gguf:{kind}", bits=FILE_TYPES[kind].bits, scale_type="ggml", format="gguf", **plain)
 
 
 METHODS: Mapping[str, Method] = {
@@ -125,7 +136,9 @@ METHODS: Mapping[str, Method] = {
 
 def method_named(name: str) -> Method:
     """Return a method. Raises: UsageError for an unknown one."""
+    if name.partition(":")[0] == "gguf":
+        return _gguf(name.partition(":")[2].lower() or _USUAL_GGUF)
     if name not in METHODS:
-        hint = did_you_mean(name, list(METHODS)) or f"use one of {', '.join(METHODS)}"
+        hint = did_you_mean(name, list(METHODS)) or f"use one of {', '.join(METHODS)}, gguf:{_USUAL_GGUF}"
         raise UsageError(f"unknown method: `{name}`", hint=hint)
     return METHODS[name]

@@ -10,11 +10,11 @@ from memplan.errors import MissingExtra
 _NEEDED = ("torch", "transformers", "safetensors")
 
 
-def require_packages(what: str, *others: str) -> None:
+def require_packages(what: str, *others: str, hint: str = "pip install 'memplan[quantize]'") -> None:
     """Raises: MissingExtra when a package that `what` needs is not installed."""
     missing = [name for name in (*_NEEDED, *others) if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"{what} needs {', '.join(missing)}", hint="pip install 'memplan[quantize]'")
+        raise MissingExtra(f"{what} needs {', '.join(missing)}", hint=hint)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import transformers
 

@@ -98,7 +98,10 @@ def quantize_request(
         format=format or known.format,
         **settings,  # type: ignore[arg-type]
     )
-    check_format(request.format)
+    if known.format == "gguf" and request.format != "gguf":
+        raise UsageError(f"{known.name} is a file of its own, not {request.format}", hint="leave --format out")
+    if known.format != "gguf":
+        check_format(request.format)
     _check_fixed(request, bits=bits, group_size=group_size, symmetric=symmetric)
     if not 2 <= request.bits <= 8:
         raise UsageError(f"not a width that is supported: {request.bits} bits", hint="use 2 to 8")

@@ -61,8 +61,10 @@ class Format(Protocol):
 
 
 def check_format(name: str) -> None:
-    """Raises: UsageError for an unknown format."""
+    """Raises: UsageError for an unknown format, or one that is no layout of layers in a folder."""
     if name not in FORMATS:
+        if name == "gguf":
+            raise UsageError("a GGUF is written by a method of its own", hint="--method gguf:q8_0")
         hint = did_you_mean(name, list(FORMATS)) or f"use one of {', '.join(FORMATS)}"
         raise UsageError(f"unknown format: `{name}`", hint=hint)
 

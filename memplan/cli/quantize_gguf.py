@@ -1,0 +1,132 @@
+"""`memplan quantize --method gguf:TYPE`: one file for llama.cpp, read back and judged as every other result is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+from memplan.cli.options import Given
+from memplan.cli.progress import progress
+from memplan.cli.quantize_request import AskedQuantization
+from memplan.domain.quality import QualityReport
+from memplan.errors import QualityMissed, UsageError
+from memplan.quantize.gate import judge
+from memplan.quantize.gguf_file.types import FILE_TYPES
+from memplan.quantize.packages import require_packages
+from memplan.quantize.result import QuantizeResult
+
+_WINDOW_TOKENS = 2048
+_TRIED_TEXTS = 64
+
+
+def run_gguf(asked: AskedQuantization, given: Given) -> QuantizeResult:
+    """Write the file, measure it, and give it its place.
+
+    Raises: UsageError for an output that exists; QualityMissed when it lost too much, with the file put aside;
+    MissingExtra and UnsupportedModel as the writer does.
+    """
+    if given.get("resume"):
+        raise UsageError("a GGUF is written in one go", hint="leave --resume out")
+    require_packages("--method gguf", "gguf", hint="pip install 'memplan[gguf]'")
+    from memplan.report.quantize_json import result_json
+
+    assert asked.folder is not None
+    assert asked.output is not None
+    output, start = asked.output, time.monotonic()
+    if output.exists() and not given.get("force"):
+        raise UsageError(f"{output} exists", hint="--force replaces it, once the new one is whole")
+    staging = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        file, notes = _write(asked, staging, given)
+        quality = _measured(asked, file, given)
+        gate = judge(quality, asked.max_increase_fraction)
+        place = output if gate.verdict == "passed" else output.with_name(f"{output.name}.rejected")
+        result = QuantizeResult(
+            model_name=asked.spec.name,
+            request=asked.request,
+            forecast=asked.forecast,
+            folder=place,
+            quality=quality,
+            gate=gate,
+            blocks=(),
+            output_bytes=file.stat().st_size,
+            seconds=time.monotonic() - start,
+            peak_bytes=None,
+            notes=tuple(notes),
+        )
+        (staging / "quantization_report.json").write_text(result_json(result), encoding="utf-8")
+        shutil.rmtree(place, ignore_errors=True)
+        os.replace(staging, place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    if gate.verdict == "missed":
+        worst = gate.worst
+        raise QualityMissed(
+            f"perplexity on {worst.domain} rises by {worst.increase_fraction:.1%}, {worst.limit_fraction:.1%} is "
+            f"allowed; the file is put aside in {place}",
+            hint="--method gguf:q5_k_m, gguf:q8_0, or a larger --max-perplexity-increase",
+        )
+    return result
+
+
+def _write(asked: AskedQuantization, staging: Path, given: Given) -> tuple[Path, list[str]]:
+    """The file in the staging folder, and what is to be known of it."""
+    from memplan.quantize.gguf_file.writer import write_gguf
+    from memplan.quantize.text_sets import read_set
+
+    assert asked.folder is not None
+    kind = asked.request.method.name.partition(":")[2]
+    texts = read_set(asked.request.calibration, "calibrate", seed=0, offline=bool(given.get("offline")))
+    tried = [document.plain for document in texts.documents[:_TRIED_TEXTS]]
+    file = staging / f"model-{kind}.gguf"
+    if not FILE_TYPES[kind].by_llama_cpp:
+        return file, write_gguf(asked.folder, file, kind, tried)
+    from memplan.quantize.gguf_file.llama_cpp import check_installed, quantize_gguf
+
+    check_installed(kind)
+    plain = staging / "model-bf16.gguf"
+    notes = write_gguf(asked.folder, plain, "bf16", tried)
+    quantize_gguf(plain, file, kind)
+    plain.unlink()
+    return file, notes
+
+
+def _measured(asked: AskedQuantization, file: Path, given: Given) -> QualityReport:
+    """The quality of the file beside the model that it was made from."""
+    from memplan.quantize.forward import StreamedModel
+    from memplan.quantize.gguf_file.families import family_of
+    from memplan.quantize.gguf_file.reader import GgufCheckpoint
+    from memplan.quantize.perplexity import measure
+    from memplan.quantize.skeleton import Skeleton
+    from memplan.quantize.text_sets import read_set
+    from memplan.quantize.windows import load_tokenizer, scoring_windows
+
+    source, device = asked.folder, asked.request.device
+    assert source is not None
+    texts = read_set(asked.request.calibration, "validate", seed=0, offline=bool(given.get("offline")))
+    window = min(_WINDOW_TOKENS, asked.spec.max_context_tokens)
+    windows = scoring_windows(texts, load_tokenizer(source), window_tokens=window)
+    family = family_of(json.loads((source / "config.json").read_text(encoding="utf-8")))
+    skeleton = Skeleton(source, device=device, checkpoint=GgufCheckpoint(file, source, family))
+    with progress("checking block", lines=True) as step:
+        domains, overall = measure(
+            StreamedModel(source, device=device, skeleton=skeleton, spill=file.parent),
+            windows,
+            base=StreamedModel(source, device=device, spill=file.parent),
+            progress=step,
+        )
+    return QualityReport(
+        model=str(asked.output),
+        base=asked.spec.name,
+        text_set=texts.name,
+        text_digest=texts.digest,
+        window_tokens=window,
+        stride_tokens=window,
+        domains=domains,
+        overall=overall,
+    )
