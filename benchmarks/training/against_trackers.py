@@ -108,10 +108,8 @@ def main() -> None:
         gc.collect()
         rows.append({"point": point.name, "tracker_bytes": theirs, "budget_bytes": ours, "apart": ours / theirs - 1})
         if not options.json:
-            print(
-                f"{point.name:85} tracker {theirs / MIB:9.1f} MiB  budget {ours / MIB:9.1f} MiB  {ours / theirs - 1:+.2%}",
-                flush=True,
-            )
+            sizes = f"tracker {theirs / MIB:9.1f} MiB  budget {ours / MIB:9.1f} MiB"
+            print(f"{point.name:85} {sizes}  {ours / theirs - 1:+.2%}", flush=True)
     errors = [abs(row["apart"]) for row in rows]
     summary = {"points": len(rows), "median": median(errors), "worst": max(errors)}
     print(json.dumps({"summary": summary, "points": rows}, indent=1) if options.json else summary)

@@ -14,6 +14,7 @@ from memplan.budget.training.attention import Heads, attend
 from memplan.budget.training.autograd import Graph, Parameter, Tensor
 from memplan.budget.training.kernels import Kernels, activate, gated, norm, rotate
 from memplan.budget.training.linear import Linear
+from memplan.budget.training.recurrent import ShortConvBlock, short_convolution
 from memplan.records import dataclass
 
 _FLOAT = 4
@@ -80,7 +81,7 @@ class ExpertsBlock:
     after: Parameter | None = None
 
 
-Half = AttentionBlock | LatentBlock | MlpBlock | ExpertsBlock
+Half = AttentionBlock | LatentBlock | ShortConvBlock | MlpBlock | ExpertsBlock
 ATTENDING = (AttentionBlock, LatentBlock)
 
 
@@ -337,6 +338,7 @@ def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, wi
 _RUNNERS: Mapping[type, Callable[..., Tensor]] = {
     AttentionBlock: _attention,
     LatentBlock: _latent,
+    ShortConvBlock: short_convolution,
     MlpBlock: _mlp,
     ExpertsBlock: _experts,
 }

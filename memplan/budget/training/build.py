@@ -10,7 +10,8 @@ from memplan.budget.training.autograd import Parameter
 from memplan.budget.training.blocks import AttentionBlock, ExpertsBlock, Half, LatentBlock, Layer, MlpBlock
 from memplan.budget.training.families import family_of
 from memplan.budget.training.linear import Adapter, Linear
-from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
+from memplan.budget.training.recurrent import ShortConvBlock
+from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, LinearState, SlidingWindow
 from memplan.domain.model import Layer as ModelLayer
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role, Tensor
@@ -19,6 +20,8 @@ from memplan.errors import UnsupportedModel
 from memplan.records import replace
 
 MakeParameter = Callable[[str, float, bool], Parameter]
+# Before and after each half of a layer.
+Norms = list[tuple[Parameter | None, Parameter | None]]
 _LINEAR_ADAPTED = (Role.ATTENTION, Role.MLP, Role.SHARED_EXPERT, Role.EXPERT, Role.STATE)
 _AFTER_HALVES = ("post_feedforward_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
 _PER_HEAD = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
@@ -119,7 +122,7 @@ class Builder:
         bias = self._biases.get(name)
         return self._make(name, width + (bias.num_elements if bias else 0), self._training.method == "full")
 
-    def _norms(self, layer: ModelLayer, number: int) -> list[tuple[Parameter | None, Parameter | None]]:
+    def _norms(self, layer: ModelLayer, number: int) -> Norms:
         """Before and after each half: the norms over the whole state, by their names."""
         hidden = self._spec.hidden_size
         found = {
@@ -137,9 +140,7 @@ class Builder:
         ends = [made[name] for name in after]
         return [(_at(before, half), _at(ends, half)) for half in range(2)]
 
-    def _mixer(
-        self, layer: ModelLayer, number: int, norms: list[tuple[Parameter | None, Parameter | None]]
-    ) -> Half | None:
+    def _mixer(self, layer: ModelLayer, number: int, norms: Norms) -> Half | None:
         cache = next(
             (
                 each
@@ -149,7 +150,9 @@ class Builder:
             None,
         )
         if cache is None:
-            raise UnsupportedModel(f"{self._spec.name}: layer {number} has a mixer whose training is not modelled")
+            return self._recurrent(layer, number, norms)
+        if len(layer.caches) > 1:
+            raise _not_modelled(layer, number, self._spec.name)
         if isinstance(cache, LatentAttention):
             return self._latent(layer, cache, number, norms)
         found = [each for each in layer.tensors if each.role is Role.ATTENTION and len(each.shape) == 2]
@@ -203,6 +206,19 @@ class Builder:
             "is_reordered": is_reordered and kernel == "flash",
         }
 
+    def _recurrent(self, layer: ModelLayer, number: int, norms: Norms) -> ShortConvBlock:
+        if [each.kind for each in layer.caches if isinstance(each, LinearState)] != ["short_conv"]:
+            raise _not_modelled(layer, number, self._spec.name)
+        by_name = {each.name.rsplit(".", 2)[-2]: each for each in layer.tensors if each.name.endswith(".weight")}
+        convolution = by_name["conv"]
+        return ShortConvBlock(
+            before=norms[0][0],
+            after=norms[0][1],
+            into=self._cut(by_name["in_proj"], number),
+            convolution=self.norm(_named(convolution, number), convolution.num_elements),
+            out=self._cut(by_name["out_proj"], number, inputs_cut=True),
+        )
+
     def _rotary_part(self, head_width: int) -> float:
         tables = self._spec.rotary
         return min(tables[0].width / head_width, 1.0) if tables else 1.0
@@ -224,7 +240,7 @@ class Builder:
         layer: ModelLayer,
         cache: LatentAttention,
         number: int,
-        norms: list[tuple[Parameter | None, Parameter | None]],
+        norms: Norms,
     ) -> LatentBlock:
         by_name = {each.name.rsplit(".", 2)[-2]: each for each in layer.tensors}
         training = self._training
@@ -255,9 +271,7 @@ class Builder:
             rope_width=cache.rope_width,
         )
 
-    def _second(
-        self, layer: ModelLayer, number: int, norms: list[tuple[Parameter | None, Parameter | None]]
-    ) -> Half | None:
+    def _second(self, layer: ModelLayer, number: int, norms: Norms) -> Half | None:
         if layer.mlp is None:
             return None
         before, after = norms[1]
@@ -307,6 +321,13 @@ class Builder:
         if down is None or not ups:
             raise UnsupportedModel(f"{self._spec.name}: layer {number} has a feed-forward part that is not understood")
         return tuple(ups), down
+
+
+def _not_modelled(layer: ModelLayer, number: int, model: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"training is not modelled for `{layer.kind}` layers, such as layer {number} of {model}",
+        hint="memplan profile --phase training runs the model's own code",
+    )
 
 
 def _joined(matrices: list[Tensor], hidden: int) -> list[Tensor]:
