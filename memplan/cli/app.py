@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from memplan.errors import MemplanError, UsageError, did_you_mean
 
@@ -67,13 +67,29 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
+class PanelledCommand(TyperCommand):
+    """A command whose --help lists options below the headings that they name."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """List arguments, options without a heading, then the headings in the order of their first options."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        for title in sorted(panels, key=lambda name: name not in ("Arguments", "Options")):
+            with formatter.section(title):
+                formatter.write_dl(panels[title])
+
+
 def load_command(name: str) -> Any:
     """Import the command of that name as an object that parses its own arguments."""
     module, attribute = COMMANDS[name][0].split(":")
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    single.command(name, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})(
-        getattr(importlib.import_module(module), attribute)
-    )
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 118}
+    command = getattr(importlib.import_module(module), attribute)
+    single.command(name, cls=PanelledCommand, context_settings=settings)(command)
     return typer.main.get_command(single)
 
 

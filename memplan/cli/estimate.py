@@ -1,6 +1,6 @@
 """`memplan estimate`: parse, call the pipeline, render, exit 0 when it fits and 1 when it does not."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import typer
 
@@ -11,6 +11,8 @@ from memplan.cli.options import (
     REPORT_OPTIONS,
     SERVING_OPTIONS,
     SOURCE_OPTIONS,
+    TRAINING,
+    TRAINING_OPTIONS,
     Given,
     accepts,
 )
@@ -23,7 +25,15 @@ _FAIL_ON = ("does_not_fit", "tight", "never")
 _FORMATS = ("json", "markdown", "html", "quiet")
 
 
-@accepts(*DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS, *SOURCE_OPTIONS, *OUTPUT_OPTIONS, *REPORT_OPTIONS)
+@accepts(
+    *DEVICE_OPTIONS,
+    *SERVING_OPTIONS,
+    *LLAMA_CPP_OPTIONS,
+    *SOURCE_OPTIONS,
+    *OUTPUT_OPTIONS,
+    *REPORT_OPTIONS,
+    *TRAINING_OPTIONS,
+)
 def estimate_command(given: Given) -> None:
     """What a model uses on a GPU, line by line; what fits, and what would make it fit."""
     fail_on = given.get("fail_on", "does_not_fit").replace("-", "_")
@@ -32,8 +42,15 @@ def estimate_command(given: Given) -> None:
     if sum(bool(given.get(name)) for name in _FORMATS) > 1:
         raise UsageError("--json, --markdown, --html and --quiet exclude each other", hint="give one of them")
     check_output(given)
+    from memplan.cli.state import filled_in, remember
+
+    here, given = given, given if "config" in given else filled_in(given)
+    if TRAINING & given.keys():
+        from memplan.cli.estimate_training import answer_training_command
+
+        _finish(answer_training_command(given, here), fail_on)
+        return
     from memplan.cli.questions import ask
-    from memplan.cli.state import remember
     from memplan.pipeline import answer
 
     asked = ask(given)
@@ -44,7 +61,10 @@ def estimate_command(given: Given) -> None:
     budgets = [answer(question) for question in asked.questions()]
     answer_with(given, _render(given, budgets))
     remember(asked.given)
-    verdicts = {budget.verdict for budget in budgets}
+    _finish({budget.verdict for budget in budgets}, fail_on)
+
+
+def _finish(verdicts: Collection[str], fail_on: str) -> None:
     if fail_on != "never" and ("does_not_fit" in verdicts or ("tight" in verdicts and fail_on == "tight")):
         raise typer.Exit(1)
 

@@ -23,7 +23,8 @@ class Option:
     """One option. `name` is its name in memplan.yaml and in the mapping; `flags` default to `--name`.
 
     `kind` is str, int, float, bool, Path or list[str]. A text option may have a unit; it is read where it is used.
-    `is_workload` marks what memplan.yaml may hold and an estimate leaves behind for the next command.
+    `is_workload` marks what memplan.yaml may hold and an estimate leaves behind for the next command. `panel` is the
+    heading that it stands below in --help.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Option:
     kind: Any = str
     flags: tuple[str, ...] = ()
     is_workload: bool = True
+    panel: str = ""
 
 
 MODEL = Option(name="model", help="Alias, hub id, directory, config.json, .safetensors, .gguf, or demo.")
@@ -95,6 +97,28 @@ LLAMA_CPP_OPTIONS = (
     Option(name="ubatch_size", flags=("--ubatch-size",), help="llama.cpp: physical batch (-ub)."),
     Option(name="flash_attention", flags=("--flash-attn",), help="llama.cpp: on, off or auto (-fa)."),
     Option(name="parallel", flags=("--parallel",), help="llama.cpp: slots (-np)."),
+)
+
+TRAINING_OPTIONS = tuple(
+    Option(name=name, kind=kind, help=text, panel="Training", flags=flags)
+    for name, kind, text, flags in (
+        ("train", str, "Budget training: full, lora, dora or qlora.", ()),
+        ("seq_len", str, "Tokens of a sequence (default 2048).", ()),
+        ("micro_batch", int, "Sequences that one rank works on at once (default 1).", ()),
+        ("grad_accum", int, "Micro-batches of a step (default 1).", ()),
+        ("optimizer", str, "adamw, adamw-8bit, paged-adamw-8bit, adafactor, sgd, lion or muon.", ()),
+        ("optimizer_form", str, "foreach, fused or for-loop.", ()),
+        ("sharding", str, "none, ddp, zero1, zero2, zero3, fsdp, fsdp1, fsdp2 or hsdp.", ()),
+        ("checkpointing", str, "Of activations: none, selective or full.", ()),
+        ("lora_rank", int, "Rank of the adapters (default 16).", ()),
+        ("lora_targets", str, "Layers with adapters: q_proj,v_proj (default: all linear ones).", ()),
+        ("mixed_precision", str, "bf16, fp16, fp8, or none: all in the weights' own type.", ()),
+        ("loss", str, "plain, fused, linear (with the head, Liger's) or chunked.", ()),
+        ("attention", str, "sdpa, flash, efficient, math or eager.", ()),
+        ("compile", bool, "torch.compile.", ("--compile",)),
+        ("offload", str, "To the host: optimizer, parameters, activations; several with commas.", ()),
+        ("trainer", str, "transformers, trl, torchtitan, torchtune, litgpt, megatron, deepspeed or axolotl.", ()),
+    )
 )
 
 PLAN_OPTIONS = (
@@ -215,9 +239,19 @@ EMIT_OPTIONS = (
     Option(name="strict", kind=bool, flags=("--strict",), help="Refuse what does not fit.", is_workload=False),
 )
 
+TRAINING = frozenset(option.name for option in TRAINING_OPTIONS)
+
 WORKLOAD: Mapping[str, Option] = {
     option.name: option
-    for option in (MODEL, *SOURCE_OPTIONS, *DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS, *PLAN_OPTIONS)
+    for option in (
+        MODEL,
+        *SOURCE_OPTIONS,
+        *DEVICE_OPTIONS,
+        *SERVING_OPTIONS,
+        *LLAMA_CPP_OPTIONS,
+        *TRAINING_OPTIONS,
+        *PLAN_OPTIONS,
+    )
     if option.is_workload
 }
 
@@ -253,4 +287,5 @@ def _annotation(option: Option) -> Any:
     flags = option.flags or (f"--{option.name.replace('_', '-')}",)
     if option.kind is bool and not option.flags:
         flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}",)
-    return Annotated[Optional[option.kind], typer.Option(*flags, help=option.help, show_default=False)]  # noqa: UP045
+    shown = typer.Option(*flags, help=option.help, show_default=False, rich_help_panel=option.panel or None)
+    return Annotated[Optional[option.kind], shown]  # noqa: UP045

@@ -24,11 +24,12 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
     Raises: MemplanError for what cannot be asked or run; KeyboardInterrupt before the first profile is through.
     """
     from memplan.cli.profile_ranks import check_launch, profile_ranks, said_once
+    from memplan.cli.options import TRAINING
     from memplan.cli.state import filled_in
     from memplan.profile.packages import require_packages
 
     with said_once():
-        here, given = given, filled_in(given)
+        here, given = given, filled_in(given, forget=TRAINING)
         asked = ask_profiles(given, remembered=frozenset(given.keys() - here.keys()))
         for request in asked.requests:
             check_request(request)

@@ -11,7 +11,7 @@ Trainer = Literal["transformers", "trl", "torchtitan", "torchtune", "litgpt", "m
 AskedSharding = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp", "fsdp1", "fsdp2", "hsdp"]
 Precision = Literal["bf16", "fp16", "none", "fp8"]
 AskedLoss = Literal["plain", "fused", "linear", "chunked"]
-AskedAttention = Literal["flash", "efficient", "math", "eager"]
+AskedAttention = Literal["sdpa", "flash", "efficient", "math", "eager"]
 Offloaded = Literal["optimizer", "parameters", "activations"]
 
 

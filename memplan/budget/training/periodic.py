@@ -5,8 +5,9 @@ in n: the most over all layers is in the first or the last repeats, and grows by
 repeat. Two steps, with three and with five repeats, say both. What comes out is what the whole step gives, byte for
 byte; only a buffer over all layers (DDP's) is rounded to a whole block once instead of twice.
 
-What the caching allocator reserves is carried on in the same way. That is not exact: it is never less than what is
-allocated, and within a few percent of a replay of the whole step (docs/training.md says how far off).
+What the caching allocator keeps beyond that is made by what comes and goes within a layer, and is taken from the short
+step; it grows with depth where every layer leaves activations behind. That is not exact: docs/training.md says how far
+it is from a replay of the whole step.
 """
 
 from __future__ import annotations
@@ -83,8 +84,10 @@ def run_stage(spec: ModelSpec, training: TrainingSpec, stage: int, *, with_held:
 
     def find_reserved() -> int:
         allocated = max(each.peak_bytes for each in found.values())
-        first, second = reserved_bytes(few.device), reserved_bytes(more.device)
-        return max(round(first + (second - first) * further), allocated)
+        spare = _spare_bytes(more)
+        if training.checkpointing == "none":
+            spare += round(max(0, spare - _spare_bytes(few)) * (further - 1))
+        return allocated + spare
 
     return StepHeld(phases=tuple(found.values()), find_reserved=find_reserved)
 
@@ -163,6 +166,11 @@ def _windows(step: Step, pattern: Pattern, repeats: int, *, with_held: bool) -> 
     back, last = rest[repeats + 1 : -1], rest[-1]
     chosen = [0, 1, repeats - 2, repeats - 1]
     return [load, *(ahead[each] for each in chosen), loss, *(back[each] for each in chosen), last]
+
+
+def _spare_bytes(step: Step) -> int:
+    """What the allocator keeps beyond the peak of what is allocated."""
+    return reserved_bytes(step.device) - max(each.peak_bytes for each in step.device.phases(with_held=False))
 
 
 def _extrapolated(few: PhaseHeld, more: PhaseHeld, further: float) -> PhaseHeld:

@@ -45,7 +45,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         sequence_tokens=tokens,
         accumulation=question.accumulation,
         checkpointing=question.checkpointing or preset.checkpointing,
-        attention=question.attention or "flash",
+        attention=question.attention or preset.attention,
         **_loss(question, preset, tokens),
         kernels="compiled" if question.compiled else preset.kernels,
         splits_outside=preset.splits_outside,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from memplan.domain.training import Checkpointing, Loss, OptimizerForm
-from memplan.domain.training_question import AskedSharding, Precision, Trainer
+from memplan.domain.training_question import AskedAttention, AskedSharding, Precision, Trainer
 from memplan.records import dataclass
 
 
@@ -26,6 +26,7 @@ class Preset:
     checkpointing: Checkpointing = "none"
     loss: Loss = "plain"
     adapter_loss: Loss | None = None
+    attention: AskedAttention = "sdpa"
     keeps_logits: bool = True
     kernels: Literal["transformers", "fused"] = "transformers"
     adapters_in_float: bool = True
@@ -80,6 +81,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         ),
     ),
     "axolotl": Preset(
+        attention="flash",
         checkpointing="full",
         autocasts_adapters=True,
         shardings=_ACCELERATE,
@@ -137,6 +139,7 @@ PRESETS: Mapping[Trainer, Preset] = {
     "megatron": Preset(
         precision="bf16",
         loss="in-place",
+        attention="flash",
         kernels="fused",
         masters=True,
         keeps_gradients=True,
