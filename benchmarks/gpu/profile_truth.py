@@ -14,6 +14,7 @@ run_torch.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -57,6 +58,7 @@ def run_case(case: Case, folder: Path, device: str) -> dict[str, Any]:
     import torch
 
     from memplan.profile.device_memory import RehearsedMemory
+    from memplan.profile.fake_ranks import among_fake_ranks
     from memplan.profile.measured import measure
     from memplan.profile.request import INFERENCE, TRAINING, ProfileRequest
     from memplan.profile.run import profile_model
@@ -67,13 +69,13 @@ def run_case(case: Case, folder: Path, device: str) -> dict[str, Any]:
         model=str(folder),
         device="cuda",
         phases=TRAINING if case.trains else INFERENCE,
-        dtype=DType.BF16,
         warmup=1,
         compute_capability=capability,
         offline=True,
-        **case.options,
+        **{"dtype": DType.BF16, **case.options},
     )
-    real, _ = measure(request, None if device == "cuda" else RehearsedMemory())
+    with among_fake_ranks(request.num_ranks) if request.sharing != "none" else contextlib.nullcontext():
+        real, _ = measure(request, None if device == "cuda" else RehearsedMemory())
     simulated, _ = profile_model(replace(request, device="simulated"))
     beside = {(phase.phase, phase.iteration): phase for phase in simulated.phases}
     return {

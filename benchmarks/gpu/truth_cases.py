@@ -9,6 +9,8 @@ from typing import Any
 from gpu_points import ModelChoice
 from model_folder import model_config
 
+from memplan.domain.dtypes import DType
+
 # Real widths, few layers: what a layer takes does not depend on how many there are. In order of worth.
 MODELS: tuple[ModelChoice, ...] = tuple(
     ModelChoice(name=name.rpartition("/")[2] + (f"-l{layers}" if layers else ""), catalogue=name, layers=layers)
@@ -51,6 +53,13 @@ SMALL: tuple[ModelChoice, ...] = (ModelChoice(name="pythia-70m-l1", catalogue="E
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length")
 _NO_LIMIT = 1 << 20
 _ALL_TRAINING = 3  # so many models are trained in every way
+# One rank of several, the others not there.
+_SHARED: tuple[dict[str, Any], ...] = (
+    {"sharing": "fsdp", "num_ranks": 8},
+    {"sharing": "fsdp", "num_ranks": 8, "checkpointing": True, "dtype": DType.F32, "mixed_precision": DType.BF16},
+    {"sharing": "fsdp", "num_ranks": 8, "reshard": False},
+    {"sharing": "tp", "num_ranks": 2},
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +86,7 @@ def cases(*, is_rehearsal: bool) -> Iterator[Case]:
         if number < _ALL_TRAINING:
             ways += [{"optimizer": f"adamw-{kind}"} for kind in ("fused", "foreach", "loop", "8bit")]
             ways += [{"attention": kind} for kind in ("math", "eager")]
+            ways += _SHARED
         for way in ways:
             yield Case(model=model, trains=True, options={**training, **way})
 

@@ -76,7 +76,7 @@ def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory) -> 
     try:
         with settled(request), _kernels(request), explained(request):
             recorder.begin("load")
-            if request.weights == "dummy":
+            if request.weights == "dummy" and request.sharing != "fsdp":
                 _warm_up(request, device)
             subject = load_subject(request, runs_as="cuda", device=device.device)
             outcome.architecture, outcome.dtype = subject.architecture, str(subject.dtype).removeprefix("torch.")
@@ -99,6 +99,7 @@ def _warm_up(request: ProfileRequest, device: DeviceMemory) -> None:
     """Take all bytes of the weights at once and give them back, as a load of files does (see `load_warmup`)."""
     shape = load_subject(request, runs_as="cuda", device="meta")
     size_bytes = sum(tensor.untyped_storage().nbytes() for _, tensor in shape.weights())
+    size_bytes //= request.num_ranks if request.sharing == "tp" else 1
     torch.empty(size_bytes, dtype=torch.uint8, device=device.device)
 
 

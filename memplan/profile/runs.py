@@ -13,8 +13,8 @@ from memplan.profile.inputs import require_text
 from memplan.profile.load_warmup import WARM_UP
 from memplan.profile.recorder import Recorder
 from memplan.profile.request import INFERENCE, ProfileRequest
-from memplan.profile.sharing import loads_in_shards, shared
-from memplan.profile.subject import Subject
+from memplan.profile.sharing import shared
+from memplan.profile.subject import Subject, cut_before_load
 from memplan.profile.training import Training, prepare
 from memplan.records import replace
 
@@ -45,7 +45,7 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
     prepare(subject, request)
     if request.execution == "compiled":
         subject.model.forward = torch.compile(subject.model.forward)
-    in_shards = loads_in_shards(subject, request)
+    in_shards = cut_before_load(request)
     if in_shards:
         subject = shared(subject, request, recorder)
     recorder.name_modules(subject.model)

@@ -18,7 +18,7 @@ from torch import distributed
 from memplan.errors import MissingExtra, UnsupportedModel
 from memplan.introspect.bytesource import show
 from memplan.profile.fake_ranks import among_fake_ranks
-from memplan.profile.recorder import Recorder
+from memplan.profile.recorder import Recorder, local
 from memplan.profile.replicas import Replica
 from memplan.profile.request import ProfileRequest
 from memplan.profile.subject import Subject
@@ -63,11 +63,6 @@ def as_one_rank(request: ProfileRequest, recorder: Recorder) -> Iterator[None]:
         yield
 
 
-def loads_in_shards(subject: Subject, request: ProfileRequest) -> bool:
-    """Whether a rank never holds the whole model: simulated shards are loaded as shards, as large models are."""
-    return subject.device == "meta" and request.sharing in ("fsdp", "tp")
-
-
 def notes_of(request: ProfileRequest) -> tuple[str, ...]:
     """What a person should know of a rank that is simulated."""
     if request.sharing == "none" or request.device != "simulated":
@@ -85,7 +80,22 @@ def shared(subject: Subject, request: ProfileRequest, recorder: Recorder) -> Sub
         _cut(subject, request)
     elif request.sharing == "tp":
         _split(subject, request)
+    _make_weights(subject)
     return subject
+
+
+def _make_weights(subject: Subject) -> None:
+    """Make what is on the meta device where the model runs; tied weights stay tied."""
+    if subject.device == "meta":
+        return
+    made: dict[torch.Tensor, torch.nn.Parameter] = {}
+    for module in subject.model.modules():
+        for name, each in module._parameters.items():
+            if each is not None and local(each).is_meta:
+                if each not in made:
+                    empty = torch.empty_like(each, device=subject.device)
+                    made[each] = torch.nn.Parameter(empty, requires_grad=each.requires_grad)
+                module._parameters[name] = made[each]
 
 
 def _replicated(subject: Subject, request: ProfileRequest) -> Any:

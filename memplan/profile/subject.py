@@ -6,6 +6,8 @@ On the meta device no weight is read, and the model is as large as it likes. Wit
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
 import os
 from collections.abc import Iterator, Mapping
@@ -73,7 +75,7 @@ def load_subject(request: ProfileRequest, *, runs_as: str, device: str | None = 
     if device is None:
         device = "meta" if request.device == "simulated" else request.device
     raw, source = _find_config(request)
-    with quiet_transformers(transformers):
+    with quiet_transformers(transformers), _placed(request, device):
         if "_class_name" in raw:
             config, model = _denoiser(raw, request, device)
         else:
@@ -85,6 +87,8 @@ def load_subject(request: ProfileRequest, *, runs_as: str, device: str | None = 
                 model = _read(transformers, config, source, device)
             else:
                 model = build_model(torch, transformers, config, request.trust_remote_code, device=device)
+    if cut_before_load(request) and hasattr(model, "tie_weights"):
+        model.tie_weights()  # which building without weights undoes
     return Subject(
         model=model,
         config=config,
@@ -95,6 +99,22 @@ def load_subject(request: ProfileRequest, *, runs_as: str, device: str | None = 
         runs_as=runs_as,
         notes=_notes(request, config, model),
     )
+
+
+def cut_before_load(request: ProfileRequest) -> bool:
+    """Whether a rank cuts a model that has no weights yet, and makes its shards alone, as large models are loaded."""
+    return request.sharing in ("fsdp", "tp") and (request.device == "simulated" or request.weights == "dummy")
+
+
+@contextlib.contextmanager
+def _placed(request: ProfileRequest, device: str) -> Iterator[None]:
+    """Build on a device, without the weights of a model that is cut before they are made; buffers are made."""
+    if device == "meta" or not cut_before_load(request):
+        yield
+        return
+    accelerate: Any = importlib.import_module("accelerate")
+    with accelerate.init_empty_weights(include_buffers=False):
+        yield
 
 
 def _find_config(request: ProfileRequest) -> tuple[Mapping[str, object], str]:

@@ -152,8 +152,8 @@ def test_simulated_peaks_are_those_that_the_cpus_allocator_counts(options: dict[
     with among_fake_ranks(options["num_ranks"]):
         real = real_peaks(request(device="cpu", **options))
     for phase in replay(simulated, None, num_samples=0).phases:
-        if phase.phase != "load":  # a simulated rank loads its shards, a real one cuts a whole model into them
-            assert phase.peak.allocated_bytes == pytest.approx(real[f"{phase.phase} {phase.iteration}"], rel=0.002)
+        counted = real[f"{phase.phase} {phase.iteration}"]
+        assert phase.peak.allocated_bytes == pytest.approx(counted, rel=0.002, abs=8192)
 
 
 @pytest.mark.parametrize("options", [{}, {"checkpointing": True, "mixed_precision": DType.BF16}])
