@@ -49,7 +49,8 @@ class TrainingSpec:
     kernel. `caches_keys`: a KV cache is filled beside training, by copies (transformers from 4.54 on, without
     checkpointing, where `use_cache` is left on; its Trainer turns it off from 5.0 on). `master_bytes` are kept beside parameters that
     are themselves kept in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like),
-    `compiled`.
+    `compiled`. `bucket_elements` are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters
+    that ZeRO-3 keeps gathered because they are needed again soon.
     """
 
     method: Method = "full"
@@ -90,4 +91,6 @@ class TrainingSpec:
     offload_parameters: bool = False
     offload_optimizer: bool = False
     offload_activations: bool = False
+    bucket_elements: int = 0
+    live_elements: int = 0
     workspace_bytes: int = 8519680

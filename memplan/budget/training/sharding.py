@@ -1,7 +1,7 @@
 """Where parameters, gradients and optimizer state lie over the ranks, and what is gathered and reduced when.
 
 A unit is what is gathered together: a layer, or what lies outside of the layers. `Whole` keeps everything on every rank
-(also DDP and ZeRO-1 and -2); `Fsdp1`, `Fsdp2` and `Zero3` gather a unit before it runs and cut it up again afterwards.
+(also DDP); `Fsdp1` and `Fsdp2` gather a unit before it runs and cut it up again afterwards.
 
 Sources: torch/distributed/fsdp/_runtime_utils.py, _flat_param.py (FSDP1: a flat buffer for each unit, the next unit's
 gathered before a unit's backward pass, gradients of its views written into one flat gradient); torch/distributed/fsdp/
@@ -10,8 +10,6 @@ the buffer lives until the next unit's, the reduced gradients' buffer until the 
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 from memplan.budget.training.autograd import GRADIENTS, Parameter
 from memplan.budget.training.device import Block, Device
@@ -84,6 +82,9 @@ class Whole:
         for unit in units:
             if unit.grad_bytes:
                 self.kept[unit.name] = self.device.take(self._kept_bytes(unit), GRADIENTS, unit.name)
+
+    def before_step(self) -> None:
+        """What is made of the gradients before the optimizer steps."""
 
     def _kept_bytes(self, unit: Unit) -> float:
         training = self.training
@@ -237,14 +238,3 @@ class Fsdp2(Fsdp1):
         if self._reduced is not None:
             self.device.free(self._reduced)
             self._reduced = None
-
-
-PLACEMENTS: Mapping[str, type[Whole]] = {
-    "none": Whole,
-    "ddp": Whole,
-    "zero1": Whole,
-    "zero2": Whole,
-    "zero3": Fsdp1,
-    "fsdp1": Fsdp1,
-    "fsdp2": Fsdp2,
-}

@@ -11,7 +11,8 @@ from memplan.budget.training.build import Builder
 from memplan.budget.training.device import Device
 from memplan.budget.training.linear import Linear
 from memplan.budget.training.optimizer import state_sizes
-from memplan.budget.training.sharding import PLACEMENTS, Unit
+from memplan.budget.training.sharding import Unit
+from memplan.budget.training.zero import PLACEMENTS
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Role
 from memplan.domain.training import TrainingSpec

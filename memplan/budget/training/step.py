@@ -227,6 +227,7 @@ class Step:
 
     def _optimizer_step(self) -> None:
         training, device = self._training, self.device
+        self._stage.place.before_step()
         sizes = [each.size_bytes for each in self._stage.trained]
         is_elsewhere = training.offload_optimizer or training.optimizer_in_backward
         taken = [

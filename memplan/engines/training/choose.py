@@ -17,9 +17,12 @@ from memplan.units import ceil_div
 DEFAULT_TOKENS = 2048
 DEFAULT_RANK = 16
 _NODE = 8
+_ZERO = ("zero1", "zero2", "zero3")
 _HALF, _FLOAT = 2, 4
 _CHUNK_TOKENS = 128  # litgpt, lm_head_chunk_size
 _CHUNKS = 8  # torchtune
+_BUCKET_ELEMENTS = 5 * 10**8  # deepspeed/runtime/zero/config.py 0.18: reduce_bucket_size
+_LIVE_ELEMENTS = 10**9  # and stage3_max_live_parameters
 _WORKSPACE_BYTES, _NEW_WORKSPACE_BYTES = 8519680, 33554432  # cuBLAS, before and from Hopper on
 
 
@@ -53,6 +56,8 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         offload_parameters="parameters" in question.offloaded,
         offload_optimizer="optimizer" in question.offloaded or "parameters" in question.offloaded,
         offload_activations="activations" in question.offloaded,
+        bucket_elements=_BUCKET_ELEMENTS if sharding in _ZERO and question.trainer != "megatron" else 0,
+        live_elements=min(_LIVE_ELEMENTS, spec.parameters) if sharding == "zero3" else 0,
         workspace_bytes=_NEW_WORKSPACE_BYTES if (gpu.cuda_capability or 0.0) >= 9.0 else _WORKSPACE_BYTES,
     )
 
@@ -122,7 +127,7 @@ def notes(question: TrainingQuestion, training: TrainingSpec) -> list[str]:
 
 def _widths(question: TrainingQuestion, preset: Preset, sharding: Sharding) -> dict[str, Any]:
     """Bytes of an element of everything that is kept, by method and precision."""
-    precision = question.precision or preset.precision
+    precision = question.precision or ("bf16" if sharding in _ZERO else preset.precision)
     is_mixed = precision != "none"
     if question.method != "full":
         in_float = preset.adapters_in_float
@@ -133,7 +138,7 @@ def _widths(question: TrainingQuestion, preset: Preset, sharding: Sharding) -> d
         }
     if not is_mixed:
         return {}
-    if preset.masters:
+    if preset.masters or sharding in _ZERO:
         grad = _FLOAT if preset.keeps_gradients else _HALF
         return {"grad_bytes": grad, "state_bytes": _FLOAT, "master_bytes": _FLOAT}
     is_gathered = sharding in ("zero3", "fsdp1", "fsdp2")
