@@ -21,9 +21,10 @@ AttentionKernel = Literal["flash", "efficient", "math", "eager"]
 class Heads:
     """The heads of one attention over `batch` sequences of `tokens`. Keys may be fewer, a value of another width.
 
-    is_masked: a mask of numbers is made for this layer, and kept. is_reordered: queries lie head by head, so that what
-    comes out is copied back. is_wide: scores are computed in FP32 from FP32 copies. copies_single: keys are copied for
-    query heads also where there is one, of which others make a view. is_latent: what is cached is narrower.
+    is_masked: a mask of numbers is made for this layer, and kept. is_reordered: queries lie head by head, so that
+    what comes out is copied back. is_wide: scores are computed in FP32 from FP32 copies. copies_single: keys are
+    copied for query heads also where there is one, of which others make a view. has_sinks: the softmax is over one
+    column more, and not in FP32. is_latent: what is cached is narrower.
     """
 
     batch: float
@@ -37,6 +38,7 @@ class Heads:
     is_reordered: bool = False
     is_wide: bool = False
     copies_single: bool = False
+    has_sinks: bool = False
     is_latent: bool = False
 
     def bytes_of(self, heads: float, head_width: int, element_bytes: int) -> float:
@@ -179,6 +181,8 @@ def _own_formula(
     graph.drop(product)
     if kernels.softcaps:
         scores = softcapped(graph, scores)
+    if heads.has_sinks:
+        return _with_sinks(graph, query, key, value, scores, heads, width)
     masked = graph.op("masked scores", count * scores_width, (scores,), grads=(None,))
     graph.drop(scores)
     softened = graph.op("softmax", count * _FLOAT, (masked,), keeps_output=True, grads=(count * scores_width,))
@@ -192,4 +196,21 @@ def _own_formula(
     moved = _reordered(graph, out)
     # The code holds them by name until it returns.
     graph.drop(probabilities, query, key, value)
+    return moved
+
+
+def _with_sinks(
+    graph: Graph, query: Tensor, key: Tensor, value: Tensor, scores: Tensor, heads: Heads, width: int
+) -> Tensor:
+    """The softmax over scores and one sink for each head, less their largest. Takes over what enters."""
+    size = scores.size_bytes
+    masked = graph.op("masked scores", size, (scores,), grads=(None,))
+    graph.drop(scores)
+    joined = graph.op("scores and sinks", size, (masked,), grads=(None,))
+    lowered = graph.op("lowered scores", size, (joined,), grads=(None,))
+    probabilities = graph.op("softmax", size, (lowered,), keeps_output=True)
+    made = heads.bytes_of(heads.queries, heads.value_width, width)
+    out = graph.op("attention", made, (probabilities, value), keeps=(probabilities, value))
+    moved = _reordered(graph, out)
+    graph.drop(masked, joined, lowered, probabilities, query, key, value)
     return moved

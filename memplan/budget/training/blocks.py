@@ -65,8 +65,9 @@ class MlpBlock:
 class ExpertsBlock:
     """Routed experts: every token is copied for each of the `chosen` experts that it goes to.
 
-    `parts` are experts that run together, each with its up projections and its down projection: one part where all run
-    in one product, several where code goes from expert to expert.
+    `parts` are experts that run together, each with its up projections and its down projection: one part where all
+    run in one product, several where code goes from expert to expert. `is_dense`: all experts are run on copies of
+    all tokens, weighted before.
     """
 
     before: Parameter | None
@@ -78,6 +79,7 @@ class ExpertsBlock:
     share: float
     shared: MlpBlock | None = None
     wide_router: bool = False
+    is_dense: bool = False
     after: Parameter | None = None
 
 
@@ -301,6 +303,22 @@ def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, wi
         "routing weights", tokens * half.num_experts * 4, (scores,), keeps_output=True, grads=(scores.size_bytes,)
     )
     graph.drop(scores)
+    made = (_dense if half.is_dense else _routed)(graph, half, normed, weights, tokens, width, kernels)
+    graph.drop(weights)
+    if half.shared is not None:
+        beside = feed_forward(
+            graph, half.shared.ups, half.shared.down, normed, tokens, width, kernels, is_gated=half.shared.is_gated
+        )
+        summed = graph.op("shared experts added", made.size_bytes, (made, beside), grads=(None, None))
+        graph.drop(made, beside)
+        made = summed
+    return made
+
+
+def _routed(
+    graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    """Tokens copied for the experts that they are sent to, and what those make weighted and added up."""
     rows = tokens * half.chosen * half.share / len(half.parts)
     hidden_bytes = normed.size_bytes / tokens
     made = graph.tensor(tokens * hidden_bytes, "experts' outputs summed", needs_grad=False)
@@ -324,14 +342,23 @@ def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, wi
         )
         graph.drop(weighted, made)
         made = summed
-    graph.drop(weights)
-    if half.shared is not None:
-        beside = feed_forward(
-            graph, half.shared.ups, half.shared.down, normed, tokens, width, kernels, is_gated=half.shared.is_gated
-        )
-        summed = graph.op("shared experts added", made.size_bytes, (made, beside), grads=(None, None))
-        graph.drop(made, beside)
-        made = summed
+    return made
+
+
+def _dense(
+    graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    """All tokens, weighted, through all experts; what those make is added up."""
+    (ups, down), *_ = half.parts
+    rows = tokens * half.num_experts * half.share
+    size = normed.size_bytes * half.num_experts * half.share
+    copied = graph.op("tokens for every expert", size, (normed,))
+    sent = graph.op("tokens weighted", size, (copied, weights), keeps=(copied, weights))
+    graph.drop(copied)
+    each = feed_forward(graph, ups, down, sent, rows, width, kernels, is_gated=half.is_gated)
+    graph.drop(sent)
+    made = graph.op("experts' outputs summed", normed.size_bytes, (each,), grads=(None,))
+    graph.drop(each)
     return made
 
 

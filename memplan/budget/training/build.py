@@ -191,7 +191,7 @@ class Builder:
         training, family = self._training, self._family
         asked = training.attention
         if family.own_attention:
-            return {"kernel": "eager", "is_wide": family.wide_scores}
+            return {"kernel": "eager", "is_wide": family.wide_scores, "has_sinks": family.has_sinks}
         window = getattr(cache, "window_tokens", getattr(cache, "chunk_tokens", training.sequence_tokens))
         is_masked = family.is_masked or window < training.sequence_tokens
         is_reordered = family.joins_rotary or isinstance(cache, LatentAttention)
@@ -298,6 +298,7 @@ class Builder:
             share=1.0,
             shared=shared,
             wide_router=self._family.wide_router,
+            is_dense=self._family.dense_experts and self._training.kernels == "transformers",
         )
 
     def _ups(

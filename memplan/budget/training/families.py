@@ -27,14 +27,17 @@ class Family:
     wide_rotary: in FP32. is_parallel: attention and feed-forward part read the same state. has_dropout: after the
     embedding and after every half. softcaps: a tanh over scores and logits. is_masked: attention is always given a
     mask. own_attention: code of its own, without any kernel; wide_scores: with queries and keys in
-    FP32. wide_router: so are the router's input and product.
+    FP32. wide_router: so are the router's input and product. has_sinks: scores have one column more, and their softmax
+    is not computed in FP32. clamps_gate: gates are clamped and gated by their own sigmoid. dense_experts: every expert
+    is run on every token.
     """
 
     norm: NormForm | None = None
     has_rotary: bool = True
     joins_rotary: bool = False
     wide_rotary: bool = False
-    activation: Literal["kernel", "steps", "own"] = "kernel"
+    activation: Literal["kernel", "relu", "steps", "own", "xielu"] = "kernel"
+    clamps_gate: bool = False
     is_parallel: bool = False
     has_dropout: bool = False
     softcaps: bool = False
@@ -42,14 +45,17 @@ class Family:
     own_attention: bool = False
     wide_scores: bool = False
     wide_router: bool = False
+    has_sinks: bool = False
+    dense_experts: bool = False
 
 
-_LEARNED = Family(has_rotary=False)
+_DENSE_EXPERTS = Family(dense_experts=True)
 _OLMO_2 = Family(norm="eager-wide", wide_rotary=True)
 _COHERE = Family(norm="eager-centred", is_parallel=True, wide_rotary=True)
 _WIDE_ROUTER = Family(wide_router=True)
 _GEMMA = Family(norm="eager-wide")
 FAMILIES = {
+    "apertus": Family(activation="xielu"),
     "bloom": Family(has_rotary=False, activation="own", own_attention=True),
     "cohere": _COHERE,
     "cohere2": _COHERE,
@@ -69,12 +75,15 @@ FAMILIES = {
     "gpt_bigcode": Family(has_rotary=False, has_dropout=True),
     "gpt_neo": Family(has_rotary=False, activation="steps", own_attention=True, wide_scores=True),
     "gpt_neox": Family(is_parallel=True, joins_rotary=True),
+    "gpt_oss": Family(norm="eager-wide", own_attention=True, has_sinks=True, clamps_gate=True, joins_rotary=True),
     "gptj": Family(is_parallel=True, activation="steps", joins_rotary=True, own_attention=True, wide_scores=True),
-    "mpt": Family(has_rotary=False, own_attention=True),
+    "llama4": _DENSE_EXPERTS,
+    "llama4_text": _DENSE_EXPERTS,
+    "mpt": Family(norm="layer", has_rotary=False, own_attention=True),
     "olmo": Family(norm="eager-plain", wide_rotary=True),
     "olmo2": _OLMO_2,
     "olmo3": _OLMO_2,
-    "opt": _LEARNED,
+    "opt": Family(has_rotary=False, activation="relu", has_dropout=True),
     "persimmon": Family(joins_rotary=True),
     "phi": Family(is_parallel=True, joins_rotary=True, activation="steps"),
     "phi3": Family(joins_rotary=True),
@@ -106,6 +115,7 @@ def kernels_of(spec: ModelSpec, training: TrainingSpec, kernels: Kernels) -> Ker
         joins_rotary=family.joins_rotary,
         wide_rotary=family.wide_rotary and training.compute_bytes == 2,
         activation=family.activation,
+        gate="clamped" if family.clamps_gate and kernels.gate == "eager" else kernels.gate,
         softcaps=family.softcaps,
         caches_keys=training.caches_keys,
     )

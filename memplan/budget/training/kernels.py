@@ -30,8 +30,10 @@ class Kernels:
     step by step (Cohere's); `layer` is PyTorch's LayerNorm, `fused` one kernel that keeps its input.
     rotary: `eager` rotates halves with slices and concatenation, `fused` in place. joins_rotary: what is rotated is
     joined with what is not; wide_rotary: in FP32.
-    gate: `eager` keeps both sides and the activated gate, `fused` both sides alone.
-    activation: one `kernel`, `steps` (GELU by its formula with tanh), or `own` backward code that keeps its input.
+    gate: `eager` keeps both sides and the activated gate, `fused` both sides alone; `clamped` clamps both and
+    multiplies the gate by its own sigmoid.
+    activation: one `kernel`, `relu` that keeps its output, `steps` (GELU by its formula with tanh), `own` backward code
+    that keeps its input, `xielu` by its formula.
     caches_keys: a KV cache is filled, which copies keys and values.
     """
 
@@ -39,8 +41,8 @@ class Kernels:
     rotary: Literal["eager", "fused", "none"] = "eager"
     joins_rotary: bool = False
     wide_rotary: bool = False
-    gate: Literal["eager", "fused"] = "eager"
-    activation: Literal["kernel", "steps", "own"] = "kernel"
+    gate: Literal["eager", "clamped", "fused"] = "eager"
+    activation: Literal["kernel", "relu", "steps", "own", "xielu"] = "kernel"
     softcaps: bool = False
     caches_keys: bool = False
 
@@ -162,10 +164,29 @@ def gated(graph: Graph, gates: Tensor, make_ups: Callable[[], Tensor], kernels: 
         made = graph.op("gated activation", gates.size_bytes, (gates, ups), keeps=(gates, ups))
         graph.drop(gates, ups)
         return made
+    if kernels.gate == "clamped":
+        return _clamped(graph, gates, make_ups())
     active = activate(graph, gates, kernels)
     ups = make_ups()
     made = graph.op("gated product", active.size_bytes, (active, ups), keeps=(active, ups))
     graph.drop(active, ups)
+    return made
+
+
+def _clamped(graph: Graph, gates: Tensor, ups: Tensor) -> Tensor:
+    """(up + 1) times the gate's swish, both clamped. Takes over what enters."""
+    size = gates.size_bytes
+    gate = graph.op("gate clamped", size, (gates,), keeps=(gates,))
+    up = graph.op("up clamped", size, (ups,), keeps=(ups,))
+    graph.drop(gates, ups)
+    steep = graph.op("gate scaled", size, (gate,))
+    bent = graph.op("gate's sigmoid", size, (steep,), keeps_output=True)
+    graph.drop(steep)
+    swish = graph.op("swish", size, (gate, bent), keeps=(gate, bent))
+    graph.drop(bent)
+    raised = graph.op("up + 1", size, (up,), grads=(None,))
+    made = graph.op("gated product", size, (raised, swish), keeps=(raised, swish))
+    graph.drop(gate, up, swish, raised)
     return made
 
 
@@ -174,6 +195,12 @@ def activate(graph: Graph, entering: Tensor, kernels: Kernels) -> Tensor:
     size = entering.size_bytes
     if kernels.activation == "steps":
         made = _gelu_by_steps(graph, entering)
+    elif kernels.activation == "relu":
+        made = graph.op("activation", size, (entering,), keeps_output=True)
+    elif kernels.activation == "xielu":
+        # Which side of zero it is on, and three steps of the formula.
+        steps = (size, size, size, size / 2)
+        made = graph.op("activation", size, (entering,), keeps=(entering,), keeps_bytes=steps)
     else:
         others = (size,) * 3 if kernels.activation == "own" else ()
         made = graph.op("activation", size, (entering,), keeps=(entering,), backward_temporaries=others)

@@ -82,6 +82,9 @@ class Stage:
             positions = self._shared_elements(Role.POSITION)
             if positions:
                 self.positions = self._parameter("positions", positions, self.is_full)
+            if self.training.kernels == "transformers":
+                towers = sum(each.num_parameters for each in self.spec.towers if not each.optional)
+                self._parameter("towers", towers, False)
             norms = self._shared_elements(Role.NORM, of_embedding=True)
             if norms:
                 self.embedding_norm = self._parameter("embedding's norm", norms, self.is_full)
