@@ -190,6 +190,12 @@ QUANTIZE_OPTIONS = (
     Option(name="num_samples", kind=int, help="Windows of text to calibrate on (default 128).", is_workload=False),
     Option(name="window", kind=int, help="Tokens of a window (default 512).", is_workload=False),
     Option(name="batch_size", kind=int, help="Windows at once (default 8).", is_workload=False),
+    Option(
+        name="min_expert_tokens",
+        kind=int,
+        help="An expert with fewer is shown other tokens too (default: as it has in features).",
+        is_workload=False,
+    ),
     Option(name="damping", kind=float, help="GPTQ: added to the Hessian (default 0.01).", is_workload=False),
     Option(name="seed", kind=int, help="Which windows are drawn (default 0).", is_workload=False),
     Option(name="device", help="cpu or cuda.", is_workload=False),

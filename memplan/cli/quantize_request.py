@@ -115,7 +115,7 @@ def _request(given: Given) -> QuantizeRequest:
     if device not in _DEVICES:
         raise UsageError(f"not a device to quantize on: `{device}`", hint=f"use one of {', '.join(_DEVICES)}")
     named = {ours: given[theirs] for theirs, ours in _SETTINGS.items() if theirs in given}
-    for name in ("calibration", "damping", "seed"):
+    for name in ("calibration", "damping", "min_expert_tokens", "seed"):
         if name in given:
             named[name] = given[name]
     library = BACKENDS.get(str(given.get("backend", "native")))

@@ -13,7 +13,7 @@ from memplan.cli.quantize_request import AskedQuantization
 from memplan.errors import QualityMissed, Unfinished
 from memplan.quantize.gate import GateResult, judge
 from memplan.quantize.packages import require_packages
-from memplan.quantize.result import QuantizeResult
+from memplan.quantize.result import QuantizeResult, notes_on_experts
 
 if TYPE_CHECKING:
     from memplan.domain.quality import QualityReport
@@ -65,7 +65,12 @@ def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
         output_bytes=sum(path.stat().st_size for path in staging.iterdir()),
         seconds=time.monotonic() - start,
         peak_bytes=_peak_bytes(),
-        notes=(*notes, *(note for block in blocks for note in block["notes"])),
+        notes=(
+            *notes,
+            *work.notes(),
+            *notes_on_experts(blocks),
+            *(note for block in blocks for note in block["notes"]),
+        ),
     )
     write_whole(staging / _REPORT, result_json(result).encode())
     accept(workspace, staging, place)

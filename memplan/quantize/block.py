@@ -16,7 +16,7 @@ from memplan.quantize.anatomy import Anatomy, Pool, Site, move_scaling
 from memplan.quantize.awq import Scaling, awq, output_error, search_scaling
 from memplan.quantize.calls import Call
 from memplan.quantize.elements import LARGEST
-from memplan.quantize.experts import SplitExperts
+from memplan.quantize.experts import Expert, SplitExperts
 from memplan.quantize.gptq import GptqSettings, gptq
 from memplan.quantize.grid import Grid, Quantized, Scales, round_to_nearest
 from memplan.quantize.linears import is_linear, set_weight, weight_of
@@ -186,7 +186,9 @@ def _scale(block: nn.Module, site: Site, fed: list[Statistics], recipe: BlockRec
     """Search the scaling of one site, by the first statistics of what it feeds, and move it where it helps."""
     linear = [name for name in site.consumers if is_linear(block.get_submodule(name))]
     rounded = [name for name in linear if not recipe.keeps(name)]
-    if not fed or not rounded:
+    # Experts that stay may stand in one tensor with others: they are not touched.
+    stays = any(isinstance(block.get_submodule(name.rpartition(".")[0]), Expert) for name in set(linear) - set(rounded))
+    if not fed or not rounded or stays:
         return
     weights_OI = _few_rows([weight_of(block.get_submodule(name)) for name in rounded])
     found = _search(weights_OI, fed[0], site, recipe.of(rounded[0]))

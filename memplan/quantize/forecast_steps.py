@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.tensors import Role
-from memplan.quantize.request import QuantizeRequest
+from memplan.quantize.request import POOL_BYTES, QuantizeRequest
 from memplan.records import dataclass
 from memplan.units import MIB
 
@@ -83,9 +83,20 @@ class Widths:
         return max((each.num_in for each in self.readings), default=0)
 
     @property
-    def every_hessian_bytes(self) -> int:
-        """The Hessians of all inputs."""
-        return sum(each.num_in**2 * each.copies for each in self.readings) * FLOAT_BYTES
+    def hessian_bytes(self) -> int:
+        """The Hessians of all inputs but those of experts."""
+        return sum(each.num_in**2 for each in self.readings if each.copies == 1) * FLOAT_BYTES
+
+    @property
+    def expert_hessian_bytes(self) -> int:
+        """The Hessians of the inputs of experts that are measured together: of one at least, all where they are few."""
+        sizes = [(each.num_in**2 * FLOAT_BYTES, each.copies) for each in self.readings if each.copies > 1]
+        return min(sum(size * copies for size, copies in sizes), max(POOL_BYTES, sum(size for size, _ in sizes)))
+
+    @property
+    def other_experts(self) -> int:
+        """The weights of all experts but one."""
+        return sum(each.weights * (each.copies - 1) for each in self.readings)
 
 
 def widths_of(layer: Layer) -> Widths:
@@ -130,7 +141,7 @@ def _first_inputs(spec: ModelSpec, request: QuantizeRequest, widths: Widths) -> 
 def _trial(layer: Layer, widths: Widths) -> Step:
     holds = {
         "the block": layer.num_parameters * ITEM_BYTES,
-        "a copy in float32": layer.num_parameters * FLOAT_BYTES,
+        "a copy in float32": (layer.num_parameters - widths.other_experts) * FLOAT_BYTES,
         "layers put aside": widths.touched * FLOAT_BYTES,
     }
     return Step(name="trial of scalings", holds=holds)
@@ -139,10 +150,12 @@ def _trial(layer: Layer, widths: Widths) -> Step:
 def _statistics(spec: ModelSpec, request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
     method = request.method
     together = method.scaling == "awq" or (method.rounding == "gptq" and not request.true_sequential)
-    hessian_bytes = widths.widest**2 * FLOAT_BYTES if method.rounding == "gptq" else 0
+    widest_bytes = widths.widest**2 * FLOAT_BYTES
+    hessian_bytes = widths.hessian_bytes + (widest_bytes if widths.expert_hessian_bytes else 0)
+    hessian_bytes = max(hessian_bytes if together else widest_bytes, widths.expert_hessian_bytes)
     holds = {
         **(_rounded(request, layer, widths) if not together else {"the block": layer.num_parameters * ITEM_BYTES}),
-        "Hessians": widths.every_hessian_bytes if together else hessian_bytes,
+        "Hessians": hessian_bytes if together or method.rounding == "gptq" else 0,
         "a batch": _pass_bytes(spec, request, widths),
         "inputs in float32": 2 * _batch_tokens(request) * widths.widest * FLOAT_BYTES,
     }
@@ -154,10 +167,10 @@ def _rounding(request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
     hessian_bytes = widths.widest**2 * FLOAT_BYTES
     holds = {**_rounded(request, layer, widths), "weights in float32": widths.largest * FLOAT_BYTES}
     if method.rounding == "gptq":
-        waiting = widths.every_hessian_bytes - hessian_bytes if method.scaling == "awq" else 0
-        holds["Hessians"] = 2 * hessian_bytes + waiting
+        waiting = widths.hessian_bytes - hessian_bytes if method.scaling == "awq" else 0
+        holds["Hessians"] = 2 * hessian_bytes + max(0, waiting, widths.expert_hessian_bytes - hessian_bytes)
     elif method.scaling == "awq":
-        holds["Hessians"] = widths.every_hessian_bytes
+        holds["Hessians"] = max(widths.hessian_bytes, widths.expert_hessian_bytes)
     holds["rows at work"] = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
     return Step(name="rounding", holds=holds)
 

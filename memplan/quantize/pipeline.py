@@ -18,6 +18,7 @@ from memplan.quantize.activations import Activations
 from memplan.quantize.anatomy import Anatomy, inspect_block
 from memplan.quantize.block import BlockRecipe, BlockResult, quantize_block, run_block
 from memplan.quantize.calls import Call, Surroundings
+from memplan.quantize.experts import pools
 from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.gptq import GptqSettings
 from memplan.quantize.grid import Grid
@@ -214,10 +215,11 @@ class Quantization:
         """The linear layers that stay in 16 bit, by their names in the checkpoint; groups must divide the others."""
         request, model = self.request, self.skeleton.model
         blocks = tuple(f"{name}." for name in self.skeleton.blocks)
+        apart = tuple(f"{name}." for name in self._unread_experts())
         self._kept_names = {
             name
             for name, _ in linears(model)
-            if not name.startswith(blocks) or request.kept(name) or stays(model, name)
+            if not name.startswith(blocks) or name.startswith(apart) or request.kept(name) or stays(model, name)
         }
         for name, module in linears(model):
             num_in = weight_of(module).shape[1]
@@ -230,6 +232,16 @@ class Quantization:
         routers = {name for name, module in model.named_modules() if name.startswith(blocks) and is_router(module)}
         kept_names = sorted(self._kept_names | routers)
         return tuple(dict.fromkeys(name for kept in kept_names for name in self._names(kept)))
+
+    def _unread_experts(self) -> list[str]:
+        """Modules of experts that no reader takes quantized one by one: those with biases (GPT-OSS)."""
+        return [name for name, experts in pools(self.skeleton.model).items() if experts.biased]
+
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing of how a model is treated."""
+        names = self._unread_experts()
+        said = f"{names[0]} and {len(names) - 1} more: experts with biases" if names else ""
+        return (f"{said} stay in 16 bit, because vLLM and transformers read no such layers quantized",) if names else ()
 
     def replaced(self) -> set[str]:
         """The tensors of the checkpoint that the result has in another form."""

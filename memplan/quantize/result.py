@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,18 @@ class QuantizeResult:
     seconds: float
     peak_bytes: int | None
     notes: tuple[str, ...] = ()
+
+
+def notes_on_experts(blocks: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What blocks say of experts that saw few tokens, together."""
+    pools = [pool for block in blocks for pool in block.get("experts", {}).values()]
+    few, none = (sum(pool[name] for pool in pools) for name in ("with_few_tokens", "without_tokens"))
+    if not few and not none:
+        return ()
+    total, wanted = sum(pool["experts"] for pool in pools), max(pool["wanted_tokens"] for pool in pools)
+    if not wanted:
+        return (f"{none} of {total} experts had no tokens and were rounded to nearest",)
+    return (
+        f"{few} of {total} experts had fewer than {wanted:,} tokens of their own, {none} none; "
+        "they were shown other tokens as well",
+    )

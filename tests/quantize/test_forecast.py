@@ -32,6 +32,13 @@ def test_a_gpu_takes_the_work_and_the_host_keeps_what_is_read_and_written() -> N
     assert on_gpu.host_bytes < on_host.host_bytes
 
 
+def test_hessians_of_many_experts_are_measured_in_groups() -> None:
+    few, many = (resolve_model(name, offline=True) for name in ("mixtral-8x7b", "deepseek-v3"))
+    for spec, of_one_bytes in ((few, (4096**2 + 14336**2) * 4), (many, (7168**2 + 2048**2) * 4)):
+        (statistics,) = (step for step in forecast(spec, quantize_request("gptq")).steps if step.name == "statistics")
+        assert statistics.holds["Hessians"] in range(of_one_bytes, max(GIB, 18432**2 * 4) + 1)
+
+
 def test_the_checkpoint_is_as_large_as_estimate_says_of_the_scheme() -> None:
     spec = resolve_model("llama-8b", offline=True)
     request = quantize_request("awq", format="awq")
