@@ -108,6 +108,7 @@ class Builder:
             clones=training.method == "qlora",
             is_fused=training.fused_adapters,
             dropout=training.lora_dropout,
+            magnitude=self._make(f"{name}.magnitude", outputs * copies, True) if training.method == "dora" else None,
         )
 
     def _is_adapted(self, name: str) -> bool:

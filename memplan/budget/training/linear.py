@@ -22,6 +22,7 @@ class Adapter:
 
     `casts` says that the input is cast up to the adapters' FP32 (no autocast); `clones` that the layer's own output is
     copied first. `is_fused` is the kernel that computes layer and adapter together and keeps only the input.
+    `magnitude` is DoRA's: one factor for every output, over the norm of the merged weight.
     """
 
     rank: int
@@ -31,6 +32,7 @@ class Adapter:
     clones: bool = False
     is_fused: bool = False
     dropout: bool = False
+    magnitude: Parameter | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,8 @@ def _with_adapter(
     graph.drop(narrow)
     scaled = graph.op("adapter's scale", wide.size_bytes, (wide,))
     graph.drop(wide)
+    if adapter.magnitude is not None:
+        base, scaled = _scaled_by_magnitude(graph, layer, adapter.magnitude, base, scaled, inner)
     summed = graph.op(
         "adapter's sum", scaled.size_bytes, (base, scaled), grads=(None if inner == width else base.size_bytes, None)
     )
@@ -122,3 +126,21 @@ def _with_adapter(
     made = graph.op("adapter's cast back", tokens * layer.outputs * width, (summed,))
     graph.drop(summed)
     return made
+
+
+def _scaled_by_magnitude(
+    graph: Graph, layer: Linear, magnitude: Parameter, base: Tensor, product: Tensor, inner: int
+) -> tuple[Tensor, Tensor]:
+    """DoRA: both sides times the magnitude over the norm. Takes over both.
+
+    The norm is of the whole merged weight, which is made for it: the adapters' product, the weight in their type, and
+    the sum of both. Source: PEFT 0.13 to 0.17, tuners/lora/dora.py, DoraLinearLayer.forward.
+    """
+    matrix = float(layer.outputs * layer.inputs * inner)
+    factor = graph.op(
+        "DoRA's magnitude", layer.outputs * inner, (), temporaries=(matrix,) * 3, parameters=(magnitude,), grads=()
+    )
+    grown = graph.op("DoRA's base", product.size_bytes, (base, factor), keeps=(base, factor))
+    turned = graph.op("DoRA's adapter", product.size_bytes, (product, factor), keeps=(product, factor))
+    graph.drop(base, product, factor)
+    return grown, turned

@@ -112,7 +112,7 @@ class Stage:
     def _parameter(self, name: str, elements: float, is_trained: bool) -> Parameter:
         """A weight of the unit that was begun last."""
         training, unit = self.training, self.units[-1]
-        is_adapter = name.endswith((".A", ".B"))
+        is_adapter = name.endswith((".A", ".B", ".magnitude"))
         in_float = is_adapter and training.adapters_in_float
         width = _FLOAT if in_float else training.weight_bytes
         is_packed = (

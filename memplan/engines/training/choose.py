@@ -118,10 +118,10 @@ def notes(question: TrainingQuestion, training: TrainingSpec) -> list[str]:
         said.append(f"HSDP: sharded over {shards} GPUs, replicated over {training.layout.data // shards}")
     if question.precision == "fp8":
         said.append(
-            "FP8 copies of the weights and their transposes are counted; FP8 activations are taken as 16 bits wide"
+            "FP8 is taken as 16 bit mixed precision; its copies of weights and inputs come on top and are not modelled"
         )
     if training.method == "dora":
-        said.append("DoRA is taken as LoRA with one magnitude per output; the norm's temporary matrix is counted")
+        said.append("DoRA makes every adapted weight whole again in the adapters' type, to take its norm")
     return said
 
 
