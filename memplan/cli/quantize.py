@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import typer
+
 from memplan.cli.options import OUTPUT_OPTIONS, QUANTIZE_OPTIONS, SOURCE_OPTIONS, Given, accepts
 from memplan.errors import Offline
 from memplan.units import format_gib
@@ -24,6 +26,7 @@ _SOURCES = tuple(option for option in SOURCE_OPTIONS if option.name != "introspe
 def quantize_command(given: Given) -> None:
     """Quantize a model block by block in bounded memory, and check its quality before it is accepted."""
     from memplan.cli.output import write_answer
+    from memplan.cli.quantize_ranks import is_first, is_one_of_several, run_on_devices
     from memplan.cli.quantize_request import ask, with_time
     from memplan.cli.state import filled_in
 
@@ -44,22 +47,24 @@ def quantize_command(given: Given) -> None:
 
         write_answer(run_backend(str(given["backend"]), asked, given))
         return
-    if given.get("backend", "native") != "native":
-        from memplan.cli.quantize_backend import run_backend
-
-        write_answer(run_backend(str(given["backend"]), asked, given))
-        return
     if asked.request.method.format == "gguf":
         from memplan.cli.quantize_gguf import run_gguf
 
         write_answer(_render_result(given, run_gguf(asked, given)))
         return
     asked.check()
+    if given.get("devices", 1) != 1 and not is_one_of_several():
+        code, answer = run_on_devices(int(given["devices"]))
+        write_answer(answer)
+        raise typer.Exit(code)
     asked = with_time(asked)
-    print(_needs(asked), file=sys.stderr)
+    if is_first():
+        print(_needs(asked), file=sys.stderr)
     from memplan.cli.quantize_run import run_quantization
 
-    write_answer(_render_result(given, run_quantization(asked, given)))
+    result = run_quantization(asked, given)
+    if result is not None:
+        write_answer(_render_result(given, result))
 
 
 def _needs(asked: AskedQuantization) -> str:

@@ -34,6 +34,8 @@ def limits_of(given: Given, output: Path) -> Limits:
     gpu = None
     if "max_gpu_memory" in given:
         gpu = parse_size_bytes(str(given["max_gpu_memory"]), what="--max-gpu-memory")
+    if ram is not None and given.get("device", "cpu") == "cpu":
+        ram //= max(1, int(given.get("devices", 1)))  # each of several processes holds as much
     return Limits(ram_bytes=ram, gpu_bytes=gpu, disk_bytes=_free_disk(output))
 
 

@@ -19,6 +19,10 @@ from memplan.units import parse_fraction, parse_size_bytes
 _DEVICES = ("cpu", "cuda")
 # Options that say something of one method, and nothing of another that is tried when it lost too much.
 _OF_METHOD = ("method", "bits", "group_size", "symmetric", "weights_only", "format", "target_memory")
+_AS_GIVEN = (
+    *("calibration", "damping", "min_expert_tokens", "seed"),
+    *("activation_order", "static_groups", "true_sequential", "scale_search"),
+)
 _SETTINGS = {"window": "window_tokens", "num_samples": "num_samples", "batch_size": "batch_size"}
 
 
@@ -41,6 +45,13 @@ class AskedQuantization:
     target_note: str = ""
     fallbacks: tuple[QuantizeRequest, ...] = ()
     keeps_base: bool = False
+
+    @property
+    def spare_bytes(self) -> int:
+        """What the device that does the work may use beyond what is forecast."""
+        limit = self.limits.ram_bytes if self.request.device == "cpu" else self.limits.gpu_bytes
+        needed = self.forecast.host_bytes if self.request.device == "cpu" else self.forecast.device_bytes
+        return max(0, (limit or 0) - needed)
 
     def check(self) -> None:
         """Raises: DoesNotFit for what is over a limit, with what would fit."""
@@ -115,9 +126,7 @@ def _request(given: Given) -> QuantizeRequest:
     if device not in _DEVICES:
         raise UsageError(f"not a device to quantize on: `{device}`", hint=f"use one of {', '.join(_DEVICES)}")
     named = {ours: given[theirs] for theirs, ours in _SETTINGS.items() if theirs in given}
-    for name in ("calibration", "damping", "min_expert_tokens", "seed"):
-        if name in given:
-            named[name] = given[name]
+    named.update({name: given[name] for name in _AS_GIVEN if name in given})
     library = BACKENDS.get(str(given.get("backend", "native")))
     request = quantize_request(
         str(given.get("method", library.methods[0] if library else "awq")),
@@ -126,7 +135,7 @@ def _request(given: Given) -> QuantizeRequest:
         symmetric=given.get("symmetric"),
         weights_only=bool(given.get("weights_only")),
         format=given.get("format") or (library.format if library else None),
-        keeps=tuple(given.get("keep", ())),
+        keeps=tuple(pattern for each in given.get("keep", ()) for pattern in split_names(each, "--keep")),
         device=device,
         **named,
     )

@@ -2,85 +2,185 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import sys
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memplan.cli.options import Given
 from memplan.cli.progress import progress
 from memplan.cli.quantize_request import AskedQuantization
+from memplan.cli.quantize_told import Told
 from memplan.errors import QualityMissed, Unfinished
+from memplan.quantize.forecast import forecast
 from memplan.quantize.gate import GateResult, judge
 from memplan.quantize.packages import require_packages
 from memplan.quantize.result import QuantizeResult, notes_on_experts
+from memplan.records import replace
 
 if TYPE_CHECKING:
     from memplan.domain.quality import QualityReport
+    from memplan.quantize.memory_watch import MemoryWatch
     from memplan.quantize.pipeline import Quantization
+    from memplan.quantize.ranks import Ranks
+    from memplan.quantize.workspace import Workspace
 
 _REPORT = "quantization_report.json"
 _VALIDATION_TOKENS = 2048  # of a window, as in the papers; less where the model's context is shorter
 
 
-def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult:
-    """Quantize, prove and accept.
+def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult | None:
+    """Quantize, prove and accept; what is named to fall back on is tried when too much was lost.
 
+    None where in the end the 16-bit model is kept, or another process of several speaks for all.
     Raises: Unfinished when it was interrupted; QualityMissed when the result lost too much; MissingExtra, and what the
     pipeline raises.
     """
     require_packages("memplan quantize", "compressed_tensors")
     from memplan.quantize.evaluation import device_named
-    from memplan.quantize.output import accept, write_checkpoint
-    from memplan.quantize.workspace import Workspace, write_whole
-    from memplan.report.quantize_json import result_json
+    from memplan.quantize.ranks import joined
 
-    assert asked.folder is not None
-    assert asked.output is not None
     device_named(asked.request.device)
+    with joined(asked.request.device) as ranks:
+        return _attempts(asked, given, ranks)
+
+
+def _attempts(asked: AskedQuantization, given: Given, ranks: Ranks) -> QuantizeResult | None:
+    """Each request in its turn, until one loses little enough."""
+    missed: list[str] = []
+    requests = (asked.request, *asked.fallbacks)
+    for number, request in enumerate(requests):
+        one = replace(asked, request=request)
+        if number:
+            one = replace(one, forecast=forecast(asked.spec, request), target_bytes=None)
+        if given.get("resume") and _was_refused(one):
+            missed.append(f"{request.method.name} had lost too much")
+            continue
+        result = _attempt(one, given, ranks, missed)
+        if result is None:
+            return None
+        if result.gate.verdict == "passed":
+            _remember(one, result)
+            return result
+        is_last = number + 1 == len(requests)
+        _show(result)
+        if is_last and not asked.keeps_base:
+            raise _refusal(result)
+        missed.append(f"{request.method.name} {_lost(result)}")
+        print(f"{missed[-1]}: {'the 16-bit model is kept' if is_last else 'the next is tried'}", file=sys.stderr)
+    return None
+
+
+def _attempt(asked: AskedQuantization, given: Given, ranks: Ranks, missed: list[str]) -> QuantizeResult | None:
+    """One request carried out and judged; None in all processes but the first."""
+    from memplan.quantize.memory_watch import MemoryWatch
+    from memplan.quantize.output import accept, write_checkpoint
+    from memplan.quantize.workspace import Workspace
+
     start = time.monotonic()
-    work, notes = _quantization(asked, given)
-    workspace = Workspace(asked.output, work.identity())
-    workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
-    try:
-        with progress("block", lines=True) as step:
-            work.run(workspace, step)
-        staging = write_checkpoint(work, workspace)
-        quality, gate = _prove(asked, work, staging, given)
-    except KeyboardInterrupt:
-        raise Unfinished(
-            f"stopped after {len(workspace.blocks)} of {len(work.skeleton.blocks)} blocks; they are kept",
-            hint="the same command with --resume goes on",
-        ) from None
-    blocks = tuple(workspace.blocks)
-    place = asked.output if gate.verdict == "passed" else asked.output.with_name(asked.output.name + ".rejected")
+    with MemoryWatch() as watch:
+        work, notes = _quantization(asked, given, ranks)
+        workspace = Workspace(asked.output, work.identity(), rank=ranks.rank)
+        if ranks.is_first:
+            workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
+        ranks.wait()
+        workspace.join()
+        with _kept(workspace, len(work.skeleton.blocks)):
+            with progress("block", lines=ranks.is_first) as step:
+                told = Told(step, watch, workspace.blocks, asked.forecast.proof_seconds)
+                work.run(workspace, told.block, told.module)
+            if not ranks.is_first:
+                return None
+            watch.phase = "writing"
+            staging = write_checkpoint(work, workspace)
+            watch.phase = "proof"
+            quality, gate = _prove(asked, work, staging, given)
+    place = asked.output if gate.verdict == "passed" else _rejected(asked)
     result = QuantizeResult(
         model_name=asked.spec.name,
-        request=asked.request,
+        request=work.request,
         forecast=asked.forecast,
         folder=place,
         quality=quality,
         gate=gate,
-        blocks=blocks,
+        blocks=tuple(workspace.blocks),
         output_bytes=sum(path.stat().st_size for path in staging.iterdir()),
         seconds=time.monotonic() - start,
-        peak_bytes=_peak_bytes(),
-        notes=(
-            *notes,
-            *work.notes(),
-            *notes_on_experts(blocks),
-            *(note for block in blocks for note in block["notes"]),
-        ),
+        peak_bytes=_peak_bytes(asked.request.device, watch),
+        memory=tuple(watch.samples),
+        notes=(*([asked.target_note] if asked.target_note else []), *missed, *notes, *_notes(workspace.blocks)),
     )
-    write_whole(staging / _REPORT, result_json(result).encode())
-    accept(workspace, staging, place)
-    if gate.verdict == "missed":
-        _refuse(result)
-    _remember(asked, result)
+    with _kept(workspace, len(work.skeleton.blocks)):
+        _write_reports(result, staging, asked.folder, html=bool(given.get("html")))
+        accept(workspace, staging, place)
     return result
 
 
-def _quantization(asked: AskedQuantization, given: Given) -> tuple[Quantization, list[str]]:
+def _write_reports(result: QuantizeResult, staging: Path, source: Path | None, *, html: bool) -> None:
+    """What was done and how good it is, beside the weights: for programs, for the hub, and for eyes."""
+    from memplan.quantize.workspace import write_whole
+    from memplan.report.quantize_card import model_card
+    from memplan.report.quantize_html import quantization_page
+    from memplan.report.quantize_json import result_json
+
+    write_whole(staging / _REPORT, result_json(result).encode())
+    write_whole(staging / "README.md", model_card(result, versions(), source).encode())
+    if html:
+        write_whole(staging / "quantization_report.html", quantization_page(result).encode())
+
+
+def versions() -> dict[str, str]:
+    """The releases of what made a checkpoint."""
+    import importlib.metadata
+
+    found = {}
+    for name in ("memplan", "torch", "transformers", "safetensors", "compressed-tensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _kept(workspace: Workspace, num_blocks: int) -> Iterator[None]:
+    """Raises: Unfinished, which says how to go on, for what stops work and leaves what is finished as it is."""
+    why = ""
+    try:
+        yield
+    except KeyboardInterrupt:
+        why = "stopped"
+    except MemoryError:
+        why = "out of memory"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        why = "the disk is full"
+    except RuntimeError as error:
+        if not _is_short_of_memory(error):
+            raise
+        why = "out of memory"
+    if why:
+        room = {"out of memory": ", with more memory free,", "the disk is full": ", with more room,"}.get(why, "")
+        raise Unfinished(
+            f"{why} after {len(workspace.blocks)} of {num_blocks} blocks; they are kept in {workspace.folder}",
+            hint=f"the same command with --resume{room} goes on",
+        )
+
+
+def _is_short_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not get memory: it has an error of its own for a GPU, and words for the CPU."""
+    import torch
+
+    words = ("can't allocate memory", "not enough memory", "No space left on device")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def _quantization(asked: AskedQuantization, given: Given, ranks: Ranks) -> tuple[Quantization, list[str]]:
     from memplan.quantize.pipeline import Quantization
     from memplan.quantize.text_sets import read_set
     from memplan.quantize.windows import calibration_windows, check_enough, load_tokenizer
@@ -102,7 +202,10 @@ def _quantization(asked: AskedQuantization, given: Given) -> tuple[Quantization,
         )
         thin = check_enough(windows, widest_inputs=widest)
         notes += [thin] if thin else []
-    work = Quantization(request, asked.folder, list(windows.split(request.batch_size)))
+    work = Quantization(request, asked.folder, list(windows.split(request.batch_size)), ranks=ranks)
+    # Experts are measured in fewer passes where there is room; what comes out is the same.
+    work.pool_bytes += asked.spare_bytes // 2
+    notes += work.notes()
     if asked.target_bytes is not None:
         notes.append(_mix(asked, work, asked.target_bytes))
     return work, notes
@@ -154,18 +257,47 @@ def _prove(
     return report, judge(report, asked.max_increase_fraction)
 
 
-def _refuse(result: QuantizeResult) -> None:
-    """Raises: QualityMissed, with the figures on stderr and the checkpoint put aside."""
+def _show(result: QuantizeResult) -> None:
+    """The figures of what lost too much, on stderr."""
     from memplan.report.layout import Style
     from memplan.report.quality_text import render_quality
 
     print(render_quality(result.quality, Style(), result.gate), file=sys.stderr, end="")
+
+
+def _lost(result: QuantizeResult) -> str:
     worst = result.gate.worst
-    raise QualityMissed(
-        f"perplexity on {worst.domain} rises by {worst.increase_fraction:.1%}, {worst.limit_fraction:.1%} is allowed; "
-        f"the checkpoint is put aside in {result.folder}",
-        hint="--method awq+gptq, --group-size 32, --method int8, or a larger --max-perplexity-increase",
+    return (
+        f"raises perplexity on {worst.domain} by {worst.increase_fraction:.1%}, {worst.limit_fraction:.1%} is allowed"
     )
+
+
+def _refusal(result: QuantizeResult) -> QualityMissed:
+    return QualityMissed(
+        f"{result.request.method.name} {_lost(result)}; the checkpoint is put aside in {result.folder}",
+        hint="--fallback int8, --method awq+gptq, --group-size 32, or a larger --max-perplexity-increase",
+    )
+
+
+def _rejected(asked: AskedQuantization) -> Path:
+    """Where a checkpoint goes that lost too much; each of several that are tried has its own place."""
+    tried = f".{asked.request.method.name.replace('+', '-')}" if asked.fallbacks else ""
+    return asked.output.with_name(f"{asked.output.name}{tried}.rejected")
+
+
+def _was_refused(asked: AskedQuantization) -> bool:
+    """Whether this request was carried out before a run of several was stopped, and lost too much."""
+    from memplan.report.quantize_json import request_facts
+
+    try:
+        report = json.loads((_rejected(asked) / _REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("request") == json.loads(json.dumps(request_facts(asked.request)))
+
+
+def _notes(blocks: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return (*notes_on_experts(blocks), *(note for block in blocks for note in block["notes"]))
 
 
 def _remember(asked: AskedQuantization, result: QuantizeResult) -> None:
@@ -181,11 +313,10 @@ def _remember(asked: AskedQuantization, result: QuantizeResult) -> None:
     )
 
 
-def _peak_bytes() -> int | None:
-    """The largest resident size of this process, where the system says it."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
+def _peak_bytes(device: str, watch: MemoryWatch) -> int:
+    """The most that was held of what the forecast is about."""
+    if device == "cpu":
+        return watch.peak_bytes
+    import torch
+
+    return int(torch.cuda.max_memory_reserved())

@@ -32,7 +32,7 @@ Batches = Sequence[tuple[Tensor, Call]]
 _ROWS = 256  # of a layer, that stand for all where only a figure for the report is wanted
 _MANY = 16  # layers that read one input; only experts are more
 _SEARCHED_ROWS = 8192  # of many layers together, that rank the candidates of a scaling
-_FIGURES = ("error", "signal", "rounding_error")
+_FIGURES = ("error", "signal", "rounding_error", "outlier")
 _NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -54,6 +54,7 @@ class BlockRecipe:
     min_expert_tokens: int | None = None
     grid_of: Callable[[str], Grid] | None = None
     ranks: Ranks = ALONE
+    tell: Callable[[str], None] = lambda name: None
 
     def of(self, name: str) -> BlockRecipe:
         """The recipe of one layer, and of those that are fused with it, where layers have grids of their own."""
@@ -75,9 +76,9 @@ class BlockResult:
     """What became of a block: its layers on the grid, which of its other tensors changed, and the errors.
 
     `error` is a layer's mean squared output error over the calibration tokens, `signal` its mean squared output: the
-    ratio says how much noise was added. `scaled` has the sites where a scaling was moved. `experts` says of every pool
-    how many experts it has, how many of them had fewer tokens than wanted, and how many none. `owners` says which of
-    several processes rounds a layer.
+    ratio says how much noise was added. `outlier` is the largest input over the mean size of one. `scaled` has the
+    sites where a scaling was moved. `experts` says of every pool how many experts it has, how many of them had fewer
+    tokens than wanted, and how many none. `owners` says which of several processes rounds a layer.
     """
 
     layers: dict[str, Quantized] = field(default_factory=dict)
@@ -85,6 +86,7 @@ class BlockResult:
     error: dict[str, float] = field(default_factory=dict)
     signal: dict[str, float] = field(default_factory=dict)
     rounding_error: dict[str, float] = field(default_factory=dict)
+    outlier: dict[str, float] = field(default_factory=dict)
     scaled: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     experts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -346,8 +348,11 @@ def _round(
 
     The statistics of a subset are used up by the last of its layers.
     """
+    recipe.tell(name)
     module = block.get_submodule(name)
     weight_OI = weight_of(module)
+    if statistics is not None and statistics.num_tokens:
+        result.outlier[name] = float(statistics.largest_I.max() / statistics.magnitude_I.mean().clamp(min=1e-30))
     if statistics is None or statistics.hessian_II is None or not statistics.num_tokens:
         found = round_to_nearest(weight_OI, recipe.grid)
     else:

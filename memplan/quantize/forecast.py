@@ -20,13 +20,13 @@ from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
 from memplan.units import MIB
 
-# A process that has imported torch and transformers and built a model without weights holds 512 MiB (measured by
-# benchmarks/quantize/memory.py, torch 2.13 on Linux); 48 MiB on top is assumed for what passes leave with malloc.
-RUNTIME_BYTES = 560 * MIB
+# A process that has imported torch and transformers and built a model without weights holds 256 MiB itself (measured
+# by benchmarks/quantize/memory.py, torch 2.13 on Linux); passes leave 128 MiB on top with the libraries that they call.
+RUNTIME_BYTES = 384 * MIB
 # What a process on a GPU holds outside of torch: context, cuBLAS. Source: docs/memory-model.md, context.
 _CONTEXT_BYTES = 500 * MIB
-# What the built-in texts to validate on come to, by the tokenizer of the demo model; others' are longer.
-PROOF_TOKENS = 80_000
+# The built-in texts to validate on are 22,600 tokens to the demo model, whose tokenizer is small; others have fewer.
+PROOF_TOKENS = 25_000
 _FIXED_SCHEMES = {"fp8": "fp8-channel", "fp8-static": "fp8", "fp8-block": "fp8-block"}
 _FIXED_SCHEMES |= {"nvfp4": "nvfp4", "mxfp4": "mxfp4", "nf4": "bnb-nf4", "llm-int8": "bnb-int8"}
 
@@ -51,6 +51,7 @@ class Forecast:
     calibration_tokens: int
     proof_tokens: int
     seconds: float | None = None
+    proof_seconds: float | None = None
 
     @property
     def hungriest(self) -> Step:
@@ -89,6 +90,7 @@ def forecast(
         calibration_tokens=tokens if request.method.needs_calibration else 0,
         proof_tokens=proof_tokens,
         seconds=speed.seconds(blocks + proof) if speed else None,
+        proof_seconds=speed.seconds(proof) if speed else None,
     )
 
 

@@ -28,10 +28,16 @@ _MOST_DAMPING = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GptqSettings:
-    """How GPTQ works: `damping` is added to the Hessian's diagonal, as a part of its mean."""
+    """How GPTQ works: `damping` is added to the Hessian's diagonal, as a part of its mean.
+
+    `static_groups` finds all scales beforehand, which an order of activation needs in any case. `weighs_inputs` says
+    that scales are searched for the errors of outputs, by how large inputs are; else for those of weights.
+    """
 
     damping: float = 0.01
     activation_order: bool = True
+    static_groups: bool = False
+    weighs_inputs: bool = True
 
 
 def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettings | None = None) -> Quantized:
@@ -54,8 +60,11 @@ def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettin
     size = grid.group(num_in)
     scales = group_I = None
     order_I = torch.arange(num_in, device=weight_OI.device)
+    weighing_I = importance_I if settings.weighs_inputs else None
+    if settings.activation_order or settings.static_groups:
+        scales = find_scales(used_OI, grid, weighing_I)
+        group_I = torch.div(order_I, size, rounding_mode="floor")
     if settings.activation_order:
-        scales = find_scales(used_OI, grid, importance_I)
         order_I = torch.argsort(importance_I, descending=True, stable=True)
         group_I = torch.div(order_I, size, rounding_mode="floor")
     turned_I = order_I.flip(0)
@@ -68,7 +77,7 @@ def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettin
     del hessian_II
     weight_IO = used_OI.t()[order_I].contiguous()
     del used_OI
-    code_IO, found, loss = _sweep(weight_IO, upper_II, grid, scales, importance_I, group_I)
+    code_IO, found, loss = _sweep(weight_IO, upper_II, grid, scales, weighing_I, group_I)
     code_OI = code_IO[torch.argsort(order_I)].t().contiguous()
     return Quantized(
         code_OI, found, grid, loss=max(0.0, loss - damped * _squared_error(code_OI, found, grid, weight_OI))
@@ -90,7 +99,7 @@ def _sweep(
     upper_II: Tensor,
     grid: Grid,
     scales: Scales | None,
-    importance_I: Tensor,
+    importance_I: Tensor | None,
     group_I: Tensor | None,
 ) -> tuple[Tensor, Scales, float]:
     """Round row after row of `weight_IO` (changed in place), and return codes (uint8, I x O), scales and loss.
@@ -119,7 +128,8 @@ def _sweep(
             if scale_GO is None or zero_GO is None:
                 if row % size == 0:
                     group_OS = _reached(weight_IO, upper_II, error_BO, start, i, size)
-                    here = find_scales(group_OS, replace(grid, group_size=0), importance_I[row : row + size])
+                    weighing_S = None if importance_I is None else importance_I[row : row + size]
+                    here = find_scales(group_OS, replace(grid, group_size=0), weighing_S)
                     found_scale_GO.append(here.scale_OG[:, 0])
                     found_zero_GO.append(here.zero_OG[:, 0])
                 scale_O, zero_O = found_scale_GO[-1], found_zero_GO[-1]

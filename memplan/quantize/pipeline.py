@@ -34,6 +34,9 @@ _MOST_ELSEWHERE = 0.5  # of a block's weights; with more, a result would be hard
 _TRIAL_TOKENS = 16  # enough to see which layer reads what, and whether a scaling may be moved
 
 Progress = Callable[[int, int, str], None]
+# What vLLM and SGLang put into one layer.
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+Tell = Callable[[str], None]
 
 
 class Quantization:
@@ -105,12 +108,18 @@ class Quantization:
             "number of processes": str(self.ranks.size),
         }
 
-    def run(self, workspace: Workspace, progress: Progress = lambda index, total, text: None) -> None:
-        """Quantize every block that the workspace lacks.
+    def run(
+        self,
+        workspace: Workspace,
+        progress: Progress = lambda index, total, text: None,
+        tell: Tell = lambda name: None,
+    ) -> None:
+        """Quantize every block that the workspace lacks; `tell` is told of every module that is worked on.
 
         Raises: CorruptFile for a checkpoint that does not hold together; BrokenNumbers for activations that are not
         finite.
         """
+        self._tell = tell
         calls, trial = self._calls(workspace)
         names = self.skeleton.blocks
         for index in range(len(workspace.blocks), len(names)):
@@ -137,7 +146,9 @@ class Quantization:
                 yield input_BNH
 
         first = Activations(workspace.inputs_file(0), self._shapes(trial[0]), self.skeleton.dtype)
-        if workspace.blocks:
+        if not self.request.method.needs_calibration:
+            found = [trial[1]] * len(self.tokens_BN)
+        elif workspace.blocks:
             for _ in inputs():
                 pass
         else:
@@ -156,15 +167,22 @@ class Quantization:
     ) -> None:
         name = self.skeleton.blocks[index]
         shapes = self._shapes(trial[0])
+        calibrates = self.request.method.needs_calibration
         inputs = Activations(workspace.inputs_file(index), shapes, self.skeleton.dtype)
-        inputs.check()
+        if calibrates:
+            inputs.check()
         block = self.skeleton.load(name)
         anatomy = self._anatomy(block, trial[0], trial[1][index])
         batches = _Batches(inputs, [batch[index] for batch in calls], self.request.device)
         result = quantize_block(block, anatomy, batches, self._recipe(name))
         outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype)
-        outputs.write(run_block(block, batches))
-        workspace.finish_block(index, self._packed(name, block, result), _facts(name, result))
+        if calibrates:
+            outputs.write(run_block(block, batches))
+        self.ranks.wait()
+        packed = self._packed(name, block, result) if self.ranks.is_first else {}
+        workspace.finish_block(index, packed, _facts(name, result))
+        self.ranks.wait()
+        workspace.forget_inputs(index)
         self.skeleton.drop(name)
 
     def _anatomy(self, block: nn.Module, trial_BNH: Tensor, call: Call) -> Anatomy:
@@ -203,9 +221,15 @@ class Quantization:
             method=request.method,
             grid=grid,
             grid_of=grid_of if request.mix else None,
-            gptq=GptqSettings(damping=request.damping, activation_order=request.activation_order),
+            gptq=GptqSettings(
+                damping=request.damping,
+                activation_order=request.activation_order,
+                static_groups=request.static_groups,
+                weighs_inputs=request.scale_search == "inputs",
+            ),
             keeps=lambda name: f"{block}.{name}" in self._kept_names,
             ranks=self.ranks,
+            tell=lambda name: self._tell(f"{block}.{name}"),
             true_sequential=request.true_sequential,
             pool_bytes=self.pool_bytes,
             min_expert_tokens=request.min_expert_tokens,
@@ -227,8 +251,9 @@ class Quantization:
             if name not in self._kept_names and not width.divides(num_in):
                 raise UsageError(
                     f"groups of {width.group_size} do not divide the {num_in} in features of {name}",
-                    hint=f"--group-size {_dividing(num_in)}, or --keep '{name.rsplit('.', 1)[-1]}'",
+                    hint=_mend(request, name, num_in),
                 )
+        _check_fused(self._kept_names, [name for name, _ in linears(model)])
         routers = {name for name, module in model.named_modules() if name.startswith(blocks) and is_router(module)}
         kept_names = sorted(self._kept_names | routers)
         return tuple(dict.fromkeys(name for kept in kept_names for name in self._names(kept)))
@@ -315,6 +340,28 @@ def _check_layout(skeleton: Skeleton) -> None:
             )
 
 
+def _check_fused(kept: set[str], names: Sequence[str]) -> None:
+    """Raises: UsageError where a part of what engines fuse into one layer would stay, and the rest not."""
+    known = set(names)
+    for fused in _FUSED:
+        for name in names:
+            parent, _, leaf = name.rpartition(".")
+            if leaf != fused[0]:
+                continue
+            others = [f"{parent}.{other}" for other in fused if f"{parent}.{other}" in known]
+            if 0 < sum(other in kept for other in others) < len(others):
+                raise UsageError(
+                    f"engines fuse {', '.join(fused)} of {parent}, which have one form together",
+                    hint=f"--keep '{','.join(f'*.{other}' for other in fused)}', or none of them",
+                )
+
+
+def _mend(request: QuantizeRequest, name: str, num_in: int) -> str:
+    """What to do where groups do not divide a layer: some formats leave no choice of groups."""
+    keep = f"--keep '*.{name.rsplit('.', 1)[-1]}'"
+    return f"--group-size {_dividing(num_in)}, or {keep}" if request.method.element == "int" else keep
+
+
 def _dividing(num_in: int) -> int:
     return next((size for size in (128, 64, 32, 16, 8) if num_in % size == 0), 0)
 
@@ -327,6 +374,7 @@ def _facts(name: str, result: BlockResult) -> dict[str, Any]:
             layer: {
                 "relative_error": _ratio(result.error.get(layer), result.signal.get(layer)),
                 "relative_error_of_rounding": _ratio(result.rounding_error.get(layer), result.signal.get(layer)),
+                "input_outlier": result.outlier.get(layer),
             }
             for layer in result.layers
         },

@@ -25,6 +25,9 @@ _ALWAYS_KEPT = re.compile(
     r"(^|\.)(router|gate|shared_expert_gate|lm_head|embed_\w+|weights_proj|in_proj_(a|b|ba))(\.|$)"
 )
 
+# What scales are searched for: errors of outputs, by how large inputs are; errors of weights; not at all.
+SCALE_SEARCHES = ("inputs", "mse", "none")
+
 # Hessians of experts of one module that are measured together; more experts than that are measured in groups.
 POOL_BYTES = GIB
 
@@ -35,7 +38,7 @@ class QuantizeRequest:
 
     `num_samples` windows of `window_tokens` tokens of the text set `calibration` are used, `batch_size` at a time. An
     expert with fewer than `min_expert_tokens` of them (None: than its layers have in features) is shown others as well.
-    `mix` has the layers, by their full names, that are stored in another width.
+    `scale_search` is one of SCALE_SEARCHES. `mix` has layers, by their full names, that are stored in another width.
     """
 
     method: Method
@@ -43,9 +46,10 @@ class QuantizeRequest:
     group_size: int
     symmetric: bool
     format: str
-    searches_range: bool = True
+    scale_search: str = "inputs"
     damping: float = 0.01
     activation_order: bool = True
+    static_groups: bool = False
     true_sequential: bool = True
     keeps: tuple[str, ...] = ()
     calibration: str = "builtin"
@@ -56,6 +60,11 @@ class QuantizeRequest:
     seed: int = 0
     device: str = "cpu"
     mix: Mapping[str, Width] = field(default_factory=dict)
+
+    @property
+    def searches_range(self) -> bool:
+        """Whether scales that clip a little are tried."""
+        return self.scale_search != "none"
 
     def width(self, module: str) -> Width:
         """How a linear layer, by its full name, is stored unless it is kept."""
@@ -113,6 +122,10 @@ def quantize_request(
     if request.min_expert_tokens is not None and request.min_expert_tokens < 0:
         raise UsageError(
             f"not a number of tokens of an expert: {request.min_expert_tokens}", hint="give 0 for its own alone"
+        )
+    if request.scale_search not in SCALE_SEARCHES:
+        raise UsageError(
+            f"not a way to search scales: `{request.scale_search}`", hint=f"use one of {', '.join(SCALE_SEARCHES)}"
         )
     if not 0 < request.damping <= 1:
         raise UsageError(f"not a damping: {request.damping}", hint="give a part of the mean, such as 0.01")

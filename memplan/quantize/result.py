@@ -18,7 +18,8 @@ class QuantizeResult:
     """One finished quantization.
 
     `folder` is where the checkpoint lies: the output, or beside it when the gate was missed. `blocks` has each block's
-    errors as `quantization_report.json` keeps them; `peak_bytes` is the most memory that the process held.
+    errors as `quantization_report.json` keeps them; `peak_bytes` is the most memory that the process held, and
+    `memory` what it held over time: seconds, bytes, and the block or phase that was worked on.
     """
 
     model_name: str
@@ -32,6 +33,7 @@ class QuantizeResult:
     seconds: float
     peak_bytes: int | None
     notes: tuple[str, ...] = ()
+    memory: tuple[tuple[float, int, str], ...] = ()
 
 
 def notes_on_experts(blocks: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -40,10 +40,11 @@ _DTYPES = {
 class Workspace:
     """The work folder beside an output folder. `identity` is what must be the same for work to go on."""
 
-    def __init__(self, output: Path, identity: Mapping[str, str]) -> None:
+    def __init__(self, output: Path, identity: Mapping[str, str], *, rank: int = 0) -> None:
         self.output = output
         self.folder = output.with_name(output.name + ".partial")
         self.identity = dict(identity)
+        self.rank = rank
         self.blocks: list[dict[str, Any]] = []
 
     def open(self, *, resume: bool, force: bool) -> None:
@@ -63,19 +64,30 @@ class Workspace:
             raise UsageError(f"unfinished work in {self.folder}", hint="--resume goes on with it, --force starts over")
         self.blocks = self._load()
 
+    def join(self) -> None:
+        """Know what is finished, where another process has opened the folder."""
+        if self.rank:
+            self.blocks = self._load()
+
     def block_file(self, index: int) -> Path:
         """The file of a finished block."""
         return self.folder / f"block-{index:04d}.safetensors"
 
     def inputs_file(self, index: int) -> Path:
-        """The file with the inputs of a block."""
-        return self.folder / f"inputs-{index:04d}.bin"
+        """The file with the inputs of a block, this process's share of them."""
+        rank = f"-rank{self.rank}" if self.rank else ""
+        return self.folder / f"inputs-{index:04d}{rank}.bin"
 
     def finish_block(self, index: int, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-        """Keep a block. The inputs of the next one must be there already."""
-        write_safetensors(self.block_file(index), tensors)
+        """Keep a block. The inputs of the next one must be there already, those of every process."""
+        if not self.rank:
+            write_safetensors(self.block_file(index), tensors)
         self.blocks.append(facts)
-        self._save()
+        if not self.rank:
+            self._save()
+
+    def forget_inputs(self, index: int) -> None:
+        """Remove the inputs of a block that is kept."""
         self.inputs_file(index).unlink(missing_ok=True)
 
     def _load(self) -> list[dict[str, Any]]:

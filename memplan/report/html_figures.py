@@ -40,7 +40,7 @@ def bar(budget: MemoryBudget, name: str) -> str:
         _mark(end, 20, 68, f"the {words.device(budget)} ends at {format_gib(budget.gpu_memory_bytes)}", 80, "end")
     )
     described = ", ".join(f"{title} {format_gib(size)}" for _, title, size in parts)
-    return _svg(f"{name}-bar", 86, f"What {words.each_gpu(budget)} would hold", described, "".join(drawn))
+    return drawing(f"{name}-bar", 86, f"What {words.each_gpu(budget)} would hold", described, "".join(drawn))
 
 
 def _inside(title: str, left: float, width: float, key: str) -> str:
@@ -96,7 +96,7 @@ def intervals(budget: MemoryBudget, name: str) -> str:
             )
         said.append(f"{title} {format_gib(size)}, between {format_gib(low)} and {format_gib(high)}")
     height = max(1, len(rows)) * _ROW + 4
-    return _svg(f"{name}-intervals", height, "Sizes with their 90 % intervals", "; ".join(said), "".join(drawn))
+    return drawing(f"{name}-intervals", height, "Sizes with their 90 % intervals", "; ".join(said), "".join(drawn))
 
 
 _FIELDS = ("size_bytes", "low_bytes", "high_bytes")
@@ -129,7 +129,7 @@ def context_map(found: ContextMap, name: str) -> str:
         f"{tokens:,} tokens: at most {grid.short_number(limit)} requests"
         for tokens, limit in zip(found.context_tokens, found.max_concurrency, strict=True)
     )
-    return _svg(f"{name}-map", bottom + 26, "Requests that have room at once, by their length", said, "".join(drawn))
+    return drawing(f"{name}-map", bottom + 26, "Requests that have room at once, by their length", said, "".join(drawn))
 
 
 def _cell(left: float, top: int, width: float, share: float | None) -> str:
@@ -144,7 +144,8 @@ def _cell(left: float, top: int, width: float, share: float | None) -> str:
     return f'{shape}<text class="{color}" x="{left + width / 2:.1f}" y="{top + 17}" text-anchor="middle">{text}</text>'
 
 
-def _svg(name: str, height: int, title: str, described: str, drawn: str) -> str:
+def drawing(name: str, height: int, title: str, described: str, drawn: str) -> str:
+    """Return a figure with its title and what it shows in words; `name` makes its ids unique on a page."""
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-labelledby="{name}-t {name}-d">'
         f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(described)}</desc>{drawn}</svg>'
