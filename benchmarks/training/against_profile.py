@@ -195,6 +195,7 @@ def training_of(point: Point) -> TrainingSpec:
         attention=point.attention,
         loss="plain-flat",
         caches_keys=not point.checkpointing,
+        reentrant=False,
     )
 
 

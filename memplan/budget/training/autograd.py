@@ -62,7 +62,17 @@ class Node:
     `grads` says for each input how large its gradient is; None where it is the output's own gradient, passed on.
     """
 
-    __slots__ = ("backward_temporaries", "grads", "inputs", "kept", "name", "parameters", "run", "waiting")
+    __slots__ = (
+        "backward_temporaries",
+        "grads",
+        "inputs",
+        "kept",
+        "name",
+        "parameters",
+        "run",
+        "takes_gradient",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -81,6 +91,7 @@ class Node:
         self.parameters = parameters
         self.waiting: Block | None = None
         self.run: Callable[[Block], None] | None = None
+        self.takes_gradient = False  # `run` frees the gradient
 
 
 class Graph:
@@ -92,6 +103,7 @@ class Graph:
         self.is_rerunning = False
         self.num_products = 0
         self._stash: list[Block] | None = None
+        self._last_kept = 0  # the moment at which an operator kept something last
         self._nodes: list[Node] = []
         self._leaf_grads: dict[int, Block] = {}
 
@@ -147,6 +159,8 @@ class Graph:
         kept += [device.take(each, ACTIVATIONS, name) for each in keeps_bytes]
         if keeps_output:
             kept.append(device.share(block))
+        if kept:
+            self._last_kept = device.position
         sizes: Sequence[float | None] = grads if grads is not None else [each.size_bytes for each in inputs]
         made.node = Node(name, tuple(inputs), sizes, kept, backward_temporaries, trained)
         self._nodes.append(made.node)
@@ -203,11 +217,15 @@ class Graph:
         keeps_gradient: list[Block] | None = None,
         is_selective: bool = False,
         is_offloaded: bool = False,
+        is_reentrant: bool = True,
     ) -> Tensor:
         """Run `body` without recording, and again in the backward pass, which keeps only what entered.
 
         keeps_gradient: where what entered and its gradient are left instead of being freed. is_selective: outputs of
-        operators that say so are kept too.
+        operators that say so are kept too. is_reentrant: the whole body is run again before anything goes backwards
+        and its output is held; else it is run where the first kept tensor is wanted, until the last one is there.
+
+        Source: torch/utils/checkpoint.py of PyTorch 2.1 to 2.13.
         """
         if not self.is_recording:
             return body(entering)
@@ -217,7 +235,11 @@ class Graph:
         self.is_recording, self._stash = True, None
         kept = [] if is_offloaded else [self.device.share(entering.block)]
         node = Node(name, (entering,), (None,), kept, (), ())
-        node.run = lambda grad: self._run_again(node, body, grad, keeps_gradient, stash)
+        if is_reentrant:
+            node.run = lambda grad: self._run_again(node, body, grad, keeps_gradient, stash)
+        else:
+            node.takes_gradient = True
+            node.run = lambda grad: self._run_when_wanted(node, body, grad, keeps_gradient, stash)
         self._nodes.append(node)
         return Tensor(made.block, made.size_bytes, needs_grad=True, node=node)
 
@@ -240,7 +262,8 @@ class Graph:
                 node.run(grad)
             else:
                 self._run_operator(node, grad)
-            self.device.free(grad)
+            if not node.takes_gradient:
+                self.device.free(grad)
         for each in node.kept:
             self.device.free(each)
 
@@ -305,6 +328,42 @@ class Graph:
         lasting: list[Block] | None,
         stash: list[Block] | None,
     ) -> None:
+        again, made, inner = self._rerun(node, body, stash)
+        if made.node is not None:
+            made.node.waiting = self.device.share(grad)
+        while inner:
+            self._run(inner.pop())
+        self.device.free(made.block)
+        self._hand_on(node.inputs[0], again, lasting)
+
+    def _run_when_wanted(
+        self,
+        node: Node,
+        body: Callable[[Tensor], Tensor],
+        grad: Block,
+        lasting: list[Block] | None,
+        stash: list[Block] | None,
+    ) -> None:
+        start = self.device.position
+        again, made, inner = self._rerun(node, body, stash)
+        self.device.free(made.block)
+        self.device.undo(max(self._last_kept, start))
+        middle = self.device.position
+        if made.node is not None:
+            made.node.waiting = grad
+        else:
+            self.device.free(grad)
+        while inner and not inner[-1].kept:
+            self._run(inner.pop())
+        self.device.swap(start, middle)
+        while inner:
+            self._run(inner.pop())
+        self._hand_on(node.inputs[0], again, lasting)
+
+    def _rerun(
+        self, node: Node, body: Callable[[Tensor], Tensor], stash: list[Block] | None
+    ) -> tuple[Tensor, Tensor, list[Node]]:
+        """What enters, what it makes, and the operators that this records."""
         outer, self._nodes = self._nodes, []
         entering = node.inputs[0]
         if node.kept:
@@ -316,11 +375,10 @@ class Graph:
         made = body(again)
         self.is_rerunning, self._stash = False, None
         inner, self._nodes = self._nodes, outer
-        if made.node is not None:
-            made.node.waiting = self.device.share(grad)
-        while inner:
-            self._run(inner.pop())
-        self.device.free(made.block)
+        return again, made, inner
+
+    def _hand_on(self, entering: Tensor, again: Tensor, lasting: list[Block] | None) -> None:
+        """The gradient of what entered goes on to what made it."""
         self.device.free(again.block)
         arrived = self._leaf_grads.pop(id(again), None)
         if arrived is None:

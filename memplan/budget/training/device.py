@@ -80,6 +80,21 @@ class Device:
             self._events.append(~block.number)
             self.allocated_bytes -= block.size_bytes
 
+    @property
+    def position(self) -> int:
+        """This moment, as a number of events."""
+        return len(self._events)
+
+    def undo(self, start: int) -> None:
+        """Leave out what was taken since `start` and is freed by now."""
+        since = self._events[start:]
+        gone = {~number for number in since if number < 0} & set(since)
+        self._events[start:] = [number for number in since if number not in gone and ~number not in gone]
+
+    def swap(self, start: int, middle: int) -> None:
+        """Let what happened since `middle` have happened before what did between `start` and `middle`."""
+        self._events[start:] = self._events[middle:] + self._events[start:middle]
+
     def events(self) -> tuple[int, ...]:
         """Every allocation as the number of its block, every free as its complement."""
         return tuple(self._events)

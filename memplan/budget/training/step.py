@@ -165,6 +165,7 @@ class Step:
                 keeps_gradient=self._lasting if self._keeps_entered() else None,
                 is_selective=training.checkpointing == "selective",
                 is_offloaded=training.offload_activations,
+                is_reentrant=training.reentrant,
             )
         graph.drop(marked)
         return graph.mark(made, lambda: place.before_backward(unit, before))
