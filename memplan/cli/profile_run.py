@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from memplan.cli.options import Given
 from memplan.cli.profile_request import AskedProfiles, ask_profiles
+from memplan.cli.progress import Step, progress
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.timeline import MemoryTimeline, Roof
 from memplan.errors import UsageError
 from memplan.profile.events import EventLog
+from memplan.profile.pace import Pace
 from memplan.profile.request import ProfileRequest, check_request
 from memplan.records import replace
 from memplan.units import format_gib
@@ -23,8 +20,8 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
 
     Raises: MemplanError for what cannot be asked or run; KeyboardInterrupt before the first profile is through.
     """
-    from memplan.cli.profile_ranks import check_launch, profile_ranks, said_once
     from memplan.cli.options import TRAINING
+    from memplan.cli.profile_ranks import check_launch, profile_ranks, said_once
     from memplan.cli.state import filled_in
     from memplan.profile.packages import require_packages
 
@@ -39,31 +36,41 @@ def run_profiles(given: Given) -> tuple[list[MemoryTimeline], bool]:
             raise UsageError("--memory-viz writes one profile", hint=what)
         require_packages()
     made: list[MemoryTimeline] = []
-    start = time.monotonic()
-    for number, request in enumerate(asked.requests):
-        left = (time.monotonic() - start) / number * (len(asked.requests) - number) if number else None
-        try:
-            with _progress(request, number + 1, len(asked.requests), left):
+    with progress("profiling") as step:
+        for number, request in enumerate(asked.requests):
+            try:
                 if request.sharing != "none" and request.device != "simulated":
+                    step(number, len(asked.requests), f"{request.num_ranks} processes")
                     made += profile_ranks(request)
                     continue
-                made.append(_profile(request, asked, given))
-        except KeyboardInterrupt:
-            if not made:
-                raise
-            return made, True
-        if made[-1].interrupted:
-            return made, True
+                pace = Pace(request, _one_of(step, number, len(asked.requests)))
+                made.append(_profile(request, asked, given, pace))
+            except KeyboardInterrupt:
+                if not made:
+                    raise
+                return made, True
+            if made[-1].interrupted:
+                return made, True
     _save(made, asked, given)
     return made, False
 
 
-def _profile(request: ProfileRequest, asked: AskedProfiles, given: Given) -> MemoryTimeline:
+def _one_of(step: Step, number: int, count: int) -> Step:
+    """How far one of several profiles is, as how far all of them are."""
+
+    def told(done: int, total: int, name: str = "") -> None:
+        step(number * total + done, count * total, f"{number + 1} of {count}: {name}" if count > 1 else name)
+
+    return told
+
+
+def _profile(request: ProfileRequest, asked: AskedProfiles, given: Given, pace: Pace) -> MemoryTimeline:
     from memplan.profile.run import profile_model
 
     # What is simulated runs without a limit, so that a page shows every phase of a run that would not fit, too.
     free = replace(request, capacity_bytes=None) if request.device == "simulated" else request
-    timeline, log = profile_model(free)
+    timeline, log = profile_model(free, pace)
+    pace.look()
     if asked.spec is not None:
         timeline = replace(timeline, model_name=asked.spec.name)
     if "mean_length" in given:
@@ -73,7 +80,11 @@ def _profile(request: ProfileRequest, asked: AskedProfiles, given: Given) -> Mem
         from memplan.cli.profile_files import write_memory_viz
 
         write_memory_viz(given, log, parse_settings(request.allocator))
-    return completed(timeline, log, request, asked)
+    try:
+        return completed(timeline, log, request, asked)
+    except KeyboardInterrupt:
+        said = "interrupted before it was looked for what is the matter"
+        return replace(timeline, interrupted=True, warnings=(*timeline.warnings, said))
 
 
 def completed(
@@ -143,22 +154,6 @@ def roof_of(gpu: GpuSpec, timeline: MemoryTimeline) -> Roof | None:
     if not flops or not gpu.bandwidth_bytes_per_s:
         return None
     return Roof(flops_per_s=float(flops), moved_bytes_per_s=float(gpu.bandwidth_bytes_per_s))
-
-
-@contextmanager
-def _progress(request: ProfileRequest, number: int, count: int, left_s: float | None) -> Iterator[None]:
-    """Say on a terminal which profile is being made, and how long the rest will take."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    which = f"profile {number} of {count}: " if count > 1 else ""
-    rest = f", about {left_s:,.0f} s left" if left_s else ""
-    said = f"{which}{request.model}, {', '.join(request.phases)}, {request.batch} x {request.prompt_tokens:,}{rest} ..."
-    print(said, end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\r" + " " * len(said) + "\r", end="", file=sys.stderr, flush=True)
 
 
 def _save(made: list[MemoryTimeline], asked: AskedProfiles, given: Given) -> None:

@@ -19,6 +19,7 @@ from memplan.introspect.bytesource import show
 from memplan.profile.events import EventLog
 from memplan.profile.fake_ranks import collective_answers
 from memplan.profile.kernels import Target, simulated_kernels
+from memplan.profile.pace import Pace
 from memplan.profile.profiled import ProfiledRecorder
 from memplan.profile.recorder import Recorder
 from memplan.profile.replay import PhaseWork
@@ -50,7 +51,7 @@ class Recorded:
     interrupted: bool = False
 
 
-def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
+def record(request: ProfileRequest, *, target: Target = "cuda", pace: Pace | None = None) -> Recorded:
     """Run a request on the meta device or on the CPU; `target` is the device that the meta device stands for.
 
     An interruption keeps what was recorded, once there is more than the load. Raises: as `profile_model`.
@@ -61,7 +62,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda") -> Recorded:
     interrupted = False
     with settled(request), _kernels(request, target), explained(request), as_one_rank(request, recorder):
         try:
-            notes = run(subject, recorder, request)
+            notes = run(subject, recorder, request, pace)
         except KeyboardInterrupt:
             if len(recorder.log.marks) < 2:
                 raise

@@ -21,6 +21,7 @@ from memplan.profile.device_recorder import DeviceRecorder, counted
 from memplan.profile.events import EventLog
 from memplan.profile.execute import explained, record, settled
 from memplan.profile.graph_pool import with_pool
+from memplan.profile.pace import Pace
 from memplan.profile.packages import installed_versions
 from memplan.profile.replay import PhaseWork
 from memplan.profile.request import ProfileRequest, settings_of
@@ -48,7 +49,9 @@ class _Outcome:
     ran_out: str | None = None
 
 
-def measure(request: ProfileRequest, memory: DeviceMemory | None = None) -> tuple[MemoryTimeline, EventLog | None]:
+def measure(
+    request: ProfileRequest, memory: DeviceMemory | None = None, pace: Pace | None = None
+) -> tuple[MemoryTimeline, EventLog | None]:
     """Run a request on the GPU, or on a device that stands in for one, and return its timeline and trace.
 
     Raises: MissingExtra without a GPU; UnsupportedModel, SourceError as for the other devices.
@@ -59,7 +62,7 @@ def measure(request: ProfileRequest, memory: DeviceMemory | None = None) -> tupl
     device.start()
     try:
         with recorder:
-            _pass(recorder, outcome, device)
+            _pass(recorder, outcome, device, pace)
         outside_bytes = device.outside_bytes()
         snapshot = recorder.snapshot() if recorder.stretches else None
     finally:
@@ -70,7 +73,7 @@ def measure(request: ProfileRequest, memory: DeviceMemory | None = None) -> tupl
     return timeline, snapshot.log if snapshot is not None else None
 
 
-def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory) -> None:
+def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory, pace: Pace | None) -> None:
     """Load and run. What this holds of the device is gone when it returns, whichever way the passes end."""
     request = outcome.request
     try:
@@ -82,7 +85,7 @@ def _pass(recorder: DeviceRecorder, outcome: _Outcome, device: DeviceMemory) -> 
             outcome.architecture, outcome.dtype = subject.architecture, str(subject.dtype).removeprefix("torch.")
             device.give_back()
             outcome.request = fitting(request, subject)
-            outcome.notes = (*subject.notes, *_run(subject, recorder, outcome.request))
+            outcome.notes = (*subject.notes, *_run(subject, recorder, outcome.request, pace))
     except (torch.cuda.OutOfMemoryError, MemplanError) as error:
         cause = error if isinstance(error, torch.cuda.OutOfMemoryError) else error.__cause__
         if not isinstance(cause, torch.cuda.OutOfMemoryError):
@@ -103,8 +106,8 @@ def _warm_up(request: ProfileRequest, device: DeviceMemory) -> None:
     torch.empty(size_bytes, dtype=torch.uint8, device=device.device)
 
 
-def _run(subject: Subject, recorder: DeviceRecorder, request: ProfileRequest) -> tuple[str, ...]:
-    return run(subject, cast("Any", recorder), request)
+def _run(subject: Subject, recorder: DeviceRecorder, request: ProfileRequest, pace: Pace | None) -> tuple[str, ...]:
+    return run(subject, cast("Any", recorder), request, pace)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from memplan.domain.timeline import PHASES, Phase
 from memplan.profile.generation import Generation
 from memplan.profile.inputs import require_text
 from memplan.profile.load_warmup import WARM_UP
+from memplan.profile.pace import Pace
 from memplan.profile.recorder import Recorder
 from memplan.profile.request import INFERENCE, ProfileRequest
-from memplan.profile.sharing import shared
+from memplan.profile.sharing import layers_of, shared
 from memplan.profile.subject import Subject, cut_before_load
 from memplan.profile.training import Training, prepare
 from memplan.records import replace
@@ -34,7 +35,7 @@ def fitting(request: ProfileRequest, subject: Subject) -> ProfileRequest:
     return request
 
 
-def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[str, ...]:
+def run(subject: Subject, recorder: Recorder, request: ProfileRequest, pace: Pace | None = None) -> tuple[str, ...]:
     """Run the phases of a request, in order, and return what a person should know about how they were run.
 
     Raises: UnsupportedModel when a phase makes no sense for the model.
@@ -50,7 +51,8 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
         subject = shared(subject, request, recorder)
     recorder.name_modules(subject.model)
     notes: list[str] = []
-    with recorder:
+    pace = pace or Pace(request, lambda *_: None)
+    with recorder, pace.through(layers_of(subject.model)):
         load(subject, recorder, warms_up=request.sharing != "fsdp")
         if request.sharing != "none" and not in_shards:
             subject = shared(subject, request, recorder)
@@ -61,10 +63,10 @@ def run(subject: Subject, recorder: Recorder, request: ProfileRequest) -> tuple[
         training = Training(subject, recorder, request)
         if asked & _TEXT:
             with torch.no_grad():
-                notes += _generate(generation, request)
+                notes += _generate(generation, request, pace)
         if asked & _STEPS:
             generation.end()
-            _train(training, request)
+            _train(training, request, pace)
     return tuple(notes)
 
 
@@ -82,16 +84,20 @@ def load(subject: Subject, recorder: Recorder, *, warms_up: bool = True) -> None
         recorder.hold(tensor, "weights", module=name.rpartition(".")[0], operator="load")
 
 
-def _generate(generation: Generation, request: ProfileRequest) -> list[str]:
+def _generate(generation: Generation, request: ProfileRequest, pace: Pace) -> list[str]:
     for iteration in range(-request.warmup, request.iterations):
         if "generate" in request.phases:
+            pace.begin("generate")
             generation.begin("generate", iteration)
             generation.prefill()
             generation.decode()
             generation.end()
         if "prefill" in request.phases or "decode" in request.phases:
+            pace.begin("prefill")
             generation.begin("prefill", iteration)
             generation.prefill()
+            if "decode" in request.phases:
+                pace.begin("decode")
             if request.execution == "graph" and iteration == 0:
                 generation.capture()
             elif "decode" in request.phases:
@@ -100,10 +106,13 @@ def _generate(generation: Generation, request: ProfileRequest) -> list[str]:
     return generation.notes
 
 
-def _train(training: Training, request: ProfileRequest) -> None:
+def _train(training: Training, request: ProfileRequest, pace: Pace) -> None:
     for iteration in range(-request.warmup, request.iterations):
+        pace.begin("forward")
         training.forward(iteration)
         if request.trains:
+            pace.begin("backward")
             training.backward(iteration)
         if "optimizer" in request.phases:
+            pace.begin("optimizer")
             training.step(iteration)

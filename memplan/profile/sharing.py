@@ -122,12 +122,12 @@ def _cut(subject: Subject, request: ProfileRequest) -> None:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
     # None is True for layers, and leaves what is around them gathered until its backward pass.
     options["reshard_after_forward"] = None if request.reshard else False
-    for layer in _layers(subject.model):
+    for layer in layers_of(subject.model):
         fully_shard(layer, **options)
     fully_shard(subject.model, **options)
 
 
-def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The members of the lists of equal layers that a model is made of, the outermost ones."""
     lists = [each for name, each in model.named_modules() if isinstance(each, torch.nn.ModuleList) and len(each) > 1]
     inside = {id(child) for each in lists for layer in each for child in layer.modules()}
