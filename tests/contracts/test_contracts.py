@@ -59,6 +59,7 @@ def run_python(code: str, *, home: Path) -> subprocess.CompletedProcess[str]:
         ["estimate", "deepseek-v3", "--gpu", "h200x8", "--json", "--quant", "none,awq-int4-g128"],
         ["estimate", "qwen2-vl-7b", "--gpu", "l4", "--markdown"],
         ["estimate", "qwen3-8b"],
+        ["estimate", "llama-70b", "--train", "full", "--gpu", "h100x8"],
         ["emit-config", "llama-70b", "--gpu", "a100-80g"],
         ["emit-config", "llama-8b", "--gpu", "l40s", "--format", "kubernetes"],
         ["plan", "llama-8b", "--gpu", "l4", "--context", "8192"],
