@@ -17,6 +17,7 @@ from memplan.engines.training.host import host_lines
 from memplan.engines.training.limits import find_limits
 from memplan.engines.training.measure import Measured, measure
 from memplan.engines.training.presets import PRESETS
+from memplan.engines.training.refusals import WIDENED
 from memplan.engines.training.remedies import find_remedies
 from memplan.engines.training.working import formula_of
 from memplan.records import dataclass, replace
@@ -247,6 +248,8 @@ def _warnings(spec: ModelSpec, training: TrainingSpec) -> list[str]:
     longest = spec.max_context_tokens
     if longest and training.sequence_tokens > longest:
         said.append(f"sequences of {training.sequence_tokens:,} tokens are longer than the {longest:,} of {spec.name}")
+    if spec.quantization in WIDENED and training.method != "qlora":
+        said.append(f"its {spec.quantization} weights are taken as made 16 bits wide while they are loaded")
     if spec.towers:
         said.append("vision and audio towers are left out: `memplan profile --phase training` runs them")
     if training.optimizer.startswith("paged"):

@@ -15,6 +15,8 @@ from memplan.units import format_count
 _ZERO = ("zero1", "zero2", "zero3")
 _GATHERED = ("zero3", "fsdp1", "fsdp2")
 _NAMES = {"zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "ddp": "DDP"}
+# Forms of released weights that trainers make 16 bits wide as they load them.
+WIDENED = ("fp8", "fp8-block", "mxfp4")
 _FP8_CAPABILITY = 8.9
 _BF16_CAPABILITY = 8.0
 
@@ -132,7 +134,7 @@ def _numbers(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -> None:
         raise UsageError(f"{gpu.name} has no FP8 tensor cores", hint="use --mixed-precision bf16, or an H100 or newer")
     if question.precision == "bf16" and capability is not None and capability < _BF16_CAPABILITY:
         raise UsageError(f"{gpu.name} has no BF16 tensor cores", hint="use --mixed-precision fp16")
-    if question.method == "full" and spec.quantization:
+    if question.method != "qlora" and spec.quantization and spec.quantization not in WIDENED:
         raise UsageError(
             f"{spec.name} is stored in {spec.quantization}: weights of that form cannot be trained",
             hint="use --train qlora, or name the model it was made from",

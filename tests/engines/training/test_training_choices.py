@@ -11,6 +11,7 @@ from memplan.catalog.gpus import find_gpu
 from memplan.domain.model import ModelSpec
 from memplan.domain.training import TrainingSpec
 from memplan.domain.training_question import TrainingQuestion
+from memplan.engines.training.answer import TrainingAsked, answer_training
 from memplan.engines.training.choose import choose_training, notes
 from memplan.engines.training.presets import PRESETS
 from memplan.errors import UsageError
@@ -120,3 +121,11 @@ def test_cards_without_the_tensor_cores_are_refused_the_type() -> None:
 def test_experts_are_cut_over_as_many_ranks_as_divide_them() -> None:
     assert chosen("qwen3-30b-a3b", trainer="megatron", expert=True, num_gpus=16).layout.expert == 16
     assert chosen("mixtral-8x7b", trainer="megatron", expert=True, num_gpus=32).layout.expert == 8
+
+
+def test_released_weights_of_few_bits_are_widened_and_it_is_said() -> None:
+    question = TrainingQuestion(method="full", num_gpus=8)
+    asked = TrainingAsked(spec=model("gpt-oss-20b"), gpu=find_gpu("h200"), question=question, with_remedies=False)
+    budget = answer_training(asked)
+    assert any("made 16 bits wide" in each for each in budget.warnings)
+    assert budget.phases[0].category_bytes()["weights"] > 2 * budget.parameters / 8 * 0.9
