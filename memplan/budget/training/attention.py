@@ -1,6 +1,6 @@
 """Attention in the forms that models are trained with: a fused kernel, PyTorch's plain formula, a model's own.
 
-Sources: aten/src/ATen/native/transformers/attention.cpp, cuda/sdp_utils.cpp and cuda/flash_attn/flash_api.cpp of
+Sources: aten/src/ATen/native/SoftMax.cpp, transformers/attention.cpp and its cuda/sdp_utils.cpp, flash_api.cpp of
 PyTorch 2.4 to 2.13; transformers 4.48 to 5.23, integrations/sdpa_attention.py and the models' eager_attention_forward.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from memplan.budget.training.autograd import Graph, Tensor
+from memplan.budget.training.autograd import WORKSPACE, Graph, Tensor
 from memplan.budget.training.kernels import Kernels, softcapped
 from memplan.records import dataclass
 from memplan.units import round_up
@@ -136,26 +136,27 @@ def _efficient_backward(heads: Heads, width: int) -> tuple[float, ...]:
 def _plain_formula(graph: Graph, query: Tensor, key: Tensor, value: Tensor, heads: Heads, width: int) -> Tensor:
     """PyTorch's own formula, in FP32: both sides of the product are scaled, the mask is added in place."""
     wide_query, wide_key, wide_value = (_in_float(graph, each, width) for each in (query, key, value))
-    graph.drop(query, key, value)
     scaled = graph.op("scaled queries", wide_query.size_bytes, (wide_query,))
-    graph.drop(wide_query)
-    keys = _repeated(graph, wide_key, heads, heads.width, _FLOAT)
-    values = _repeated(graph, wide_value, heads, heads.value_width, _FLOAT)
+    mask = graph.tensor(heads.tokens * heads.tokens * _FLOAT, "mask")
+    keys = _repeated(graph, graph.alias(wide_key), heads, heads.width, _FLOAT)
+    values = _repeated(graph, graph.alias(wide_value), heads, heads.value_width, _FLOAT)
     scaled_keys = graph.op("scaled keys", keys.size_bytes, (keys,))
-    graph.drop(keys)
     count = heads.batch * heads.queries * heads.tokens * heads.tokens
     scores = graph.op("scores", count * _FLOAT, (scaled, scaled_keys), keeps=(scaled, scaled_keys))
-    graph.drop(scaled, scaled_keys)
+    graph.drop(scaled_keys)
     softened = graph.op("softmax", count * _FLOAT, (scores,), keeps_output=True)
-    graph.drop(scores)
+    # Which scores are minus infinity: a truth for each.
+    graph.drop(graph.tensor(count, "softmax", category=WORKSPACE), scores)
     size = heads.bytes_of(heads.queries, heads.value_width, _FLOAT)
     out = graph.op("attention", size, (softened, values), keeps=(softened, values))
-    graph.drop(softened, values)
-    if width == _FLOAT:
-        return _reordered(graph, out)
-    narrow = graph.op("attention's cast back", size / _FLOAT * width, (out,))
-    graph.drop(out)
-    return _reordered(graph, narrow)
+    narrow = out
+    if width != _FLOAT:
+        narrow = graph.op("attention's cast back", size / _FLOAT * width, (out,))
+        graph.drop(out)
+    graph.drop(wide_query, wide_key, wide_value, scaled, mask, keys, values, softened)
+    moved = _reordered(graph, narrow)
+    graph.drop(query, key, value)
+    return moved
 
 
 def _in_float(graph: Graph, entering: Tensor, width: int) -> Tensor:
@@ -185,12 +186,15 @@ def _own_formula(
         return _with_sinks(graph, query, key, value, scores, heads, width)
     masked = graph.op("masked scores", count * scores_width, (scores,), grads=(None,))
     graph.drop(scores)
-    softened = graph.op("softmax", count * _FLOAT, (masked,), keeps_output=True, grads=(count * scores_width,))
-    graph.drop(masked)
+    # Of 16 bits only FP16 has a kernel that reads narrow scores; a copy of BF16 is made first.
+    wide = _in_float(graph, masked, scores_width)
+    softened = graph.op("softmax", count * _FLOAT, (wide,), keeps_output=True)
+    graph.drop(wide)
     probabilities = softened
     if width != _FLOAT:
         probabilities = graph.op("softmax cast", count * width, (softened,))
         graph.drop(softened)
+    graph.drop(masked)
     size = heads.bytes_of(heads.queries, heads.value_width, width)
     out = graph.op("attention", size, (probabilities, value), keeps=(probabilities, value))
     moved = _reordered(graph, out)
@@ -208,9 +212,10 @@ def _with_sinks(
     graph.drop(scores)
     joined = graph.op("scores and sinks", size, (masked,), grads=(None,))
     lowered = graph.op("lowered scores", size, (joined,), grads=(None,))
+    graph.drop(joined)
     probabilities = graph.op("softmax", size, (lowered,), keeps_output=True)
     made = heads.bytes_of(heads.queries, heads.value_width, width)
     out = graph.op("attention", made, (probabilities, value), keeps=(probabilities, value))
     moved = _reordered(graph, out)
-    graph.drop(masked, joined, lowered, probabilities, query, key, value)
+    graph.drop(masked, lowered, probabilities, query, key, value)
     return moved

@@ -111,6 +111,11 @@ class Graph:
         """A tensor that no recorded operator made."""
         return Tensor(self.device.take(size_bytes, category, name), size_bytes, needs_grad=needs_grad)
 
+    def alias(self, tensor: Tensor) -> Tensor:
+        """One more name for a tensor."""
+        self.device.share(tensor.block)
+        return tensor
+
     def drop(self, *tensors: Tensor) -> None:
         """Let names go."""
         for each in tensors:

@@ -9,6 +9,7 @@ Notation: T tokens of the micro-batch on this rank, H hidden size, `width` bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from memplan.budget.training.attention import Heads, attend
 from memplan.budget.training.autograd import Graph, Parameter, Tensor
@@ -66,8 +67,8 @@ class ExpertsBlock:
     """Routed experts: every token is copied for each of the `chosen` experts that it goes to.
 
     `parts` are experts that run together, each with its up projections and its down projection: one part where all
-    run in one product, several where code goes from expert to expert. `is_dense`: all experts are run on copies of
-    all tokens, weighted before.
+    run in one product, several where code goes from expert to expert. `form`: in turn, in one product of
+    tokens sorted by expert, or all experts on copies of all tokens, weighted before.
     """
 
     before: Parameter | None
@@ -79,7 +80,7 @@ class ExpertsBlock:
     share: float
     shared: MlpBlock | None = None
     wide_router: bool = False
-    is_dense: bool = False
+    form: Literal["looped", "grouped", "dense"] = "looped"
     after: Parameter | None = None
 
 
@@ -303,7 +304,7 @@ def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, wi
         "routing weights", tokens * half.num_experts * 4, (scores,), keeps_output=True, grads=(scores.size_bytes,)
     )
     graph.drop(scores)
-    made = (_dense if half.is_dense else _routed)(graph, half, normed, weights, tokens, width, kernels)
+    made = _EXPERTS[half.form](graph, half, normed, weights, tokens, width, kernels)
     graph.drop(weights)
     if half.shared is not None:
         beside = feed_forward(
@@ -345,6 +346,28 @@ def _routed(
     return made
 
 
+def _grouped(
+    graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    """Tokens sorted by expert, through all experts in one product, weighted, sorted back and added up."""
+    (ups, down), *_ = half.parts
+    rows = tokens * half.chosen * half.share
+    sent = graph.op("tokens sent to experts", normed.size_bytes / tokens * rows, (normed,))
+    each = feed_forward(graph, ups, down, sent, rows, width, kernels, is_gated=half.is_gated)
+    size = each.size_bytes / width * (_FLOAT if half.wide_router else width)
+    grads = (each.size_bytes, weights.size_bytes)
+    weighted = graph.op("experts' outputs weighted", size, (each, weights), keeps=(each, weights), grads=grads)
+    back = graph.op("experts' outputs sorted", size, (weighted,), backward_temporaries=(size,))
+    graph.drop(weighted, sent, each)
+    made = graph.op("experts' outputs summed", tokens / rows * size, (back,), grads=(size,))
+    graph.drop(back)
+    if not half.wide_router or width == _FLOAT:
+        return made
+    narrow = graph.op("experts' outputs", normed.size_bytes, (made,))
+    graph.drop(made)
+    return narrow
+
+
 def _dense(
     graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
 ) -> Tensor:
@@ -362,6 +385,7 @@ def _dense(
     return made
 
 
+_EXPERTS = {"looped": _routed, "grouped": _grouped, "dense": _dense}
 _RUNNERS: Mapping[type, Callable[..., Tensor]] = {
     AttentionBlock: _attention,
     LatentBlock: _latent,

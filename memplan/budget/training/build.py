@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from memplan.budget.training.attention import AttentionKernel, Heads
 from memplan.budget.training.autograd import Parameter
@@ -197,7 +197,9 @@ class Builder:
         is_masked = family.is_masked or window < training.sequence_tokens
         is_reordered = family.joins_rotary or isinstance(cache, LatentAttention)
         kernel: AttentionKernel = asked if asked != "sdpa" else "flash"
-        if asked == "sdpa" and (is_masked or not has_equal_widths or _key_width(cache) > _FLASH_LIMIT):
+        if asked == "sdpa" and family.softcaps:
+            kernel = "eager"
+        elif asked == "sdpa" and (is_masked or not has_equal_widths or _key_width(cache) > _FLASH_LIMIT):
             kernel = "efficient"
         return {
             "kernel": kernel,
@@ -299,8 +301,13 @@ class Builder:
             share=1.0,
             shared=shared,
             wide_router=self._family.wide_router,
-            is_dense=self._family.dense_experts and self._training.kernels == "transformers",
+            form=self._experts_form(),
         )
+
+    def _experts_form(self) -> Literal["looped", "grouped", "dense"]:
+        if self._training.kernels != "transformers" or self._training.loops_experts:
+            return "looped"
+        return "dense" if self._family.dense_experts else "grouped"
 
     def _ups(
         self, tensors: list[Tensor], number: int, parts: int = 1, part: int = 0

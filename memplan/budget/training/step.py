@@ -79,9 +79,10 @@ class Step:
     def _mask_bytes(self) -> float:
         """The mask that attention's code is handed: numbers for a model's own formula, truths for PyTorch's kernels."""
         found = [half.heads for _, layer in self._stage.layers for half in layer.halves if isinstance(half, ATTENDING)]
-        squared = float(self._training.sequence_tokens) ** 2
+        squared = self._training.micro_batch * float(self._training.sequence_tokens) ** 2
         if any(heads.kernel == "eager" for heads in found):
-            return squared * self._width
+            caches = {type(each.caches[0]) for each, _ in self._stage.spec.distinct_layers() if each.caches}
+            return squared * self._width * len(caches)
         return squared if any(heads.is_masked for heads in found) else 0.0
 
     def _forward(self) -> Tensor:
