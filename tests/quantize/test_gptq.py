@@ -94,3 +94,24 @@ def test_a_hessian_that_is_not_one_falls_back_on_rounding_and_says_so() -> None:
     found = gptq(weight_OI, hessian_II, Grid(bits=4, group_size=32))
     assert "singular" in found.fallback
     assert torch.isfinite(found.dequantize()).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 0])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("order", [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("weighs_inputs", [True, False])
+def test_every_setting_beats_rounding(
+    bits: int, group_size: int, symmetric: bool, order: tuple[bool, bool], weighs_inputs: bool
+) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    input_TI = torch.randn((300, 128), generator=generator) @ torch.randn((128, 128), generator=generator)
+    hessian_II = input_TI.t() @ input_TI / 300
+    weight_OI = torch.randn((24, 128), generator=generator)
+    grid = Grid(bits=bits, group_size=group_size, symmetric=symmetric, searches_range=True, scale_dtype=torch.float32)
+    settings = GptqSettings(activation_order=order[0], static_groups=order[1], weighs_inputs=weighs_inputs)
+    found = gptq(weight_OI, hessian_II.clone(), grid, settings)
+    plain = round_to_nearest(weight_OI, grid)
+    error, alone = (output_error(each.dequantize() - weight_OI, hessian_II) for each in (found, plain))
+    assert error < 0.7 * alone
+    assert found.scales.scale_OG.shape == (24, 128 // (group_size or 128))

@@ -228,6 +228,12 @@ def test_layers_that_are_kept_stay_as_they_were(llama: Path, tmp_path: Path) -> 
     assert "model.layers.1.mlp.up_proj.weight_packed" in after
 
 
+@pytest.mark.parametrize("keep", ["*.q_proj", "model.layers.0.mlp.up_proj"])
+def test_a_part_of_what_engines_fuse_cannot_be_kept(llama: Path, keep: str) -> None:
+    with pytest.raises(UsageError, match="engines fuse"):
+        Quantization(asked("gptq", keeps=(keep,)), llama, windows())
+
+
 def test_groups_that_divide_nothing_are_refused_before_any_work(llama: Path) -> None:
     with pytest.raises(UsageError, match="do not divide the 64 in features"):
         Quantization(quantize_request("gptq"), llama, windows())
