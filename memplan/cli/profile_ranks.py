@@ -24,7 +24,7 @@ from memplan.errors import MemplanError, MissingExtra, SourceError, UnsupportedM
 from memplan.profile.request import ProfileRequest
 
 _LISTS = ("phases", "lora_targets", "compute_capability")
-_DTYPES = ("dtype", "mixed_precision")
+_DTYPES = ("dtype", "mixed_precision", "reduced_in")
 _KINDS: dict[int, type[MemplanError]] = {2: UsageError, 3: SourceError, 4: UnsupportedModel, 5: MissingExtra}
 
 

@@ -171,8 +171,11 @@ def _sharing(given: Given, device: Device, remembered: frozenset[str]) -> dict[s
         raise UsageError(f"{' and '.join(f'--{name}' for name in named)} exclude each other", hint="give one of them")
     found: dict[str, Any] = {"reshard": given.get("reshard"), "bucket_view": given.get("bucket_view")}
     if "mixed_precision" in given:
-        found["mixed_precision"] = parse_compute_dtype(given["mixed_precision"])
-        found |= {} if "dtype" in given else {"dtype": DType.F32}
+        names = listed(given, "mixed_precision")
+        if len(names) > 2:
+            raise UsageError(f"not what is computed and reduced in: `{given['mixed_precision']:.60}`", hint="give bf16")
+        found |= {"mixed_precision": parse_compute_dtype(names[0])} | ({} if "dtype" in given else {"dtype": DType.F32})
+        found |= {"reduced_in": parse_compute_dtype(names[1])} if len(names) > 1 else {}
     if not named or (named == ["tp"] and given["tp"] == 1):
         return found
     one_process = ("save_correction",) if device == "simulated" else ("save_correction", "memory_viz")

@@ -37,7 +37,7 @@ class ProfileRequest:
     modules that get an adapter, none for every linear layer but the output head. `resolution` is the side of a picture
     in pixels, None for the model's own. `sharing` says how `num_ranks` processes share the model; each has a batch of
     its own, but under `tp`, where all have the same. FSDP gathers weights in `mixed_precision` and computes in it, if
-    it is named, and reduces gradients in FP32 then; `reshard` frees gathered weights after the forward pass.
+    it is named, and reduces gradients in `reduced_in` then; `reshard` frees gathered weights after the forward pass.
     `bucket_view` lets DDP's gradients lie in its buckets.
 
     `execution` says how the model's code is run: as it is written, by torch.compile, or with its decoding step captured
@@ -63,6 +63,7 @@ class ProfileRequest:
     sharing: Sharing = "none"
     num_ranks: int = 1
     mixed_precision: DType | None = None
+    reduced_in: DType = DType.F32
     reshard: bool = True
     bucket_view: bool = False
     iterations: int = 1
@@ -132,6 +133,8 @@ def _check_sharing(request: ProfileRequest) -> None:
         raise UsageError("--mixed-precision is FSDP's", hint="give --fsdp 8, or --dtype")
     if request.mixed_precision not in (None, DType.BF16, DType.F16):
         raise UsageError(f"not a type to compute in: {request.mixed_precision}", hint="give bfloat16 or float16")
+    if request.reduced_in not in (DType.F32, DType.BF16, DType.F16):
+        raise UsageError(f"not a type to reduce in: {request.reduced_in}", hint="give float32, or what is computed in")
     if not request.reshard and request.sharing != "fsdp":
         raise UsageError("--no-reshard is FSDP's", hint="give --fsdp 8")
     if request.bucket_view and request.sharing != "ddp":

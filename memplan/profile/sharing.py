@@ -118,8 +118,8 @@ def _cut(subject: Subject, request: ProfileRequest) -> None:
         raise MissingExtra("--fsdp needs torch 2.6 or newer", hint="pip install -U torch") from None
     options: dict[str, Any] = {"mesh": distributed.init_device_mesh(_kind(subject), (distributed.get_world_size(),))}
     if request.mixed_precision is not None:
-        narrow = getattr(torch, request.mixed_precision.value)
-        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+        narrow, reduced = (getattr(torch, each.value) for each in (request.mixed_precision, request.reduced_in))
+        options["mp_policy"] = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=reduced)
     # None is True for layers, and leaves what is around them gathered until its backward pass.
     options["reshard_after_forward"] = None if request.reshard else False
     for layer in layers_of(subject.model):

@@ -110,6 +110,7 @@ def test_an_error_of_a_rank_is_the_commands_own(tmp_path: Path) -> None:
 
 def test_a_request_goes_to_a_rank_as_it_is() -> None:
     options = {"dtype": DType.BF16, "lora_rank": 4, "lora_targets": ("q_proj",), "mixed_precision": DType.F16}
+    options |= {"reduced_in": DType.BF16}
     given = asked(**options, sharing="fsdp", num_ranks=4, reshard=False)
     assert request_from(json.loads(json.dumps(plain(given)))) == given
 
@@ -120,6 +121,7 @@ def test_a_request_goes_to_a_rank_as_it_is() -> None:
         {"phases": ("forward",), "sharing": "ddp"},
         {"mixed_precision": DType.BF16},
         {"sharing": "fsdp", "mixed_precision": DType.F32},
+        {"sharing": "fsdp", "mixed_precision": DType.BF16, "reduced_in": DType.INT8},
         {"sharing": "ddp", "reshard": False},
         {"sharing": "fsdp", "bucket_view": True},
         {"sharing": "tp", "lora_rank": 4},

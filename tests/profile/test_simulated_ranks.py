@@ -100,6 +100,15 @@ def test_gradients_are_reduced_from_one_full_copy_into_shards() -> None:
     assert reduced[-1] == pytest.approx(shards, rel=0.01)
 
 
+def test_gradients_are_reduced_in_the_type_that_is_named() -> None:
+    layer, rest = layer_and_rest_bytes(2)
+    mixed = {"mixed_precision": DType.BF16, "reduced_in": DType.BF16}
+    reduced = levels(record(request(sharing="fsdp", num_ranks=4, **mixed)).log, "backward", "FSDP reduce-scatter")
+    shards = 2 * (_LAYERS * layer + rest) // 4  # kept in FP32, and for a moment those of the root in both
+    assert max(reduced) == pytest.approx(shards + rest, rel=0.2)
+    assert reduced[-1] == pytest.approx(shards, rel=0.01)
+
+
 def test_mixed_precision_gathers_half_the_bytes_of_shards_in_fp32() -> None:
     _, rest = layer_and_rest_bytes(4)
     wide, narrow = (
