@@ -12,6 +12,7 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import cast
 
 from memplan.cli.output import check_output, write_file
@@ -28,8 +29,8 @@ def record(
 ) -> Iterator[Attached]:
     """Profile the memory of what runs inside; within such a block, name a phase: `with record("prefill"):`.
 
-    `output` is the JSON file to write, which replaces an older one; `show` prints the page to stderr. The profile is in
-    `timeline` of what this gives, once it is over.
+    `output` is the JSON file to write, or a page if it ends in .html; it replaces an older one. `show` prints the page
+    to stderr. The profile is in `timeline` of what this gives, once it is over.
 
     Raises: MissingExtra without torch; UsageError for a file that cannot be written.
     """
@@ -59,12 +60,21 @@ def tell(timeline: MemoryTimeline | None, path: Path | None, *, show: bool) -> N
         from memplan.report.profile_text import render_profile
 
         style, _ = page_style(no_color=not sys.stderr.isatty())
-        print(render_profile(timeline, style), file=sys.stderr, end="")
+        print(render_profile(timeline, style, with_hint=False), file=sys.stderr, end="")
     if path is not None:
-        from memplan.report.profile_json import profiles_json
-
-        write_file(path, profiles_json([timeline]))
+        write_file(path, _content(timeline, path))
         print(f"wrote {path}", file=sys.stderr)
+
+
+def _content(timeline: MemoryTimeline, path: Path) -> str:
+    """What goes into a file: a page where its name says so, else JSON."""
+    if path.suffix.lower() in (".html", ".htm"):
+        from memplan.report.profile_html import html_profiles
+
+        return html_profiles([timeline])
+    from memplan.report.profile_json import profiles_json
+
+    return profiles_json([timeline])
 
 
 def run_script(arguments: Sequence[str]) -> int:
@@ -110,9 +120,18 @@ def _run(script: Path, options: argparse.Namespace, path: Path) -> int:
         sys.argv, sys.path[:] = before
     kept.clear()
     if failure is not None:
+        failure = failure.with_traceback(_within(script, failure.__traceback__))
         sys.excepthook(type(failure), failure, failure.__traceback__)
     tell(recording.timeline, path, show=not options.quiet)
     return code
+
+
+def _within(script: Path, found: TracebackType | None) -> TracebackType | None:
+    """A traceback from the script on, or whole where the script is not in it."""
+    inner = found
+    while inner is not None and Path(inner.tb_frame.f_code.co_filename) != script:
+        inner = inner.tb_next
+    return inner or found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m memplan.profile", description="Run a script, and profile the memory that it takes."
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="whose memory is watched")
-    parser.add_argument("--output", "-o", type=Path, help="the JSON file to write (default: SCRIPT.profile.json)")
+    parser.add_argument(
+        "--output", "-o", type=Path, help="the file to write, JSON or .html (default: SCRIPT.profile.json)"
+    )
     parser.add_argument("--force", action="store_true", help="replace that file")
     parser.add_argument("--quiet", action="store_true", help="print no page")
     parser.add_argument("script", type=Path, help="the Python script to run")

@@ -11,7 +11,7 @@ import gc
 from typing import TYPE_CHECKING, Any, Literal
 
 from memplan.domain.timeline import PHASES, MemoryTimeline
-from memplan.errors import CorruptFile, UsageError
+from memplan.errors import CorruptFile, MissingExtra, UsageError
 from memplan.profile.at_peak import shares_at_peak
 from memplan.profile.events import EventLog
 from memplan.profile.findings import find
@@ -171,6 +171,8 @@ def _device(where: Where) -> Where:
     require_packages(("torch",))
     import torch
 
+    if where == "cuda" and not torch.cuda.is_available():
+        raise MissingExtra(f"no GPU that torch {torch.__version__} can use", hint="watch the CPU: --device cpu")
     if where != "auto":
         return where
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -105,7 +105,7 @@ class Program:
                 return plain(module, *args, **kwargs)
             if module not in self._met:
                 self.meet(module)
-            self._found("forward" if module.training and torch.is_grad_enabled() else "run")
+            self._found(_phase_of(module, kwargs))
             self._depth += 1
             try:
                 made = plain(module, *args, **kwargs)
@@ -137,3 +137,13 @@ class Program:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._recording.classify(state_tensors(optimizer), "optimizer_state")
+
+
+def _phase_of(module: torch.nn.Module, kwargs: dict[str, Any]) -> Phase:
+    """What a call of a model is, by how it is called: with a cache, text is written, one token after the prompt."""
+    if module.training and torch.is_grad_enabled():
+        return "forward"
+    tokens = kwargs.get("input_ids")
+    if isinstance(tokens, torch.Tensor) and any(kwargs.get(name) is not None for name in _CACHES):
+        return "decode" if tokens.shape[-1] == 1 else "prefill"
+    return "run"

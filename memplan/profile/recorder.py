@@ -31,6 +31,7 @@ from memplan.profile.owners import Growth, owners
 from memplan.profile.shapes import ShapeMemory
 from memplan.profile.step_watch import as_if_capturing
 from memplan.profile.work import WorkCounter
+from memplan.records import replace
 
 Inside = Callable[[tuple[Any, ...], dict[str, Any], Any], Iterable[int]]
 Answer = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -118,8 +119,13 @@ class Recorder(TorchDispatchMode):
             self.names[id(module)] = name
 
     def hold(self, tensor: torch.Tensor, category: Category, *, module: str = "", operator: str = "") -> None:
-        """Note a tensor that was made outside of any operator, such as a weight."""
-        self._add(tensor, operator, category, module)
+        """Note a tensor that was made outside of any operator, such as a weight; of one that is known, whose it is."""
+        watch = self._alive.get(local(tensor).untyped_storage()._cdata)
+        if watch is None:
+            self._add(tensor, operator, category, module)
+        elif watch.number != _EMPTIED:
+            label = self.log.labels[self.log.label_of[watch.number]]
+            self.log.label_of[watch.number] = self.log.label_number(replace(label, module=module))
 
     def classify(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Say what tensors that are alive are for."""

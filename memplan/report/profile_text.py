@@ -14,6 +14,7 @@ from memplan.report.layout import Cell, Style, paragraph, printable, table
 from memplan.report.profile_comparison import ProfileChange
 from memplan.units import format_gib
 
+_HINT = "`--html --output page.html` draws this page, `--json` is for scripts and `--compare`"
 _BOLD, _DIM, _GOOD, _BAD = "1", "2", "1;32", "1;31"
 _SEVERITY_CODES = {"error": "1;31", "warning": "1;33", "note": "1"}
 
@@ -24,8 +25,8 @@ def render_peak(timeline: MemoryTimeline, style: Style, *, named: bool = False) 
     return f"{name}{_painted_word(timeline, style)}: {printable(words.sentence(timeline))}\n"
 
 
-def render_profile(timeline: MemoryTimeline, style: Style) -> str:
-    """Return the whole page of one profile."""
+def render_profile(timeline: MemoryTimeline, style: Style, *, with_hint: bool = True) -> str:
+    """Return the whole page of one profile, and how to go on with the command."""
     sections = [
         _head(timeline, style),
         profile_figures.bars(timeline, style),
@@ -40,12 +41,7 @@ def render_profile(timeline: MemoryTimeline, style: Style) -> str:
         findings(timeline.findings, style),
         _compared(timeline, style),
         "\n".join(paragraph(warning, style, indent="note: ", hang="      ") for warning in timeline.warnings),
-        paragraph(
-            "`--html --output page.html` draws this page, `--json` is for scripts and `--compare`",
-            style,
-            indent="hint: ",
-            hang="      ",
-        ),
+        paragraph(_HINT, style, indent="hint: ", hang="      ") if with_hint else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

@@ -233,3 +233,67 @@ def test_what_is_computed_again_belongs_to_the_backward_pass_and_an_evaluation_t
     assert recording.timeline is not None
     phases = [phase.phase for phase in recording.timeline.phases]
     assert phases == ["run", "forward", "backward", "optimizer", "run"]
+
+
+WRITING = """
+import torch
+import transformers
+config = transformers.LlamaConfig(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=256
+)
+model = transformers.LlamaForCausalLM(config).eval()
+prompt = torch.ones(2, 48, dtype=torch.long)
+for _ in range(2):
+    with torch.no_grad():
+        model.generate(prompt, max_new_tokens=5, do_sample=False, pad_token_id=0)
+"""
+
+
+def test_a_script_that_writes_text_is_cut_into_prompts_and_what_is_written_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", minversion="5.0")
+    monkeypatch.chdir(tmp_path)
+    Path("write.py").write_text(WRITING)
+    assert run_script(["--device", "cpu", "--quiet", "write.py"]) == 0
+    timeline = read_profile(Path("write.profile.json"))
+    assert [(phase.phase, phase.iteration) for phase in timeline.phases if phase.phase != "run"] == [
+        ("prefill", 0),
+        ("decode", 0),
+        ("prefill", 1),
+        ("decode", 1),
+    ]
+    decode = next(phase for phase in timeline.phases if phase.phase == "decode")
+    assert decode.by_category["kv_cache"] >= 2 * 2 * 2 * 48 * 64 * 4
+    # Weights are their modules', although they were made before anybody called the model.
+    assert decode.by_module["model.layers.0"] > 100_000
+
+
+def test_a_page_is_written_where_the_name_of_the_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "block.html"
+    with memplan.profile.record("mine", device="cpu", output=path, show=False):
+        train(small_model(), 1)
+    assert path.read_text().startswith("<!doctype html>")
+
+
+def test_the_error_of_a_script_is_told_as_python_tells_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fails.py").write_text("import torch\nkept = torch.ones(1000)\nraise ValueError('no good')\n")
+    assert run_script(["--device", "cpu", "fails.py"]) == 1
+    said = capsys.readouterr().err
+    assert "ValueError: no good" in said
+    assert "runpy" not in said
+    assert "attached.py" not in said
+    assert "hint:" not in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_with_what_can_be_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quiet.py").write_text("import torch\n")
+    assert run_script(["--device", "cuda", "quiet.py"]) == 5
+    assert "--device cpu" in capsys.readouterr().err
