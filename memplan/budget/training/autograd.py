@@ -144,6 +144,7 @@ class Graph:
         is kept instead of being computed again.
         """
         device = self.device
+        start = device.position
         taken = [device.take(each, WORKSPACE, name) for each in temporaries]
         if in_place_of is not None:
             block = device.share(in_place_of.block)
@@ -165,7 +166,8 @@ class Graph:
         if keeps_output:
             kept.append(device.share(block))
         if kept:
-            self._last_kept = device.position
+            # Inputs are kept before an operator runs, what it makes after.
+            self._last_kept = device.position if keeps_output or keeps_bytes else start
         sizes: Sequence[float | None] = grads if grads is not None else [each.size_bytes for each in inputs]
         made.node = Node(name, tuple(inputs), sizes, kept, backward_temporaries, trained)
         self._nodes.append(made.node)

@@ -125,20 +125,20 @@ def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width
 def _side_by_side(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
     """Halves that read the same state; one that has no norm of its own reads what the first one's made."""
     size = tokens * layer.hidden_size * width / layer.state_share
-    shared = _normed(graph, layer, layer.halves[0], entering, tokens, width, kernels)
     made = []
+    normed: Tensor | None = None
     for half in layer.halves:
-        is_own = half.before is not None and half is not layer.halves[0]
-        normed = _normed(graph, layer, half, entering, tokens, width, kernels) if is_own else shared
+        if normed is None or half.before is not None:
+            if normed is not None:
+                graph.drop(normed)
+            normed = _normed(graph, layer, half, entering, tokens, width, kernels)
         made.append(_half(graph, layer, half, normed, tokens, width, kernels))
-        if is_own:
-            graph.drop(normed)
     state = made.pop()
     for each in (*made, entering):
         summed = graph.op("residual", size, (state, each), grads=(None, None))
         graph.drop(state)
         state = summed
-    graph.drop(*made, shared)
+    graph.drop(*made, *([normed] if normed is not None else []))
     return state
 
 
@@ -203,9 +203,11 @@ def _attention(
         else:
             key = _taken_over(graph, key, weight, tokens * heads.keys, width, kernels)
     query, key = _rotated(graph, query, key, half.rotary_part, kernels)
+    # The code that runs it names them until it returns.
+    named = [graph.alias(each) for each in (query, key, value)]
     out = attend(graph, query, key, value, heads, width, kernels)
     made = half.out.run(graph, out, tokens, width)
-    graph.drop(out)
+    graph.drop(out, *named)
     return made
 
 
@@ -248,8 +250,11 @@ def _latent(graph: Graph, half: LatentBlock, normed: Tensor, tokens: float, widt
     graph.drop(scaled)
     heads = half.heads
     key = graph.op("keys", tokens * heads.keys * heads.width * width, (expanded, latent), grads=(None, None))
-    query_made = graph.op("queries", query.size_bytes, (query,), grads=(None,))
-    graph.drop(query, kept, latent)
+    turning = query.size_bytes * half.rope_width / heads.width
+    passing, narrow = graph.split("queries' parts", query, (query.size_bytes - turning, turning))
+    turned = graph.op("rotated queries", turning, (narrow,))
+    query_made = graph.op("queries", query.size_bytes, (passing, turned), grads=(None, None))
+    graph.drop(kept, latent)
     value = graph.op(
         "values",
         tokens * heads.keys * heads.value_width * width,
@@ -258,9 +263,10 @@ def _latent(graph: Graph, half: LatentBlock, normed: Tensor, tokens: float, widt
         in_place_of=expanded,
     )
     graph.drop(expanded)
+    named = [query, passing, narrow, turned, *(graph.alias(each) for each in (query_made, key, value))]
     out = attend(graph, query_made, key, value, heads, width, kernels)
     made = half.out.run(graph, out, tokens, width)
-    graph.drop(out)
+    graph.drop(out, *named)
     return made
 
 
@@ -357,7 +363,8 @@ def _grouped(
     size = each.size_bytes / width * (_FLOAT if half.wide_router else width)
     grads = (each.size_bytes, weights.size_bytes)
     weighted = graph.op("experts' outputs weighted", size, (each, weights), keeps=(each, weights), grads=grads)
-    back = graph.op("experts' outputs sorted", size, (weighted,), backward_temporaries=(size,))
+    # It keeps the order, which is small; what matters is that it keeps anything.
+    back = graph.op("experts' outputs sorted", size, (weighted,), keeps=(weights,), backward_temporaries=(size,))
     graph.drop(weighted, sent, each)
     made = graph.op("experts' outputs summed", tokens / rows * size, (back,), grads=(size,))
     graph.drop(back)
