@@ -122,9 +122,12 @@ def _cut(subject: Subject, request: ProfileRequest) -> None:
         options["mp_policy"] = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=reduced)
     # None is True for layers, and leaves what is around them gathered until its backward pass.
     options["reshard_after_forward"] = None if request.reshard else False
-    for layer in layers_of(subject.model):
-        fully_shard(layer, **options)
-    fully_shard(subject.model, **options)
+    try:
+        for layer in layers_of(subject.model):
+            fully_shard(layer, **options)
+        fully_shard(subject.model, **options)
+    except (ValueError, NotImplementedError) as error:
+        raise _cannot("FSDP2 does not cut", subject, error) from None
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -152,14 +155,17 @@ def _split(subject: Subject, request: ProfileRequest) -> None:
         _untie(model)
         apply_tensor_parallelism(model, mesh, plan)
     except (AttributeError, ValueError) as error:
-        reason = show(str(error).strip().splitlines()[0])
-        raise UnsupportedModel(
-            f"transformers does not split {subject.architecture} over {ranks} ranks: {reason}",
-            hint="give another number of ranks, or --fsdp",
-        ) from None
+        raise _cannot(f"transformers does not split over {ranks} ranks", subject, error) from None
     # What generation reads of a model that was loaded so.
     model.config.distributed_config, model._tp_size, model._device_mesh = config, ranks, mesh
     model.tie_weights()
+
+
+def _cannot(what: str, subject: Subject, error: Exception) -> UnsupportedModel:
+    reason = show((str(error).strip().splitlines() or [""])[0])
+    return UnsupportedModel(
+        f"{what}: {subject.architecture}: {reason}", hint="share it in another way, or by fewer ranks"
+    )
 
 
 def _untie(model: Any) -> None:
