@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 
-from memplan.budget.training.periodic import run_evaluation
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.training import TrainingSpec
@@ -15,7 +14,7 @@ from memplan.engines.training.fitted import group_of, load_fitted
 from memplan.engines.training.held import checkpoint_phase, phase_of, trained_parameters
 from memplan.engines.training.host import host_lines
 from memplan.engines.training.limits import find_limits
-from memplan.engines.training.measure import Measured, measure
+from memplan.engines.training.measure import Measured, measure, run_in_full
 from memplan.engines.training.presets import PRESETS
 from memplan.engines.training.refusals import WIDENED
 from memplan.engines.training.remedies import find_remedies
@@ -150,7 +149,7 @@ def _phases(spec: ModelSpec, measured: Measured) -> tuple[Phase, ...]:
     training = measured.training
     steps = [phase_of(each, _PHASES[each.name]) for each in measured.step.phases]
     evaluation = phase_of(
-        run_evaluation(spec, training),
+        run_in_full(spec, training).evaluation,
         "evaluation",
         note=f"{training.micro_batch} sequences at once; transformers evaluates 8 unless it is told otherwise",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from memplan.budget.training.periodic import StepHeld, run_step
+from memplan.budget.training.device import PhaseHeld
+from memplan.budget.training.periodic import StepHeld, run_evaluation, run_step
 from memplan.domain.budget import Verdict
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
@@ -14,6 +15,38 @@ from memplan.engines.vllm.fitted import load_fitted as load_vllm
 from memplan.engines.vllm.overheads import group_bytes
 from memplan.records import dataclass
 from memplan.units import MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullRun:
+    """A step with what is held at its peaks, what is reserved, and an evaluation. Nothing of it depends on the GPU."""
+
+    spec: ModelSpec
+    training: TrainingSpec
+    step: StepHeld
+    reserved_bytes: int
+    evaluation: PhaseHeld
+
+
+_LATEST_RUNS: list[FullRun] = []
+_MOST_RUNS = 4
+
+
+def run_in_full(spec: ModelSpec, training: TrainingSpec) -> FullRun:
+    """Run a step and an evaluation; one of the latest runs where it is the same, as for GPUs that differ in size."""
+    for known in _LATEST_RUNS:
+        if known.spec is spec and known.training == training:
+            return known
+    step = run_step(spec, training)
+    made = FullRun(
+        spec=spec,
+        training=training,
+        step=step,
+        reserved_bytes=step.find_reserved(),
+        evaluation=run_evaluation(spec, training),
+    )
+    _LATEST_RUNS[:] = [made, *_LATEST_RUNS[: _MOST_RUNS - 1]]
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +92,8 @@ def measure(
     spec: ModelSpec, training: TrainingSpec, gpu: GpuSpec, free_bytes: int | None, *, in_full: bool = False
 ) -> Measured:
     """Run the step without numbers, and put what a process takes beside torch. `in_full` says what is held, too."""
-    step = run_step(spec, training, with_held=in_full)
+    full = run_in_full(spec, training) if in_full else None
+    step = full.step if full else run_step(spec, training, with_held=False)
     low, high = load_fitted().intervals[group_of(training)]
     allocated = step.peak.peak_bytes
     context = context_bytes(gpu, load_transformers())
@@ -69,7 +103,7 @@ def measure(
     return Measured(
         training=training,
         step=step,
-        reserved_bytes=allocated if is_out and not in_full else step.find_reserved(),
+        reserved_bytes=full.reserved_bytes if full else allocated if is_out else step.find_reserved(),
         context_bytes=context,
         nccl_bytes=nccl,
         low_bytes=round(allocated * (1 + low)),
