@@ -29,7 +29,7 @@ from memplan.profile.sharing import as_one_rank, notes_of
 from memplan.profile.subject import load_subject
 from memplan.profile.values import meta_answers, note_value
 from memplan.profile.work import WorkCounter
-from memplan.profile.workspaces import MATRIX_PRODUCTS, cublas_workspace_bytes, insides
+from memplan.profile.workspaces import MATRIX_PRODUCTS, cublas_workspace_bytes, insides, left_out
 from memplan.records import dataclass
 
 
@@ -67,6 +67,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda", pace: Pace | Non
             if len(recorder.log.marks) < 2:
                 raise
             notes, interrupted = (f"interrupted in {recorder.log.marks[-1].phase}: later phases are missing",), True
+    is_gpu = request.device == "simulated" and target == "cuda"
     return Recorded(
         log=recorder.log,
         work=recorder.work.by_phase() if recorder.work is not None else {},
@@ -74,7 +75,7 @@ def record(request: ProfileRequest, *, target: Target = "cuda", pace: Pace | Non
         dtype=str(subject.dtype).removeprefix("torch."),
         device_name="" if subject.device == "meta" else subject.device,
         phases=request.phases,
-        notes=(*subject.notes, *notes_of(request), *notes),
+        notes=(*subject.notes, *notes_of(request), *notes, *(left_out(recorder.log) if is_gpu else ())),
         capture=recorder.graph,
         interrupted=interrupted,
     )

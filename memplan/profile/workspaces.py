@@ -1,8 +1,10 @@
 """What operators take inside themselves and give back before they return: workspaces, sorted copies, partial sums.
 
 The recorder sits above the kernels and cannot see it; each function here says, for one operator, the sizes in bytes
-that are alive together while it runs. What cuDNN takes for a convolution is not modelled: its library chooses by
-measuring.
+that are alive together while it runs. What a library takes for a convolution is not modelled. cuDNN ranks its
+algorithms by rules of its own (or measures them, with torch.backends.cudnn.benchmark), PyTorch takes the first whose
+workspace the allocator can give, and its size is not published; oneDNN's depends on the processor. `left_out` says
+so where it matters.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 
+from memplan.profile.events import EventLog
 from memplan.profile.kernels import Target
 from memplan.profile.recorder import Inside
 from memplan.units import KIB, MIB, round_up
@@ -40,6 +43,15 @@ def insides(target: Target) -> dict[Any, Inside]:
         _OPS.sort.default: _sort,
         _OPS.sort.stable: _sort,
     }
+
+
+def left_out(log: EventLog) -> tuple[str, ...]:
+    """What a page says of the convolutions of a simulated run."""
+    modules = {label.module for label in log.labels if label.operator.startswith("aten.convolution")}
+    if not modules:
+        return ()
+    count = f"{len(modules)} modules with convolutions" if len(modules) > 1 else "a module with a convolution"
+    return (f"{count}: what cuDNN takes while one runs is left out, because it is not known before",)
 
 
 def cublas_workspace_bytes(compute_capability: tuple[int, int]) -> int:

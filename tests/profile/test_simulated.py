@@ -286,3 +286,12 @@ def test_code_that_does_not_run_without_values_is_said_in_one_line(monkeypatch: 
     monkeypatch.setattr(generation.Generation, "prefill", fail)
     with pytest.raises(UnsupportedModel, match="does not run on meta tensors: RuntimeError: Cannot copy out of meta"):
         _profile("demo")
+
+
+def test_what_cudnn_takes_for_convolutions_is_said_to_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(VIT))
+    asked = {"model": str(tmp_path), "phases": ("load", "forward"), "offline": True}
+    timeline, _ = profile_model(ProfileRequest(**asked))  # type: ignore[arg-type]
+    assert [note for note in timeline.warnings if "cuDNN" in note and note.startswith("a module with a convolution")]
+    on_cpu, _ = profile_model(ProfileRequest(device="cpu", **asked))  # type: ignore[arg-type]
+    assert on_cpu.warnings == ()
