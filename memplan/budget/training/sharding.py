@@ -6,7 +6,8 @@ A unit is what is gathered together: a layer, or what lies outside of the layers
 Sources: torch/distributed/fsdp/_runtime_utils.py, _flat_param.py (FSDP1: a flat buffer for each unit, the next unit's
 gathered before a unit's backward pass, gradients of its views written into one flat gradient); torch/distributed/fsdp/
 _fully_shard/_fsdp_param_group.py, _fsdp_collectives.py (FSDP2: gathered into a buffer, copied out; in the forward pass
-the buffer lives until the next unit's, the reduced gradients' buffer until the next unit's in the backward pass).
+the buffer lives until the next unit's, the reduced gradients' buffer until the next unit's in the backward pass). Where
+parameters lie on the host, reduced gradients go there as well.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class Fsdp1(Whole):
         reduced = self.device.take(unit.grad_bytes / shards, BUFFERS, "reduced gradient", REDUCE_STREAM)
         if wide is not None:
             self.device.free(wide)
-        if unit.name in self.kept:
+        if unit.name in self.kept or training.offload_parameters:
             self.device.free(reduced)
             return
         if self._kept_bytes(unit) * shards != unit.grad_bytes:
@@ -208,7 +209,7 @@ class Fsdp2(Fsdp1):
         kept = device.take(
             unit.trained_elements * reduce_bytes / shards, GRADIENTS, unit.name.split(".")[0], REDUCE_STREAM
         )
-        if unit.name in self.kept:
+        if unit.name in self.kept or training.offload_parameters:
             device.free(kept)
             return
         if reduce_bytes != training.grad_bytes:

@@ -23,7 +23,10 @@ SUB_GROUP_ELEMENTS = 10**9
 
 
 class Zero(Whole):
-    """Stages 1 and 2: weights on every rank. Megatron's distributed optimizer has buffers of its own, and is Whole."""
+    """Stages 1 and 2: weights on every rank, gradients on the host where the optimizer is.
+
+    Megatron's distributed optimizer has buffers of its own, and is Whole.
+    """
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -48,6 +51,8 @@ class Zero(Whole):
             super().arrived(unit, parameter, grad)
             return
         self.device.free(grad)
+        if training.offload_optimizer:
+            return
         if parameter.name not in self.kept and unit.name not in self.kept:
             part = parameter.num_elements * training.grad_bytes / training.layout.shards
             self.kept[parameter.name] = self.device.take(part, GRADIENTS, parameter.name)
@@ -83,7 +88,7 @@ class Zero3(Fsdp1):
         if training.live_elements:
             device.take(training.live_elements * training.compute_bytes, GATHERED, "kept for their next use")
         for unit in units:
-            if unit.grad_bytes:
+            if unit.grad_bytes and not training.offload_optimizer:
                 self.kept[unit.name] = device.take(self._kept_bytes(unit), GRADIENTS, unit.name.split(".")[0])
 
     def before_step(self) -> None:

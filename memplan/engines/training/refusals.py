@@ -116,10 +116,17 @@ def _offload(question: TrainingQuestion, sharding: Sharding) -> None:
             f"`--offload parameters` with --sharding {sharding}: weights that are not gathered cannot stay on the host",
             hint="use --sharding fsdp2 or zero3 (one GPU is enough)",
         )
-    if "optimizer" in question.offloaded and sharding not in (*_ZERO, "fsdp1", "fsdp2"):
+    if "optimizer" not in question.offloaded or "parameters" in question.offloaded:
+        return
+    if sharding in ("fsdp1", "fsdp2"):
+        raise UsageError(
+            f"`--offload optimizer` with {_NAMES[sharding]}, which keeps all of its shards on the host or none",
+            hint="use --offload optimizer,parameters, or --sharding zero2",
+        )
+    if sharding not in _ZERO:
         raise UsageError(
             f"`--offload optimizer` with --sharding {sharding}: nothing there steps on the host",
-            hint="use --sharding fsdp2, or zero2 (one GPU is enough), or --optimizer paged-adamw-8bit",
+            hint="use --sharding zero2 (one GPU is enough), or --optimizer paged-adamw-8bit",
         )
 
 

@@ -27,6 +27,7 @@ from memplan.units import format_gib
 
 _RECOMPUTE_PERCENT, _SELECTIVE_PERCENT, _DEQUANTIZE_PERCENT = 33, 5, 39
 _LEAST_BYTES = 16 << 20  # of less nobody wants to hear
+_WORTH_MORE_GPUS = 1.05  # twice the GPUs have to return that much more
 _GPU_COUNTS = (2, 4, 8, 16, 32, 64)
 
 Try = Callable[[TrainingQuestion], "Measured | None"]
@@ -63,7 +64,7 @@ def find_remedies(
     if measured.verdict == "does_not_fit" and not any(each.verdict == "fits" for each in remedies):
         together = _together(question, measured, [change for change, _ in found], tried)
         remedies += [together] if together is not None else []
-    remedies += _more_gpus(question, measured, tried)
+    remedies += _more_gpus(question, measured, tried, gpu_is_unnamed=gpu.source == "--gpu-memory")
     return tuple(sorted(remedies, key=lambda each: (each.cost, -each.saves_bytes)))
 
 
@@ -179,32 +180,32 @@ def _offloads(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measure
         )
     if training.offload_optimizer or training.method != "full":
         return
-    sharding = training.sharding
     kinds = PRESETS[question.trainer].shardings
-    if sharding in ("none", "ddp"):
-        sharding = "zero2" if "zero2" in kinds else "fsdp2"
-    if sharding not in kinds:
-        return
     width = training.master_bytes + 2 * training.state_bytes + training.grad_bytes + training.weight_bytes
     moved = trained_parameters(spec, training) * width / training.layout.ranks
     seconds = moved / pcie_bytes_per_s(gpu)
-    prefix = f"--sharding {sharding} " if sharding != training.sharding else ""
-    yield Change(
-        flags=f"{prefix}--offload optimizer",
-        fields={"sharding": sharding, "offloaded": (*question.offloaded, "optimizer")},
-        time_percent=None,
-        note=f"the step runs on the host: {format_gib(moved)} there, {seconds:.1f} s of PCIe",
-        cost=10,
-    )
-    if sharding in ("fsdp2", "fsdp1", "zero3") or "fsdp2" in kinds:
-        gathered = sharding if sharding in ("fsdp2", "fsdp1", "zero3") else "fsdp2"
+    zero = training.sharding if training.sharding in ("zero1", "zero2", "zero3") else "zero2"
+    if zero in kinds:
         yield Change(
-            flags=f"--sharding {gathered} --offload optimizer,parameters",
+            flags=f"{_sharding(training.sharding, zero)}--offload optimizer",
+            fields={"sharding": zero, "offloaded": (*question.offloaded, "optimizer")},
+            time_percent=None,
+            note=f"the step runs on the host: {format_gib(moved)} there, {seconds:.1f} s of PCIe",
+            cost=10,
+        )
+    gathered = training.sharding if training.sharding in ("zero3", "fsdp1", "fsdp2") else "fsdp2"
+    if gathered in kinds:
+        yield Change(
+            flags=f"{_sharding(training.sharding, gathered)}--offload optimizer,parameters",
             fields={"sharding": gathered, "offloaded": (*question.offloaded, "optimizer", "parameters")},
             time_percent=None,
             note="weights come over PCIe layer by layer, twice a micro-batch",
             cost=11,
         )
+
+
+def _sharding(now: str, then: str) -> str:
+    return f"--sharding {then} " if then != now else ""
 
 
 def _together(
@@ -257,7 +258,9 @@ def _split(flags: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-def _more_gpus(question: TrainingQuestion, measured: Measured, tried: Try) -> list[TrainingRemedy]:
+def _more_gpus(
+    question: TrainingQuestion, measured: Measured, tried: Try, *, gpu_is_unnamed: bool
+) -> list[TrainingRemedy]:
     """The fewest more GPUs, sharded, that fit; nothing where the run fits already."""
     training = measured.training
     if measured.verdict == "fits":
@@ -274,8 +277,11 @@ def _more_gpus(question: TrainingQuestion, measured: Measured, tried: Try) -> li
         made = tried(replace(question, num_gpus=count, data=1, sharding=sharding))
         if made is None:
             return []
+        if measured.allocated_bytes - made.allocated_bytes < (last.saves_bytes if last else 0) * _WORTH_MORE_GPUS:
+            break
+        flag = f"--dp {count}" if gpu_is_unnamed else f"--gpu {{gpu}}x{count}"
         change = Change(
-            flags=f"--gpu {{gpu}}x{count} --sharding {sharding}",
+            flags=f"{flag} --sharding {sharding}",
             fields={},
             time_percent=None,
             note=f"{factor} times the GPUs, and as many more tokens a step",

@@ -92,6 +92,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tensor": 3, "num_gpus": 8}, "8 GPUs do not hold 3 ranks evenly", "leave --tp"),
     ({"offloaded": ("parameters",)}, "`--offload parameters` with --sharding none", "fsdp2"),
     ({"offloaded": ("optimizer",)}, "`--offload optimizer` with --sharding none", "zero2"),
+    ({"offloaded": ("optimizer",), "num_gpus": 8}, "all of its shards on the host or none", "optimizer,parameters"),
     ({"method": "lora", "precision": "fp8"}, "adapters beside frozen ones", "bf16"),
     ({"method": "qlora", "sharding": "zero3", "num_gpus": 2}, "cannot cut 4 bit weights", "fsdp2"),
     ({"lora_rank": 8}, "has no adapters", "--train lora"),
