@@ -72,11 +72,13 @@ class Point:
             self.optimizer,
             f"FSDP2 over {self.ranks}" if self.ranks > 1 else "",
             "fp32 weights" if self.mixed else "",
+            "small vocabulary" if "vocab_size" in self.config else "",
         ]
         return ", ".join(word for word in words if word)
 
 
 QV = ("q_proj", "v_proj")
+NARROW = {"vocab_size": 2048, "quantization_config": None}
 POINTS = (
     Point("llama-3.2-1b"),
     Point("llama-3.2-1b", batch=4, tokens=1024, checkpointing=True),
@@ -130,6 +132,21 @@ POINTS = (
     Point("minicpm3-4b", 4, checkpointing=True),
     Point("llama-8b", 4, attention="flash", batch=2),
     Point("llama-8b", 4, attention="flash", tokens=8192, checkpointing=True),
+    # With few logits a layer makes the peak, in the middle of its backward pass.
+    Point("llama-8b", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
+    Point("llama-8b", 2, lora=8, targets=QV, batch=2, checkpointing=True, attention="flash", config=NARROW),
+    Point("llama-8b", 2, lora=8, targets=QV, batch=2, checkpointing=True, attention="math", config=NARROW),
+    Point("llama-8b", 2, lora=8, targets=QV, batch=2, checkpointing=True, attention="eager", config=NARROW),
+    Point("llama-8b", 2, batch=2, checkpointing=True, optimizer="fused", config=NARROW),
+    Point("qwen3-8b", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
+    Point("gemma-2-9b", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
+    Point("pythia-6.9b", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
+    Point("phi-2", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
+    Point("olmo-2-7b", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
+    Point("mixtral-8x7b", 2, batch=2, checkpointing=True, optimizer="fused", config=NARROW),
+    Point("qwen3-30b-a3b", 2, lora=8, targets=QV, batch=2, checkpointing=True, config=NARROW),
+    Point("deepseek-v3", 2, lora=8, targets=("o_proj",), batch=2, checkpointing=True, config=NARROW),
+    Point("lfm2-1.2b", 2, lora=8, batch=2, checkpointing=True, config=NARROW),
     Point("llama-3.2-1b", ranks=2),
     Point("llama-3.2-1b", ranks=8, mixed=True, checkpointing=True),
     Point("qwen3-0.6b", ranks=8, mixed=True, optimizer="fused"),

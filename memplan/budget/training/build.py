@@ -116,6 +116,8 @@ class Builder:
         targets = self._training.lora_targets
         if last in targets:
             return True
+        if ".experts." in name and self._experts_form() != "looped":
+            return False  # they are no linear layers, but slices of one tensor
         return (not targets or "all-linear" in targets) and last not in ("lm_head", "gate")
 
     def norm(self, name: str, width: int) -> Parameter:
