@@ -20,7 +20,8 @@ import sys
 import time
 from pathlib import Path
 
-LIMITS = {"memplan estimate llama-70b --gpu a100-80g": 12.0, "memplan --help": 10.0}
+TRAINING = "memplan estimate llama-3.1-8b --train lora --gpu rtx-4090 --seq-len 4096 --micro-batch 2"
+LIMITS = {"memplan estimate llama-70b --gpu a100-80g": 12.0, "memplan --help": 10.0, TRAINING: 30.0}
 MAX_RSS_MIB = 60.0
 
 

@@ -160,6 +160,6 @@ def _remedies(budget: TrainingBudget, style: Style) -> str:
 def _facts(budget: TrainingBudget, style: Style) -> str:
     if not budget.facts:
         return ""
-    rows: list[list[Cell]] = [[(name, _DIM), value, (source, _DIM)] for name, value, source in budget.facts]
+    rows: list[list[Cell]] = [[(name, _DIM), f"{value} ({source})"] for name, value, source in budget.facts]
     title = style.paint(f"how {budget.trainer} works, where nothing else was asked for", _BOLD)
     return f"{title}\n{table(rows, style, right=frozenset(), indent='  ')}"

@@ -159,4 +159,4 @@ def _loss(question: TrainingQuestion, preset: Preset, tokens: int) -> dict[str, 
         loss = "compiled"
     rows = tokens * question.micro_batch
     chunks = max(ceil_div(rows, _CHUNK_TOKENS), 1) if question.trainer == "litgpt" else _CHUNKS
-    return {"loss": loss, "loss_chunks": chunks, "keeps_logits": preset.keeps_logits}
+    return {"loss": loss, "loss_chunks": chunks}

@@ -26,6 +26,7 @@ from memplan.records import dataclass, replace
 from memplan.units import format_gib
 
 _RECOMPUTE_PERCENT, _SELECTIVE_PERCENT, _DEQUANTIZE_PERCENT = 33, 5, 39
+_LEAST_SHARE = 0.02
 _LEAST_BYTES = 16 << 20  # of less nobody wants to hear
 _WORTH_MORE_GPUS = 1.05  # twice the GPUs have to return that much more
 _GPU_COUNTS = (2, 4, 8, 16, 32, 64)
@@ -49,11 +50,15 @@ def find_remedies(
 ) -> tuple[TrainingRemedy, ...]:
     """What returns memory, by how little it costs; and where nothing alone is enough, the cheapest of them together."""
 
+    known: dict[TrainingQuestion, Measured | None] = {question: measured}
+
     def tried(changed: TrainingQuestion) -> Measured | None:
-        try:
-            return measure(spec, choose_training(changed, spec, gpu), gpu, free_bytes)
-        except MemplanError:
-            return None
+        if changed not in known:
+            try:
+                known[changed] = measure(spec, choose_training(changed, spec, gpu), gpu, free_bytes)
+            except MemplanError:
+                known[changed] = None
+        return known[changed]
 
     found: list[tuple[Change, TrainingRemedy]] = []
     for change in _changes(spec, gpu, question, measured):
@@ -110,7 +115,7 @@ def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured
             note="the same batch in smaller products",
             cost=3,
         )
-    if question.trainer not in ("megatron",) and training.optimizer == "adamw" and training.sharding not in ("zero3",):
+    if training.optimizer == "adamw" and question.trainer != "megatron" and _state_share(measured) >= _LEAST_SHARE:
         yield Change(
             flags="--optimizer adamw-8bit",
             fields={"optimizer": "adamw-8bit"},
@@ -128,6 +133,12 @@ def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured
             )
     yield from _offloads(spec, gpu, question, measured)
     yield from _methods(question)
+
+
+def _state_share(measured: Measured) -> float:
+    """What part of the peak the optimizer's state is."""
+    held = measured.step.peak.held
+    return sum(size for (category, _), size in held.items() if category == "optimizer state") / measured.allocated_bytes
 
 
 def _checkpointing(now: str) -> Iterator[Change]:
