@@ -63,7 +63,12 @@ def short_labels(timelines: Sequence[MemoryTimeline]) -> list[str]:
     """What tells each profile from the others, without what they have in common."""
     parts = [parts_of_label(timeline) for timeline in timelines]
     common = set.intersection(*(set(each) for each in parts)) if len(parts) > 1 else set()
-    return [", ".join(_without(each, common)) or f"profile {number}" for number, each in enumerate(parts, start=1)]
+    executions = [str(timeline.settings.get("execution", "eager")) for timeline in timelines]
+    differ = len(set(executions)) > 1
+    return [
+        ", ".join(_without(each, common)) or (executions[number] if differ else f"profile {number + 1}")
+        for number, each in enumerate(parts)
+    ]
 
 
 def _without(parts: list[str], common: set[str]) -> Iterator[str]:

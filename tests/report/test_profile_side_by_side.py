@@ -57,6 +57,7 @@ def ran_twice(execution: str) -> MemoryTimeline:
 def test_kernels_are_told_apart_by_what_they_do_not_share() -> None:
     assert short_labels(KERNEL_PROFILES) == ["attention math", "attention efficient", "attention flash"]
     assert short_labels([KERNEL_PROFILES[0]] * 2) == ["profile 1", "profile 2"]
+    assert short_labels([ran_twice("eager"), ran_twice("compiled")]) == ["eager", "compiled"]
 
 
 def test_each_kernel_has_its_peak_its_flops_its_bytes_and_their_ratio() -> None:
