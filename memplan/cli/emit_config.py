@@ -12,6 +12,8 @@ from memplan.cli.options import (
     OUTPUT_OPTIONS,
     SERVING_OPTIONS,
     SOURCE_OPTIONS,
+    TRAINING,
+    TRAINING_OPTIONS,
     Given,
     accepts,
 )
@@ -23,15 +25,35 @@ from memplan.errors import UsageError
 _OUTPUT = tuple(option for option in OUTPUT_OPTIONS if option.name not in ("quiet", "no_color"))
 
 
-@accepts(*EMIT_OPTIONS, *DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS, *SOURCE_OPTIONS, *_OUTPUT)
+@accepts(
+    *EMIT_OPTIONS,
+    *DEVICE_OPTIONS,
+    *SERVING_OPTIONS,
+    *LLAMA_CPP_OPTIONS,
+    *SOURCE_OPTIONS,
+    *_OUTPUT,
+    *TRAINING_OPTIONS,
+)
 def emit_config_command(given: Given) -> None:
-    """Write the config that runs a model as estimated, with the reason for every value in it."""
+    """Write the config that runs or trains a model as estimated, with the reason for every value in it."""
     if given.get("format") == "list":
         answer_with(given, _list_formats())
         return
-    folder = _folder(given)
-    if folder is None:
+    if _folder(given) is None:
         check_output(given)
+    from memplan.cli.state import filled_in
+
+    if "config" not in given and TRAINING & filled_in(given, is_told=False).keys():
+        from memplan.cli.emit_training import training_emission
+
+        name, emission = training_emission(filled_in(given), given)
+    else:
+        name, emission = _serving_emission(given)
+    _write(given, name, emission)
+
+
+def _serving_emission(given: Given) -> tuple[str, Emission]:
+    """The config of a server, and its format; what there is to say of it goes to stderr."""
     from memplan.cli.choosing import chosen_setup
     from memplan.cli.emit_subject import subject_of
     from memplan.emit.checks import settled
@@ -47,6 +69,11 @@ def emit_config_command(given: Given) -> None:
         print(f"note: {note}", file=sys.stderr)
     if subject.budget.verdict == "tight":
         print("note: it is tight: it may or may not fit", file=sys.stderr)
+    return name, emission
+
+
+def _write(given: Given, name: str, emission: Emission) -> None:
+    folder = _folder(given)
     if given.get("json"):
         from memplan.report.emission_json import emission_json
 
@@ -81,7 +108,8 @@ def _write_all(folder: Path, emission: Emission, *, force: bool) -> None:
 
 
 def _list_formats() -> str:
-    from memplan.emit.registry import FORMATS
+    from memplan.emit.registry import FORMATS, TRAINING_FORMATS
 
-    width = max(len(name) for name in FORMATS)
-    return "".join(f"{name:{width}}  {found.about}\n" for name, found in FORMATS.items())
+    formats = {**FORMATS, **TRAINING_FORMATS}
+    width = max(len(name) for name in formats)
+    return "".join(f"{name:{width}}  {found.about}\n" for name, found in formats.items())

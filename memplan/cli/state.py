@@ -23,11 +23,13 @@ PROJECT_FILE = "memplan.yaml"
 _RECIPE = "recipe"  # the title and the expected answer of a file of recipes/
 
 
-def filled_in(given: Given, *, forget: frozenset[str] = frozenset()) -> Given:
+def filled_in(given: Given, *, forget: frozenset[str] = frozenset(), is_told: bool = True) -> Given:
     """Return what was given; without a MODEL, on top of memplan.yaml or of the last command in this directory, of
     which the options in `forget` are left aside.
 
-    Says on stderr what it took. Raises: UsageError when there is neither, or memplan.yaml is not usable.
+    Says on stderr what it took, where `is_told`.
+
+    Raises: UsageError when there is neither, or memplan.yaml is not usable.
     """
     if "model" in given:
         return given
@@ -42,7 +44,8 @@ def filled_in(given: Given, *, forget: frozenset[str] = frozenset()) -> Given:
     if subject is None:
         raise UsageError("no model was named", hint="write memplan estimate llama-70b --gpu a100-80g")
     gpu = given.get("gpu", remembered.get("gpu"))
-    print(f"using {where}: {subject}{f' on {gpu}' if gpu else ''}", file=sys.stderr)
+    if is_told:
+        print(f"using {where}: {subject}{f' on {gpu}' if gpu else ''}", file=sys.stderr)
     return {**remembered, **given}
 
 

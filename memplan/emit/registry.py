@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from memplan.domain.emission import Emission, EmitSubject
+from memplan.domain.training_emission import TrainingSubject
 from memplan.errors import UsageError, did_you_mean
 from memplan.records import dataclass
 
 Emitter = Callable[[EmitSubject], Emission]
+TrainingEmitter = Callable[[TrainingSubject], Emission]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +84,24 @@ FORMATS: Mapping[str, Format] = {
     ),
     **SURROUNDINGS,
 }
+# For training, `engines` are trainers.
+_TRAINER = ("transformers", "trl", "axolotl")
+TRAINING_FORMATS: Mapping[str, Format] = {
+    name: Format(emitter=f"memplan.emit.training.{module}:emit", engines=trainers, about=about)
+    for name, module, trainers, about in (
+        ("accelerate", "accelerate_yaml", _TRAINER, "training: YAML for `accelerate launch --config_file`"),
+        ("deepspeed", "deepspeed_json", ("deepspeed", *_TRAINER), "training: DeepSpeed's JSON"),
+        ("torchtitan", "torchtitan_toml", ("torchtitan",), "training: torchtitan's job config, up to 0.2.2"),
+        ("training-arguments", "arguments_python", _TRAINER[:2], "training: transformers' TrainingArguments, Python"),
+        ("torchrun", "torchrun", (*_TRAINER[:2], "torchtitan", "deepspeed"), "training: a script with `torchrun`"),
+    )
+}
+# What a training run is written as when no format was named.
+DEFAULT_TRAINING_FORMATS: Mapping[str, str] = {
+    **dict.fromkeys(_TRAINER, "accelerate"),
+    "deepspeed": "deepspeed",
+    "torchtitan": "torchtitan",
+}
 # What an engine's setup is written as when no format was named.
 DEFAULT_FORMATS: Mapping[str, str] = {
     name: name for name in ("vllm", "sglang", "tensorrt-llm", "llama.cpp", "transformers")
@@ -98,14 +119,43 @@ def find_format(name: str | None, engine: str) -> tuple[str, Format]:
             f"no config is written for {engine}", hint="name a --format; memplan emit-config --format list"
         )
     known = known.lower().replace("_", "-")
+    if known in TRAINING_FORMATS:
+        raise UsageError(f"format `{name}` is of training", hint="add --train full, lora, dora or qlora")
     if known not in FORMATS:
-        near = did_you_mean(known, list(FORMATS))
+        near = did_you_mean(known, [*FORMATS, *TRAINING_FORMATS])
         raise UsageError(f"unknown format: `{name}`", hint=near or "see memplan emit-config --format list")
     return known, FORMATS[known]
 
 
+def find_training_format(name: str | None, trainer: str) -> tuple[str, Format]:
+    """Return the training format of that name, the trainer's own one for None.
+
+    Raises: UsageError for an unknown name, one of serving, or a trainer that nothing is written for.
+    """
+    known = name or DEFAULT_TRAINING_FORMATS.get(trainer)
+    if known is None:
+        trainers = ", ".join(DEFAULT_TRAINING_FORMATS)
+        raise UsageError(f"no config is written for {trainer}", hint=f"use --trainer with one of {trainers}")
+    known = known.lower().replace("_", "-")
+    if known not in TRAINING_FORMATS:
+        near = did_you_mean(known, list(TRAINING_FORMATS))
+        what = "is of serving, not of training" if known in FORMATS else "is not known"
+        raise UsageError(f"format `{name}` {what}", hint=near or f"use one of {', '.join(TRAINING_FORMATS)}")
+    return known, TRAINING_FORMATS[known]
+
+
 def load_emitter(found: Format) -> Emitter:
     """Import and return the emitter of a format."""
-    module, attribute = found.emitter.split(":")
-    emitter: Emitter = getattr(importlib.import_module(module), attribute)
+    emitter: Emitter = _load(found)
     return emitter
+
+
+def load_training_emitter(found: Format) -> TrainingEmitter:
+    """Import and return the emitter of a training format."""
+    emitter: TrainingEmitter = _load(found)
+    return emitter
+
+
+def _load(found: Format) -> Any:
+    module, attribute = found.emitter.split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""Configs of training runs: accelerate, DeepSpeed, torchtitan, transformers' arguments, torchrun."""

@@ -1,0 +1,141 @@
+"""torchtitan's job config as TOML: parallelism, training, checkpointing of activations, compile, optimizer.
+
+Releases up to 0.2.2 read it; from 0.3 on a run is configured in Python.
+Source: torchtitan 0.2.2, config/job_config.py and models/*/__init__.py (the flavors).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from memplan.domain.emission import Emission, EmittedFile
+from memplan.domain.model import ModelSpec
+from memplan.domain.training_emission import TrainingSubject
+from memplan.emit.training.words import batch_words, header, held
+from memplan.emit.yaml_text import Entry, comment, scalar
+from memplan.errors import UsageError
+
+FILE_NAME = "torchtitan.toml"
+# Flavors by model type, hidden size and number of layers.
+_FLAVORS = {
+    ("llama", 4096, 32): ("llama3", "8B"),
+    ("llama", 8192, 80): ("llama3", "70B"),
+    ("llama", 16384, 126): ("llama3", "405B"),
+    ("qwen3", 1024, 28): ("qwen3", "0.6B"),
+    ("qwen3", 2048, 28): ("qwen3", "1.7B"),
+    ("qwen3", 2560, 36): ("qwen3", "4B"),
+    ("qwen3", 4096, 36): ("qwen3", "8B"),
+    ("qwen3", 5120, 40): ("qwen3", "14B"),
+    ("qwen3", 5120, 64): ("qwen3", "32B"),
+    ("qwen3_moe", 2048, 48): ("qwen3", "30B-A3B"),
+    ("qwen3_moe", 4096, 94): ("qwen3", "235B-A22B"),
+    ("deepseek_v2", 2048, 27): ("deepseek_v3", "16B"),
+    ("deepseek_v2", 5120, 60): ("deepseek_v3", "236B"),
+    ("deepseek_v3", 7168, 61): ("deepseek_v3", "671B"),
+}
+_LLAMA3_WORDS = 128256
+_OPTIMIZERS = {"adamw": "AdamW"}
+
+Table = tuple[str, list[Entry]]
+
+
+def emit(subject: TrainingSubject) -> Emission:
+    """Return torchtitan.toml. Raises: UsageError for a model or a setting that torchtitan does not have."""
+    lines = [
+        *comment(header(subject, f"torchtitan 0.2.2: torchrun ... -m torchtitan.train --job.config_file {FILE_NAME}"))
+    ]
+    for name, entries in _tables(subject):
+        lines += ["", f"[{name}]"]
+        for entry in entries:
+            lines += comment([entry.why]) if entry.why else []
+            lines.append(f"{entry.key} = {_value(entry.value)}")
+    notes = ["torchtitan 0.2.2 reads it; from 0.3 on a run is configured in Python"]
+    file = EmittedFile(name=FILE_NAME, text="\n".join(lines) + "\n", media_type="application/toml")
+    return Emission(files=(file,), notes=tuple(notes))
+
+
+def flavor_of(spec: ModelSpec) -> tuple[str, str]:
+    """Name and flavor of a model. Raises: UsageError where torchtitan has none."""
+    found = _FLAVORS.get((spec.model_type, spec.hidden_size, spec.num_layers))
+    if found is None or (found[0] == "llama3" and spec.vocab_size != _LLAMA3_WORDS):
+        raise UsageError(f"torchtitan 0.2.2 has no flavor of {spec.name}", hint="use --format accelerate")
+    return found
+
+
+def _tables(subject: TrainingSubject) -> Iterator[Table]:
+    training = subject.training
+    name, flavor = flavor_of(subject.spec)
+    if training.method != "full":
+        raise UsageError("torchtitan 0.2.2 has no adapters", hint="use --format accelerate")
+    if training.loss not in ("plain", "plain-flat", "compiled"):
+        raise UsageError(f"torchtitan 0.2.2 has no {training.loss} loss", hint="leave --loss out, or give --compile")
+    is_fp8 = subject.question.precision == "fp8"
+    model = [Entry(key="name", value=name), Entry(key="flavor", value=flavor)]
+    if is_fp8:
+        model.append(Entry(key="converters", value=["quantize.linear.float8"], why="FP8 products"))
+    yield "model", model
+    yield "training", list(_training(subject))
+    yield "parallelism", list(_parallelism(subject))
+    yield "activation_checkpoint", list(_checkpointing(subject))
+    yield "optimizer", list(_optimizer(subject))
+    is_compiled = training.kernels == "compiled"
+    yield "compile", [Entry(key="enable", value=is_compiled), Entry(key="components", value=["model", "loss"])]
+
+
+def _training(subject: TrainingSubject) -> Iterator[Entry]:
+    training, layout = subject.training, subject.training.layout
+    # A pipeline's micro-batches are cut out of one local batch; accumulation is what is left to the global one.
+    local = training.micro_batch * (training.accumulation if layout.pipeline > 1 else 1)
+    why = f"{held(subject, 'activations', 'logits_and_loss')}: {batch_words(subject)}"
+    yield Entry(key="local_batch_size", value=local, why=why)
+    yield Entry(key="global_batch_size", value=training.micro_batch * training.accumulation * layout.data)
+    yield Entry(key="seq_len", value=training.sequence_tokens)
+    is_mixed = training.weight_bytes == 4
+    yield Entry(key="dtype", value="float32" if is_mixed else "bfloat16", why=held(subject, "weights", "gradients"))
+    yield Entry(key="mixed_precision_param", value="bfloat16" if training.compute_bytes == 2 else "float32")
+    yield Entry(key="mixed_precision_reduce", value="float32")
+    yield Entry(key="enable_cpu_offload", value=training.offload_parameters or training.offload_optimizer)
+    if training.offload_activations:
+        raise UsageError("torchtitan 0.2.2 does not offload activations", hint="leave it out of --offload")
+
+
+def _parallelism(subject: TrainingSubject) -> Iterator[Entry]:
+    training, layout = subject.training, subject.training.layout
+    shards = layout.shards if training.sharding == "fsdp2" else 1
+    why = f"{layout.data // shards} copies of the model, each over {shards} data-parallel ranks"
+    yield Entry(key="data_parallel_replicate_degree", value=layout.data // shards, why=why)
+    yield Entry(key="data_parallel_shard_degree", value=shards)
+    yield Entry(key="fsdp_reshard_after_forward", value="default" if layout.pipeline == 1 else "always")
+    yield Entry(key="tensor_parallel_degree", value=layout.tensor)
+    yield Entry(key="disable_loss_parallel", value=not training.loss_parallel)
+    yield Entry(key="pipeline_parallel_degree", value=layout.pipeline)
+    if layout.pipeline > 1:
+        yield Entry(key="pipeline_parallel_schedule", value="1F1B")
+        yield Entry(key="pipeline_parallel_microbatch_size", value=training.micro_batch)
+    yield Entry(key="context_parallel_degree", value=layout.context)
+    yield Entry(key="expert_parallel_degree", value=layout.expert)
+
+
+def _checkpointing(subject: TrainingSubject) -> Iterator[Entry]:
+    mode = subject.training.checkpointing
+    yield Entry(key="mode", value=mode, why=held(subject, "activations"))
+    if mode == "selective":
+        yield Entry(
+            key="selective_ac_option", value="op", why="cheap operators are computed again; 2 is every other layer"
+        )
+
+
+def _optimizer(subject: TrainingSubject) -> Iterator[Entry]:
+    training = subject.training
+    if training.optimizer not in _OPTIMIZERS:
+        raise UsageError(f"torchtitan 0.2.2 has no `{training.optimizer}`", hint="use --optimizer adamw")
+    yield Entry(key="name", value=_OPTIMIZERS[training.optimizer], why=held(subject, "optimizer_state"))
+    yield Entry(key="implementation", value=training.optimizer_form)
+    yield Entry(key="early_step_in_backward", value=training.optimizer_in_backward)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    return json.dumps(value) if isinstance(value, str) else scalar(value)
