@@ -161,6 +161,8 @@ class Builder:
         found = [each for each in layer.tensors if each.role is Role.ATTENTION and len(each.shape) == 2]
         out = found[-1]
         into = found[:-1]
+        if len(into) not in (1, 3):  # queries, keys and values, alone or fused: not keys that are values, nor gates
+            raise _not_modelled(layer, number, self._spec.name)
         training = self._training
         tensor = training.layout.tensor
         queries = layer.num_heads / tensor

@@ -25,7 +25,7 @@ from memplan.units import ceil_div
 
 _LONGEST_PERIOD = 12
 _FEW, _MORE = 3, 5  # repeats: the first, the last, and one or more that have neighbours on both sides
-_NUMBER = re.compile(r"^layers\.\d+\.?")
+_NUMBER = re.compile(r"\blayers\.\d+\.?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,8 @@ def find_remedies(
         made = tried(replace(question, **change.fields))
         if made is not None and measured.allocated_bytes - made.allocated_bytes >= _LEAST_BYTES:
             found.append((change, _remedy(change, measured, made)))
+    if (smaller := _smaller_batch(question, measured, tried)) is not None:
+        found.append(smaller)
     remedies = [remedy for _, remedy in found]
     if measured.verdict == "does_not_fit" and not any(each.verdict == "fits" for each in remedies):
         together = _together(question, measured, [change for change, _ in found], tried)
@@ -106,15 +108,6 @@ def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured
             cost=1,
         )
     yield from _checkpointing(training.checkpointing)
-    if training.micro_batch > 1:
-        accumulation = training.accumulation * training.micro_batch
-        yield Change(
-            flags=f"--micro-batch 1 --grad-accum {accumulation}",
-            fields={"micro_batch": 1, "accumulation": accumulation},
-            time_percent=None,
-            note="the same batch in smaller products",
-            cost=3,
-        )
     if training.optimizer == "adamw" and question.trainer != "megatron" and _state_share(measured) >= _LEAST_SHARE:
         yield Change(
             flags="--optimizer adamw-8bit",
@@ -133,6 +126,29 @@ def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured
             )
     yield from _offloads(spec, gpu, question, measured)
     yield from _methods(question)
+
+
+def _smaller_batch(question: TrainingQuestion, measured: Measured, tried: Try) -> tuple[Change, TrainingRemedy] | None:
+    """The same batch in more and smaller micro-batches: halved until it fits, or down to one sequence."""
+    training = measured.training
+    number, accumulation = training.micro_batch, training.accumulation
+    found: tuple[Change, TrainingRemedy] | None = None
+    while number > 1:
+        factor = 2 if number % 2 == 0 else number
+        number, accumulation = number // factor, accumulation * factor
+        change = Change(
+            flags=f"--micro-batch {number} --grad-accum {accumulation}",
+            fields={"micro_batch": number, "accumulation": accumulation},
+            time_percent=None,
+            note="the same batch in smaller products",
+            cost=3,
+        )
+        made = tried(_with(question, [change]))
+        if made is not None and measured.allocated_bytes - made.allocated_bytes >= _LEAST_BYTES:
+            found = change, _remedy(change, measured, made)
+        if made is None or made.verdict == "fits":
+            break
+    return found
 
 
 def _state_share(measured: Measured) -> float:

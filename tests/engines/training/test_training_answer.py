@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memplan.catalog.gpus import find_gpu
+from memplan.catalog.models import list_models
 from memplan.domain.model import ModelSpec
 from memplan.domain.training_budget import Phase, TrainingBudget
 from memplan.domain.training_question import TrainingQuestion
@@ -17,6 +18,7 @@ from memplan.engines.training.answer import TrainingAsked, answer_training
 from memplan.engines.training.choose import choose_training
 from memplan.engines.training.held import trained_parameters
 from memplan.engines.training.measure import measure
+from memplan.errors import UnsupportedModel, UsageError
 from memplan.pipeline import load_model
 from memplan.records import replace
 from memplan.units import GIB
@@ -266,3 +268,38 @@ def test_more_tokens_never_take_less(question: TrainingQuestion) -> None:
 @given(QUESTIONS)
 def test_more_shards_never_take_more(question: TrainingQuestion) -> None:
     assert bytes_of(replace(question, num_gpus=16)) <= bytes_of(question)
+
+
+def test_a_smaller_micro_batch_is_the_largest_half_that_fits() -> None:
+    asked: dict[str, Any] = {"method": "lora", "checkpointing": "full", "micro_batch": 32, "sequence_tokens": 2048}
+    budget = answered("qwen3-8b", "a100-80g", remedies=True, **asked)
+    change = next(each for each in budget.remedies if each.change.startswith("--micro-batch"))
+    number, accumulation = (int(word) for word in change.change.split()[1::2])
+    assert number * accumulation == 32
+    assert change.verdict == "fits"
+    assert answered("qwen3-8b", "a100-80g", **{**asked, "micro_batch": 2 * number}).verdict != "fits"
+
+
+CATALOGUE = [each.name for each in list_models()]
+WAYS: tuple[dict[str, Any], ...] = (
+    {"method": "full", "num_gpus": 8, "trainer": "megatron"},
+    {"method": "lora", "checkpointing": "full"},
+    {"method": "qlora", "num_gpus": 2, "compiled": True},
+    {"method": "full", "num_gpus": 8, "trainer": "deepspeed", "sharding": "zero3"},
+)
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_models_of_the_catalogue_are_answered_or_refused_by_name(start: int) -> None:
+    answers, hints = 0, []
+    for name in CATALOGUE[start * 10 :: 40]:
+        try:
+            budget = answered(name, "h200", **WAYS[start])
+        except (UnsupportedModel, UsageError) as refused:
+            hints.append(refused.hint)
+            continue
+        answers += 1
+        assert sum(line.size_bytes for line in budget.lines) == budget.used_bytes, name
+        assert all(held.size_bytes > 0 for each in budget.phases for held in each.held), name
+    assert answers >= 5
+    assert all(hints)
