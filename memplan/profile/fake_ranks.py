@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -59,16 +59,30 @@ def collective_answers() -> dict[Any, Answer]:
 
 @contextlib.contextmanager
 def _streams_on_meta(recorder: Recorder) -> Iterator[None]:
-    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-
-    plain = FSDPParamGroup._validate_no_meta_params
     vars(torch)["meta"] = _MetaDevice(recorder)
-    FSDPParamGroup._validate_no_meta_params = lambda group: None
     try:
+        with replaced_in_fsdp({"_validate_no_meta_params": lambda plain: lambda group: None}):
+            yield
+    finally:
+        del vars(torch)["meta"]
+
+
+@contextlib.contextmanager
+def replaced_in_fsdp(makers: dict[str, Callable[[Any], Any]]) -> Iterator[None]:
+    """Put what makers make of them in the place of methods of FSDP2's groups of weights; nothing without FSDP2."""
+    try:
+        from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+    except ImportError:
+        yield
+        return
+    plain = {name: getattr(FSDPParamGroup, name) for name in makers}
+    try:
+        for name, make in makers.items():
+            setattr(FSDPParamGroup, name, make(plain[name]))
         yield
     finally:
-        FSDPParamGroup._validate_no_meta_params = plain
-        del vars(torch)["meta"]
+        for name, method in plain.items():
+            setattr(FSDPParamGroup, name, method)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import distributed
 
 from memplan.errors import MissingExtra, UnsupportedModel
 from memplan.introspect.bytesource import show
-from memplan.profile.fake_ranks import among_fake_ranks
+from memplan.profile.fake_ranks import among_fake_ranks, replaced_in_fsdp
 from memplan.profile.recorder import Recorder, local
 from memplan.profile.replicas import Replica
 from memplan.profile.request import ProfileRequest
@@ -145,9 +145,13 @@ def _split(subject: Subject, request: ProfileRequest) -> None:
     except ImportError:
         raise MissingExtra("--tp needs a newer transformers", hint="pip install -U transformers") from None
     model, ranks = subject.model, request.num_ranks
+    if not getattr(model, "tp_plan", None):
+        what = f"transformers has no plan that splits the tensors of {subject.architecture}"
+        raise UnsupportedModel(what, hint="give --fsdp in place of --tp")
     mesh = distributed.init_device_mesh(_kind(subject), (ranks,), mesh_dim_names=("tp",))
     config = DistributedConfig(tp_size=ranks)
-    heads = getattr(subject.text_config, "num_key_value_heads", None) or subject.text_config.num_attention_heads
+    text = subject.text_config
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 1)
     try:
         plan, _, _ = model._resolve_parallel_plans(config)
         if get_kv_heads_per_rank(plan, heads, ranks) is None:
@@ -181,25 +185,18 @@ def _kind(subject: Subject) -> str:
     return str(torch.device(subject.device).type)
 
 
-@contextlib.contextmanager
-def _named_collectives(recorder: Recorder) -> Iterator[None]:
+def _named_collectives(recorder: Recorder) -> contextlib.AbstractContextManager[None]:
     """Let the recorder know what FSDP2 makes for itself."""
-    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
-
-    plain = {name: getattr(FSDPParamGroup, name) for name in _WORK_OF_FSDP}
-    try:
-        for name, work in _WORK_OF_FSDP.items():
-            setattr(FSDPParamGroup, name, _named(recorder, plain[name], f"FSDP {work}"))
-        yield
-    finally:
-        for name, method in plain.items():
-            setattr(FSDPParamGroup, name, method)
+    return replaced_in_fsdp({name: _named(recorder, f"FSDP {work}") for name, work in _WORK_OF_FSDP.items()})
 
 
-def _named(recorder: Recorder, method: Callable[..., Any], work: str) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(group: Any, *args: Any, **kwargs: Any) -> Any:
-        with recorder.library(work, group._module_fqn or ""):
-            return method(group, *args, **kwargs)
+def _named(recorder: Recorder, work: str) -> Callable[[Any], Any]:
+    def make(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(group: Any, *args: Any, **kwargs: Any) -> Any:
+            with recorder.library(work, group._module_fqn or ""):
+                return method(group, *args, **kwargs)
 
-    return call
+        return call
+
+    return make
