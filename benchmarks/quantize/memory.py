@@ -3,6 +3,7 @@
     python benchmarks/quantize/memory.py --hidden 2048 --intermediate 5632 --methods gptq,awq [--json]
     python benchmarks/quantize/memory.py --hidden 8192 --intermediate 28672 --vocabulary 128256 --methods gptq \
         --samples 2 --proof-tokens 512 --keep FOLDER
+    python benchmarks/quantize/memory.py --hidden 1024 --intermediate 512 --experts 64 --methods gptq,awq,int8
 
 Each method runs in a process of its own on a model of two layers with random weights, from the first inputs to the
 proof. The peak is of anonymous memory, what the process made itself (`RssAnon`, sampled 20 times a second): pages of
@@ -27,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--intermediate", type=int, default=5632)
+    parser.add_argument("--experts", type=int, default=0, help="so many in every layer, each as wide as --intermediate")
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--methods", default="rtn,gptq,awq,awq+gptq,int8")
@@ -59,11 +61,17 @@ def main() -> None:
 
 
 def make_model(folder: Path, given: argparse.Namespace) -> None:
-    """Save a Llama with random weights, a layer at a time as they come."""
+    """Save a Llama, or with experts a Qwen3-MoE, with random weights."""
     import torch
     import transformers
 
-    config = transformers.LlamaConfig(
+    routed = {
+        "num_experts": given.experts,
+        "num_experts_per_tok": max(1, given.experts // 8),
+        "moe_intermediate_size": given.intermediate,
+    }
+    config = (transformers.Qwen3MoeConfig if given.experts else transformers.LlamaConfig)(
+        **(routed if given.experts else {}),
         vocab_size=given.vocabulary,
         hidden_size=given.hidden,
         intermediate_size=given.intermediate,
