@@ -85,6 +85,10 @@ def _attempt(asked: AskedQuantization, given: Given, ranks: Ranks, missed: list[
     with MemoryWatch() as watch:
         work, notes = _quantization(asked, given, ranks)
         workspace = Workspace(asked.output, work.identity(), rank=ranks.rank)
+        if ranks.is_first and given.get("resume") and workspace.was_accepted(len(work.skeleton.blocks)):
+            workspace.clear()
+            print(f"{asked.output} is whole, nothing was left to do", file=sys.stderr)
+            return None
         if ranks.is_first:
             workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
         ranks.wait()

@@ -34,7 +34,9 @@ def write_checkpoint(work: Quantization, workspace: Workspace) -> Path:
 def accept(workspace: Workspace, staging: Path, place: Path) -> None:
     """Give a written checkpoint its place, and remove the work that led to it."""
     if place.exists():
-        os.replace(place, workspace.folder / "replaced")
+        replaced = workspace.folder / "replaced"
+        shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed at this very place
+        os.replace(place, replaced)
     os.replace(staging, place)
     shutil.rmtree(workspace.folder)
 

@@ -64,6 +64,18 @@ class Workspace:
             raise UsageError(f"unfinished work in {self.folder}", hint="--resume goes on with it, --force starts over")
         self.blocks = self._load()
 
+    def was_accepted(self, num_blocks: int) -> bool:
+        """Whether the result has its place already, and a run was killed while it removed the work that led to it."""
+        left = self.folder.exists() and not (self.folder / "checkpoint").exists()
+        if not self.output.exists() or not left:
+            return False
+        # The manifest may be gone as well; nothing else begins with a block.
+        return not (self.folder / _MANIFEST).exists() or len(self._load()) == num_blocks
+
+    def clear(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
+
     def join(self) -> None:
         """Know what is finished, where another process has opened the folder."""
         if self.rank:
