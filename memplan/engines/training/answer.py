@@ -33,6 +33,7 @@ _NAMES: dict[Category, str] = {
     "workspace": "workspace and temporaries",
     "communication_buffers": "communication buffers",
 }
+_HUGGING_FACE = ("transformers", "trl", "axolotl")
 _STATES = ("weights", "adapters", "optimizer_state", "gradients")
 _PHASES: dict[str, PhaseName] = {
     "load": "load",
@@ -71,7 +72,7 @@ def _answer(asked: TrainingAsked) -> TrainingBudget:
     spec, gpu, question = asked.spec, asked.gpu, asked.question
     training = choose_training(question, spec, gpu)
     measured = measure(spec, training, gpu, asked.free_bytes, in_full=True)
-    phases = _phases(spec, measured)
+    phases = _phases(spec, measured, question)
     step_peak = max(phases[:4], key=lambda each: each.peak_bytes)
     trained = trained_parameters(spec, training)
     budget = TrainingBudget(
@@ -145,13 +146,16 @@ def settings_of(question: TrainingQuestion, training: TrainingSpec) -> dict[str,
     return settings
 
 
-def _phases(spec: ModelSpec, measured: Measured) -> tuple[Phase, ...]:
+def _phases(spec: ModelSpec, measured: Measured, question: TrainingQuestion) -> tuple[Phase, ...]:
     training = measured.training
+    note = f"{training.micro_batch} sequence{'s' if training.micro_batch != 1 else ''} at once"
+    if question.trainer in _HUGGING_FACE:
+        note += "; transformers evaluates 8 unless it is told otherwise"
     steps = [phase_of(each, _PHASES[each.name]) for each in measured.step.phases]
     evaluation = phase_of(
         run_in_full(spec, training).evaluation,
         "evaluation",
-        note=f"{training.micro_batch} sequences at once; transformers evaluates 8 unless it is told otherwise",
+        note=note,
     )
     return (*steps, evaluation, checkpoint_phase(spec, training, steps[0]))
 
