@@ -22,6 +22,9 @@ from memplan.quantize.linears import set_weight, weight_of
 from memplan.quantize.mix import Unit
 from memplan.quantize.skeleton import Skeleton
 from memplan.quantize.width import Width
+from memplan.records import dataclass
+
+_WINDOWS_AT_ONCE = 2
 
 Progress = Callable[[int, int, str], None]
 
@@ -37,38 +40,54 @@ def measure_units(
 ) -> tuple[Unit, ...]:
     """Return the units of a model with the damage of every width, over some windows, one block in memory at a time.
 
-    Blocks are run in float32: eight bits do less harm than rounding in 16 bit does.
+    Blocks are run in float32, two windows at once: eight bits do less harm than rounding in 16 bit does.
     """
     before, skeleton.dtype = skeleton.dtype, torch.float32
     try:
         skeleton.load_outside_blocks()
-        hidden_BNH, calls = Surroundings(skeleton).calls(token_BN)
+        surroundings = Surroundings(skeleton)
+        found = [surroundings.calls(part_BN) for part_BN in token_BN.split(_WINDOWS_AT_ONCE)]
+        hidden, calls = [hidden_BNH for hidden_BNH, _ in found], [each for _, each in found]
         skeleton.drop("")
         units: list[Unit] = []
         for index, name in enumerate(skeleton.blocks):
             progress(index, len(skeleton.blocks), name)
             block = skeleton.load(name)
-            output_BNH = calls[index].run(block, hidden_BNH)
-            units += _units(name, block, calls[index], hidden_BNH, output_BNH, widths, kept)
-            hidden_BNH = output_BNH
+            here = [each[index] for each in calls]
+            outputs = [call.run(block, part_BNH) for call, part_BNH in zip(here, hidden, strict=True)]
+            units += _units(name, block, _Batches(here, hidden, outputs), widths, kept)
+            hidden = outputs
             skeleton.drop(name)
         return tuple(units)
     finally:
         skeleton.dtype = before
 
 
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """What a block is given, and what it makes of it while nothing is rounded."""
+
+    calls: list[Call]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+    def damage(self, block: nn.Module) -> float:
+        """The squared error of the block's output over its own square, on average over tokens."""
+        total, tokens = 0.0, 0
+        for call, input_BNH, output_BNH in zip(self.calls, self.inputs, self.outputs, strict=True):
+            error_BNH = call.run(block, input_BNH) - output_BNH
+            part_BN = error_BNH.square().sum(-1) / output_BNH.square().sum(-1).clamp_(min=1e-12)
+            total, tokens = total + float(part_BN.sum()), tokens + part_BN.numel()
+        return total / tokens
+
+
 def _units(
-    name: str,
-    block: nn.Module,
-    call: Call,
-    hidden_BNH: Tensor,
-    output_BNH: Tensor,
-    widths: Sequence[Width],
-    kept: Callable[[str], bool],
+    name: str, block: nn.Module, batches: _Batches, widths: Sequence[Width], kept: Callable[[str], bool]
 ) -> list[Unit]:
-    anatomy = inspect_block(block, lambda trial: call.run(trial, hidden_BNH), head_dim=0, sites=False)
-    found = []
+    call, input_BNH = batches.calls[0], batches.inputs[0]
+    anatomy = inspect_block(block, lambda trial: call.run(trial, input_BNH), head_dim=0, sites=False)
     experts = [[layer for expert in range(pool.num_experts) for layer in pool.layers(expert)] for pool in anatomy.pools]
+    found = []
     for layers in [*anatomy.subsets, *experts, *((layer,) for layer in anatomy.unreached)]:
         rounded = [layer for layer in layers if not kept(f"{name}.{layer}")]
         if not rounded:
@@ -76,7 +95,7 @@ def _units(
         weights_OI = [weight_of(block.get_submodule(layer)) for layer in rounded]
         shapes = tuple((weight_OI.shape[0], weight_OI.shape[1]) for weight_OI in weights_OI)
         damage = {
-            width: _damage(block, rounded, width, lambda: call.run(block, hidden_BNH), output_BNH)
+            width: _damage(block, rounded, width, batches)
             for width in widths
             if all(width.divides(num_in) for _, num_in in shapes)
         }
@@ -84,9 +103,7 @@ def _units(
     return found
 
 
-def _damage(
-    block: nn.Module, layers: Sequence[str], width: Width, run: Callable[[], Tensor], output_BNH: Tensor
-) -> float:
+def _damage(block: nn.Module, layers: Sequence[str], width: Width, batches: _Batches) -> float:
     if width.is_plain:
         return 0.0
     grid = Grid(bits=width.bits, group_size=width.group_size, symmetric=True)
@@ -94,7 +111,7 @@ def _damage(
     before = [weight_of(module).clone() for module in modules]
     for module, weight_OI in zip(modules, before, strict=True):
         set_weight(module, round_to_nearest(weight_OI, grid).dequantize())
-    error_BNH = run() - output_BNH
+    damage = batches.damage(block)
     for module, weight_OI in zip(modules, before, strict=True):
         set_weight(module, weight_OI)
-    return float((error_BNH.square().sum(-1) / output_BNH.square().sum(-1).clamp_(min=1e-12)).mean())
+    return damage
