@@ -46,12 +46,12 @@ class TrainingSpec:
 
     `weight_bytes` is how parameters are kept, `compute_bytes` how they are multiplied; where they differ, `autocast`
     says that copies are made operator by operator (without sharding). `attention` `sdpa` is PyTorch's own choice of a
-    kernel. `caches_keys`: a KV cache is filled beside training, by copies (transformers 5 without checkpointing,
-    where `use_cache` is left on; its Trainer turns it off). `reentrant` is the older form of checkpointing, the
-    default of transformers 4. `master_bytes` are kept beside parameters that are themselves kept in 16 bits.
-    `kernels` names the set of operators: `transformers`, `fused` (Liger and its like), `compiled`. `bucket_elements`
-    are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters that ZeRO-3 keeps gathered
-    because they are needed again soon.
+    kernel. `caches_keys`: a KV cache is filled beside training, by copies (transformers from 4.56 on without
+    checkpointing, where `use_cache` is left on; the Trainer of 5 turns it off). `reentrant` is the older form of
+    checkpointing, the default of transformers 4. `master_bytes` are kept beside parameters that are themselves kept
+    in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like), `compiled`.
+    `bucket_elements` are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters that
+    ZeRO-3 keeps gathered because they are needed again soon.
     """
 
     method: Method = "full"

@@ -13,7 +13,8 @@ from memplan.budget.training.linear import Linear
 from memplan.units import ceil_div
 
 _FLOAT = 4
-# plain: transformers (logits cast to FP32, shifted, log-softmax); plain-flat: without the shifted copy;
+# plain: transformers up to 4.48 (logits cast to FP32, shifted, log-softmax); plain-flat: without the shifted copy, as
+# transformers from 4.49 on, which shifts labels (loss/loss_utils.py);
 # fused: logits are made and cast, the kernel keeps nothing and writes gradients over them; linear: head and loss in one
 # kernel, by parts of the tokens; chunked: logits of a part of the tokens at a time, each recorded.
 LossForm = Literal["plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
