@@ -89,9 +89,13 @@ def _executions(given: Given, phases: tuple[Phase, ...]) -> list[dict[str, Any]]
     """The settings of each way to run the code that was named.
 
     What is not run as it is written has a first run to show; a graph wants a cache that stays where it is.
+
+    Raises: UsageError for an unknown one.
     """
     implied = "execution" not in given and "capture" in phases
     named = ("graph",) if implied else _words(given, "execution", EXECUTIONS)
+    if given.get("save_correction") and named != ("eager",):
+        raise UsageError("--save-correction is of code run as it is written", hint="leave out --execution and capture")
     found: list[dict[str, Any]] = []
     for kind in named:
         settings: dict[str, Any] = {"execution": kind}

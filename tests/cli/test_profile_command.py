@@ -62,6 +62,23 @@ def test_several_batches_lengths_and_kernels_are_told_side_by_side(memplan_here:
     assert peaks == sorted(peaks)
 
 
+def test_code_as_it_is_and_captured_is_told_side_by_side(memplan_here: Memplan) -> None:
+    pytest.importorskip("torch")
+    asked = ("profile", "demo", "--phase", "decode", "--prompt-tokens", "64", "--output-tokens", "8")
+    content = json.loads(memplan_here(*asked, "--execution", "eager,graph", "--json").stdout)
+    jsonschema.validate(content, schema("profiles"))
+    eager, graph = content["profiles"]
+    assert (eager["settings"]["cache"], graph["settings"]["cache"]) == ("dynamic", "static")
+    assert eager["capture"] is None
+    assert graph["capture"]["pool_bytes"] > graph["capture"]["live_bytes"] > 0
+    assert {(phase["phase"], phase["iteration"]) for phase in graph["phases"]} == {
+        ("decode", 0),
+        ("capture", 0),
+        ("decode", 1),
+    }
+    assert {each["profile"] for each in content["side_by_side"]} == {"eager", "captured in a graph"}
+
+
 def test_two_profiles_are_compared_in_every_format(memplan_here: Memplan) -> None:
     pytest.importorskip("torch")
     for kernel in ("math", "flash"):
@@ -160,6 +177,10 @@ def test_a_correction_moves_the_estimate_of_that_gpu_and_model_alone(memplan_her
         (("demo", "--output", "no/such/folder.json"), "no such directory"),
         (("demo", "--memory-viz", "no/such/run.pickle"), "no such directory"),
         (("demo", "--memory-viz", "x.pickle", "--batch", "1,2"), "--memory-viz writes one profile"),
+        (("demo", "--execution", "grph"), "not a value of --execution: `grph`"),
+        (("demo", "--execution", "compiled", "--device", "simulated"), "compiled code is not simulated"),
+        (("demo", "--execution", "graph", "--device", "cpu"), "CUDA graphs are a GPU's"),
+        (("demo", "--phase", "capture", "--save-correction"), "--save-correction is of code run as it is written"),
         (("--snapshot", "x.pickle"), "no such file: x.pickle"),
         (("--compare", "a.json", "b.json"), "no such file: a.json"),
         ((), "no model was named"),

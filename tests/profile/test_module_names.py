@@ -30,6 +30,8 @@ def test_a_device_and_a_recorder_find_the_same_modules(phases: tuple[str, ...], 
     recorded, _ = profile_model(request(device="cpu", phases=phases, **options))
     for name in set(phases) - {"load", "optimizer"}:  # a GPU's optimizer is another one
         found, expected = phase(on_device, name), phase(recorded, name)
+        # To be told of the modules takes no memory.
+        assert found.peak.requested_bytes == pytest.approx(expected.peak.allocated_bytes, rel=1e-4)
         apart = sum(
             abs(found.by_module.get(module, 0) - expected.by_module.get(module, 0))
             for module in {*found.by_module, *expected.by_module}
