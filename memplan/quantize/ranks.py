@@ -78,7 +78,7 @@ class Ranks:
             said = [{**facts, "tensors": [(value.shape, value.dtype) for value in tensors]}]
         dist.broadcast_object_list(said, src=owner)
         known = said[0]
-        found = list(tensors)
+        found = [value.contiguous() for value in tensors]  # what is sent is memory as it lies
         if self.rank != owner:
             found = [torch.empty(shape, dtype=dtype, device=facts["device"]) for shape, dtype in known["tensors"]]
         for value in found:

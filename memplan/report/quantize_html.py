@@ -99,13 +99,13 @@ def _errors(layers: Sequence[tuple[str, dict[str, float | None]]]) -> str:
         at, over = _decade_y(error, low, high), _decade_y(plain, low, high)
         about = f"<title>{escape(name)}: {error:.3%}, rounding alone {plain:.3%}</title>"
         drawn.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{at:.1f}" y2="{over:.1f}"/>')
-        drawn.append(f'<circle class="c-unused" cx="{x:.1f}" cy="{over:.1f}" r="3">{about}</circle>')
+        drawn.append(f'<circle class="c-outside_budget" cx="{x:.1f}" cy="{over:.1f}" r="3">{about}</circle>')
         drawn.append(f'<circle class="c-weights" cx="{x:.1f}" cy="{at:.1f}" r="3">{about}</circle>')
     errors = [facts["relative_error"] or 0.0 for _, facts in known]
     said = f"from {min(errors):.3%} to {max(errors):.3%}"
     key = (
         '<ul class="key"><li><span class="c-weights"></span>this checkpoint</li>'
-        '<li><span class="c-unused"></span>rounding alone</li></ul>'
+        '<li><span class="c-outside_budget"></span>rounding alone</li></ul>'
     )
     svg = drawing("errors", _HEIGHT, "Error of every layer", said, "".join(drawn))
     return figure("From the first layer to the last; powers of ten upwards", svg, key)
