@@ -59,6 +59,8 @@ def mends(spec: ModelSpec, request: QuantizeRequest, found: Forecast, limits: Li
         fewer = replace(request, num_samples=max(1, request.num_samples // 4))
         if forecast(spec, fewer).disk_bytes <= limits.disk_bytes:
             return f"--num-samples {fewer.num_samples} fits; or --output on a disk with {format_gib(found.disk_bytes)}"
+    if limits.disk_bytes is not None and found.disk_bytes > limits.disk_bytes:
+        return f"--output on a disk with {format_gib(found.disk_bytes)}"
     fitting = []
     for words, changed in _changes(request):
         there = forecast(spec, changed)
