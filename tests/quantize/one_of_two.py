@@ -1,4 +1,4 @@
-"""One process of a quantization by several, found by a file: `RANK=0 WORLD_SIZE=2 python one_of_two.py MODEL OUTPUT`."""
+"""One process of a quantization by several: `RANK=0 WORLD_SIZE=2 ... python one_of_two.py MODEL OUTPUT`."""
 
 from __future__ import annotations
 
