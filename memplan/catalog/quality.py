@@ -51,6 +51,25 @@ def quality_of(scheme: str | None, kv_dtype: str | None, parameters: int, kept: 
     )
 
 
+def quality_measured(rise: float, source: str) -> Quality:
+    """Return a rise that was measured on the model itself."""
+    return Quality(perplexity_increase=rise, level=_level(rise), provenance="measured", source=source)
+
+
+def with_cache(weights: Quality, kv_dtype: str | None, parameters: int, kept: float = 1.0) -> Quality:
+    """Return the quality of measured weights with what a cache type and pruning cost on top."""
+    cache = quality_of(None, kv_dtype, parameters, kept)
+    if not cache.perplexity_increase:
+        return weights
+    rise = weights.perplexity_increase + cache.perplexity_increase
+    return Quality(
+        perplexity_increase=rise,
+        level=_level(rise),
+        provenance=cache.provenance,
+        source=f"{weights.source}; {cache.source}",
+    )
+
+
 @cache
 def _table() -> Mapping[str, Any]:
     return load_table(_FILE)

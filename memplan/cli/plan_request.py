@@ -6,6 +6,7 @@ import re
 from math import ceil
 from typing import TYPE_CHECKING
 
+from memplan.cli.measured_quality import measured_quality
 from memplan.cli.options import Given
 from memplan.cli.serving_options import Device, listed, parse_devices, serving_settings
 from memplan.domain.lengths import FixedLength, Lengths, LogNormalLengths
@@ -53,6 +54,7 @@ def plan_request(given: Given, spec: ModelSpec) -> PlanRequest:
         drafts=_drafts(given, spec, goal),
         needs_draft="draft_model" in given and given["draft_model"].lower() != "none",
         apart=given.get("disaggregated"),
+        measured=measured_quality(given, spec),
     )
 
 

@@ -95,7 +95,8 @@ class PlanRequest:
 
     `settings` holds what the user fixed; the search fills in what is None. Empty `schemes` or `kv_dtypes` mean all
     that an engine has. `layout` None searches layouts. `drafts` are tried beside no draft, unless `needs_draft`.
-    `apart` asks for pools of their own for prefill and decode, or for none; None leaves it to the search.
+    `apart` asks for pools of their own for prefill and decode, or for none; None leaves it to the search. `measured` is
+    the quality that was measured of weights, by their scheme (None: as they are).
     """
 
     goal: Goal
@@ -110,6 +111,7 @@ class PlanRequest:
     drafts: tuple[Speculation, ...] = ()
     needs_draft: bool = False
     apart: bool | None = None
+    measured: tuple[tuple[str | None, Quality], ...] = ()
 
     @property
     def demand_is_fixed(self) -> bool:

@@ -100,7 +100,7 @@ def cells(spec: ModelSpec, request: PlanRequest, ledger: Ledger) -> Iterator[Cel
             if stored is None or not _keeps_precision(stored, request, ledger, engine):
                 continue
             for kv_dtype in space.kv_dtypes(request, engine):
-                quality = _quality(spec, stored.scheme, kv_dtype, request.settings.kv_keep_fraction, rises)
+                quality = _quality(spec, stored.scheme, kv_dtype, request, rises)
                 limit = request.limits.max_perplexity_increase
                 if limit is not None and quality.perplexity_increase > limit:
                     reason = f"perplexity rises by {quality.perplexity_increase:.1%}, {limit:.1%} allowed"
@@ -256,11 +256,17 @@ def _quality(
     spec: ModelSpec,
     scheme: str | None,
     kv_dtype: str | None,
-    kept: float,
+    request: PlanRequest,
     known: dict[tuple[str | None, str | None], Quality],
 ) -> Quality:
-    from memplan.catalog.quality import quality_of
+    """What was measured of the weights, else what is published of their scheme; with what the cache costs."""
+    from memplan.catalog.quality import quality_of, with_cache
 
     if (scheme, kv_dtype) not in known:
-        known[scheme, kv_dtype] = quality_of(scheme, kv_dtype, spec.parameters, kept)
+        kept, measured = request.settings.kv_keep_fraction, dict(request.measured)
+        known[scheme, kv_dtype] = (
+            with_cache(measured[scheme], kv_dtype, spec.parameters, kept)
+            if scheme in measured
+            else quality_of(scheme, kv_dtype, spec.parameters, kept)
+        )
     return known[scheme, kv_dtype]
