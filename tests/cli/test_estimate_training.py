@@ -25,7 +25,7 @@ def test_the_verbatim_command_names_the_phase_that_peaks_and_the_cheapest_change
     done = memplan("estimate", *VERBATIM, home=tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     assert "DOES NOT FIT" in done.stdout
-    assert "the step peaks in forward" in done.stdout
+    assert "the step peaks in backward" in done.stdout
     assert "Cheapest change that mends it: --loss linear" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("hint: run it again with `--loss linear")
 

@@ -58,11 +58,11 @@ def test_the_bar_has_a_part_for_every_category_and_the_width_of_the_page(name: s
 
 def test_the_phase_that_peaks_is_marked_on_every_page() -> None:
     found = budget("lora")
-    assert found.peak_phase == "forward"
-    assert "> forward" in render_training(found, Style())
-    assert "forward <" in markdown_training([found]).replace("\\<", "<")
-    assert "forward &lt;" in html_training([found])
-    assert json.loads(training_json([found]))["peak_phase"] == "forward"
+    assert found.peak_phase == "backward"
+    assert "> backward" in render_training(found, Style())
+    assert "backward <" in markdown_training([found]).replace("\\<", "<")
+    assert "backward &lt;" in html_training([found])
+    assert json.loads(training_json([found]))["peak_phase"] == "backward"
 
 
 def test_the_cheapest_change_is_named_first_and_marked_in_the_list() -> None:

@@ -51,6 +51,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         attention=question.attention or preset.attention,
         **_loss(question, preset, tokens),
         kernels="compiled" if question.compiled else preset.kernels,
+        reentrant=preset.reentrant,
         splits_outside=preset.splits_outside,
         keeps_gradients=preset.keeps_gradients,
         offload_parameters="parameters" in question.offloaded,

@@ -24,7 +24,8 @@ class Preset:
     precision: Precision = "none"
     optimizer_form: OptimizerForm = "fused"
     checkpointing: Checkpointing = "none"
-    loss: Loss = "plain"
+    loss: Loss = "plain-flat"
+    reentrant: bool = False
     adapter_loss: Loss | None = None
     attention: AskedAttention = "sdpa"
     kernels: Literal["transformers", "fused"] = "transformers"
@@ -50,8 +51,8 @@ _LOADED = (
 _ADAPTERS = ("adapters", "in FP32, beside a base of 16 bits", "peft/tuners/tuners_utils.py, autocast_adapter_dtype")
 _LOGITS = (
     "loss",
-    "logits cast to FP32 and shifted; the 16 bit logits stay until the step is over",
-    "transformers/loss/loss_utils.py, ForCausalLMLoss",
+    "logits cast to FP32, labels shifted to them; the 16 bit logits stay until the forward pass is over",
+    "transformers/loss/loss_utils.py, ForCausalLMLoss of 4.49 and later",
 )
 
 PRESETS: Mapping[Trainer, Preset] = {
@@ -90,7 +91,6 @@ PRESETS: Mapping[Trainer, Preset] = {
     "torchtitan": Preset(
         precision="bf16",
         checkpointing="selective",
-        loss="plain-flat",
         adapters_in_float=False,
         reduces_in_float=True,
         splits_outside=True,
@@ -121,7 +121,6 @@ PRESETS: Mapping[Trainer, Preset] = {
     "litgpt": Preset(
         optimizer_form="foreach",
         checkpointing="full",
-        loss="plain-flat",
         adapter_loss="chunked",
         adapters_in_float=False,
         shardings=("none", "ddp", "fsdp1"),
@@ -136,6 +135,7 @@ PRESETS: Mapping[Trainer, Preset] = {
     "megatron": Preset(
         precision="bf16",
         loss="in-place",
+        reentrant=True,
         attention="flash",
         kernels="fused",
         masters=True,
