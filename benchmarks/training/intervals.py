@@ -1,31 +1,25 @@
 """Fit the widths of a training budget's intervals on the peaks that real runs printed.
 
-    python benchmarks/training/intervals.py RECORDS.jsonl --configs DIR [--write] [--oom RECORDS.jsonl]
+    python benchmarks/training/intervals.py RECORDS.jsonl --configs DIR [--write]
 
 Of the exact rows that print what was allocated (see score.py; what is reserved is a condition of its own): how far the
 real peak lies from the predicted one, (real - predicted) / predicted, at 5 and 95 % of the rows, by the groups of
 memplan/engines/training/fitted.py. A group of fewer than `LEAST` rows or of one source takes the widths of all rows
 together, where those are wider. `--write` puts them in memplan/catalog/engines/training_fitted.yaml.
-`--oom` then counts verdicts: of the runs that ran out of memory, and of those that ran.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
-from records import Record, question, read_records
+from records import question, read_records
 from score import Row, predict
 
-from memplan.catalog.gpus import find_gpu
-from memplan.domain.gpu import GpuSpec
 from memplan.engines.training.fitted import group_of
-from memplan.engines.training.measure import measure
 from memplan.errors import MemplanError
-from memplan.records import replace
-from memplan.units import GIB
 
 TABLE = Path(__file__).resolve().parents[2] / "memplan" / "catalog" / "engines" / "training_fitted.yaml"
 GROUPS = ("full_whole", "full_gathered", "adapters_whole", "adapters_gathered", "others")
@@ -71,39 +65,12 @@ def widths(found: dict[str, list[tuple[str, float]]]) -> dict[str, tuple[float, 
     return made
 
 
-def verdicts(records: Path, configs: Path) -> tuple[Counter[str], dict[str, list[str]]]:
-    """How often each verdict is given to complete records on their own cards, and which records have it."""
-    counts: Counter[str] = Counter()
-    which: dict[str, list[str]] = defaultdict(list)
-    for record in read_records(records):
-        if not record["complete"] or not record["gpu_capacity_gib"]:
-            continue
-        try:
-            asked = question(record, configs)
-        except MemplanError:
-            continue
-        verdict = measure(asked.spec, asked.training, card(record), None).verdict
-        counts[verdict] += 1
-        which[verdict].append(record["id"])
-    return counts, which
-
-
-def card(record: Record) -> GpuSpec:
-    """The record's card, by its name or else by its size: a driver shows about a percent less than is sold."""
-    try:
-        return find_gpu(str(record["gpu"]).lower().replace("-80gb", "-80g").replace("-40gb", "-40g"))
-    except MemplanError:
-        size = round(record["gpu_capacity_gib"] * GIB * 0.99)
-        return replace(find_gpu("a100-80g"), name="unknown", memory_bytes=size)
-
-
 def main() -> None:
     """Print the widths, and write them where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path)
     parser.add_argument("--configs", type=Path, required=True)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--oom", type=Path)
     options = parser.parse_args()
     made = widths(errors_by_group(options.records, options.configs))
     for group, (low, high, rows) in made.items():
@@ -113,10 +80,6 @@ def main() -> None:
         for group, (low, high, _) in made.items():
             text = re.sub(rf"^  {group}: .*$", f"  {group}: [{low}, {high}]", text, flags=re.MULTILINE)
         TABLE.write_text(text, encoding="utf-8")
-    if options.oom:
-        for name, records, wrong in (("ran out", options.oom, "fits"), ("ran", options.records, "does_not_fit")):
-            counts, which = verdicts(records, options.configs)
-            print(f"{name}: {dict(counts)}; {wrong}: {', '.join(which[wrong]) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python benchmarks/training/score.py RECORDS.jsonl --configs DIR [--oom RECORDS.jsonl] [--only TEXT] [--rows]
         [--json]
 
-Three groups: `exact` rows are complete, of known sequence length, not suspect, and PyTorch's own peak, allocated or
+Two groups: `exact` rows are complete, of known sequence length, not suspect, and PyTorch's own peak, allocated or
 reserved; `complete` are all rows that lack nothing (those that print what a driver or a tool showed are put beside the
-reserved peak); `oom` ran out of memory, and must not be said to fit. Errors are signed, (predicted - real) / real;
-medians and percentiles weight every source of records equally.
+reserved peak). Of `--oom`, runs that ran out of memory, verdicts are counted, as of those that ran. Errors are signed,
+(predicted - real) / real; medians and percentiles weight every source of records equally.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from statistics import median
 
 from records import Question, Record, question, read_records
 
-from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
-from memplan.budget.caching_allocator.simulator import CachingAllocator
+from memplan.budget.training.reserved import reserved_bytes
 from memplan.budget.training.step import Step
+from memplan.catalog.gpus import find_gpu
+from memplan.domain.gpu import GpuSpec
+from memplan.engines.training.measure import measure
 from memplan.errors import MemplanError
+from memplan.records import replace
 from memplan.units import GIB
-
-PLAIN: AllocatorSettings = parse_settings("")
-# What a process holds outside of PyTorch: CUDA's context, and communicators where there are several ranks.
-CONTEXT_GIB, COMMUNICATORS_GIB = 0.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,7 @@ def predict(asked: Question) -> tuple[float, float]:
     """The peak of a step in GiB: allocated, reserved."""
     step = Step(asked.spec, asked.training)
     allocated = max(phase.peak_bytes for phase in step.run())
-    return allocated / GIB, reserved_bytes(step) / GIB
-
-
-def reserved_bytes(step: Step) -> int:
-    """What the caching allocator takes of the device for the allocations of a step."""
-    allocator = CachingAllocator(PLAIN)
-    live = {}
-    for number in step.device.events():
-        if number >= 0:
-            block = step.device.blocks[number]
-            live[number] = allocator.allocate(block.size_bytes, block.stream)
-        else:
-            allocator.free(live.pop(~number))
-    return allocator.peak_reserved_bytes
+    return allocated / GIB, reserved_bytes(step.device) / GIB
 
 
 def score(records: list[Record], configs: Path) -> tuple[list[Row], list[tuple[str, str]]]:
@@ -115,22 +101,30 @@ def summary(rows: list[Row]) -> dict[str, object]:
     }
 
 
-def out_of_memory(records: list[Record], configs: Path) -> dict[str, object]:
-    """Of the runs that ran out, those that are said to fit."""
-    wrong: list[str] = []
-    asked = 0
-    for record in records:
+def verdicts(records: Path, configs: Path) -> tuple[Counter[str], dict[str, list[str]]]:
+    """How often each verdict is given to complete records on their own cards, and which records have it."""
+    counts: Counter[str] = Counter()
+    which: dict[str, list[str]] = defaultdict(list)
+    for record in read_records(records):
         if not record["complete"] or not record["gpu_capacity_gib"]:
             continue
         try:
-            _, reserved = predict(question(record, configs))
+            asked = question(record, configs)
         except MemplanError:
             continue
-        asked += 1
-        outside = CONTEXT_GIB + (COMMUNICATORS_GIB if record["num_gpus"] > 1 else 0.0)
-        if reserved + outside <= record["gpu_capacity_gib"]:
-            wrong.append(f"{record['id']} {reserved:.1f}")
-    return {"rows": asked, "false_fits": len(wrong), "which": wrong}
+        verdict = measure(asked.spec, asked.training, card(record), None).verdict
+        counts[verdict] += 1
+        which[verdict].append(record["id"])
+    return counts, which
+
+
+def card(record: Record) -> GpuSpec:
+    """The record's card, by its name or else by its size: a driver shows about a percent less than is sold."""
+    try:
+        return find_gpu(str(record["gpu"]).lower().replace("-80gb", "-80g").replace("-40gb", "-40g"))
+    except MemplanError:
+        size = round(record["gpu_capacity_gib"] * GIB * 0.99)
+        return replace(find_gpu("a100-80g"), name="unknown", memory_bytes=size)
 
 
 def print_rows(rows: list[Row]) -> None:
@@ -169,16 +163,21 @@ def main() -> None:
     ]
     rows, unanswered = score(records, arguments.configs)
     found = {"exact": summary([row for row in rows if row.is_exact]), "complete": summary(rows)}
-    oom = out_of_memory(read_records(arguments.oom), arguments.configs) if arguments.oom else None
+    told: dict[str, Counter[str]] = {}
+    which: dict[str, list[str]] = {}
+    if arguments.oom:
+        for name, records_of, wrong in (("ran out", arguments.oom, "fits"), ("ran", arguments.records, "does_not_fit")):
+            told[name], by_verdict = verdicts(records_of, arguments.configs)
+            which[name] = by_verdict[wrong]
     if arguments.json:
-        print(json.dumps({**found, "oom": oom, "unanswered": unanswered}, indent=1))
+        print(json.dumps({**found, "verdicts": told, "wrong": which, "unanswered": unanswered}, indent=1))
         return
     if arguments.rows:
         print_rows(rows)
     for name, each in found.items():
         print_summary(name, each)
-    if oom:
-        print(f"out of memory: {oom['rows']} rows, {oom['false_fits']} said to fit: {', '.join(oom['which'])}")
+    for name, counts in told.items():
+        print(f"{name}: {dict(counts)}; wrong: {', '.join(which[name]) or 'none'}")
     for each in unanswered:
         print("unanswered:", *each)
 
