@@ -121,8 +121,15 @@ TRAINING_OPTIONS = tuple(
     )
 )
 
+PLAN_TRAINING_OPTIONS = (
+    Option(name="global_batch", kind=int, help="Sequences of a step over all GPUs.", panel="Training"),
+)
+
 PLAN_OPTIONS = (
-    Option(name="goal", help="cost, throughput, latency, long-context, multi-tenant or single-gpu."),
+    Option(
+        name="goal",
+        help="cost, throughput, latency, long-context, multi-tenant or single-gpu; training: throughput, cost, memory.",
+    ),
     Option(name="budget", help="US dollars an hour at most, such as 10/h."),
     Option(name="prompt_tokens", help="Tokens of a prompt: 1200, 200..2000, mean:1200,p95:4000, or FILE[:COLUMN]."),
     Option(name="output_tokens", help="Tokens of an answer, likewise."),
@@ -260,6 +267,7 @@ WORKLOAD: Mapping[str, Option] = {
         *SERVING_OPTIONS,
         *LLAMA_CPP_OPTIONS,
         *TRAINING_OPTIONS,
+        *PLAN_TRAINING_OPTIONS,
         *PLAN_OPTIONS,
     )
     if option.is_workload

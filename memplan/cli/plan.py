@@ -11,9 +11,12 @@ from memplan.cli.options import (
     DEVICE_OPTIONS,
     OUTPUT_OPTIONS,
     PLAN_OPTIONS,
+    PLAN_TRAINING_OPTIONS,
     REPORT_OPTIONS,
     SERVING_OPTIONS,
     SOURCE_OPTIONS,
+    TRAINING,
+    TRAINING_OPTIONS,
     Given,
     Option,
     accepts,
@@ -43,12 +46,29 @@ _DECIDED = frozenset(
 )
 
 
-@accepts(_RECIPE, *_DEVICES, *PLAN_OPTIONS, *_SERVING, *SOURCE_OPTIONS, *OUTPUT_OPTIONS, *_REPORT)
+@accepts(
+    _RECIPE,
+    *_DEVICES,
+    *PLAN_OPTIONS,
+    *_SERVING,
+    *SOURCE_OPTIONS,
+    *OUTPUT_OPTIONS,
+    *_REPORT,
+    *TRAINING_OPTIONS,
+    *PLAN_TRAINING_OPTIONS,
+)
 def plan_command(given: Given) -> None:
-    """The best way to serve a model: GPUs, layout, precision, engine and batch, found by search, and what it costs."""
+    """The best way to serve or train a model: GPUs, layout, precision and batch, found by search, and what it costs."""
     if sum(bool(given.get(name)) for name in _FORMATS) > 1:
         raise UsageError("--json, --markdown, --html and --quiet exclude each other", hint="give one of them")
     check_output(given)
+    if _is_training(given):
+        from memplan.cli.plan_training import DECIDED, plan_training_command
+        from memplan.cli.state import filled_in
+
+        if not plan_training_command(filled_in(given, forget=DECIDED), given):
+            raise typer.Exit(1)
+        return
     from memplan.cli.plan_recipes import Expected, read_recipe, surprises_of
     from memplan.cli.plan_request import plan_request
     from memplan.cli.state import filled_in, remember
@@ -79,6 +99,17 @@ def plan_command(given: Given) -> None:
         raise typer.Exit(int(bool(surprises)))
     if answer.winner is None:
         raise typer.Exit(1)
+
+
+def _is_training(given: Given) -> bool:
+    """Whether training is asked for: by an option, or by what the directory remembers of a command without a MODEL."""
+    if TRAINING & given.keys() or "global_batch" in given:
+        return True
+    if given.keys() & {"model", "recipe", "config"}:
+        return False
+    from memplan.cli.state import filled_in
+
+    return "train" in filled_in(given, is_told=False)
 
 
 def as_options(plan: ServingPlan) -> dict[str, object]:
