@@ -165,7 +165,9 @@ def _kept(workspace: Workspace, num_blocks: int) -> Iterator[None]:
             raise
         why = "the disk is full"
     except RuntimeError as error:
-        if not _is_short_of_memory(error):
+        from memplan.quantize.torch_memory import is_short_of_memory
+
+        if not is_short_of_memory(error):
             raise
         why = "out of memory"
     if why:
@@ -174,14 +176,6 @@ def _kept(workspace: Workspace, num_blocks: int) -> Iterator[None]:
             f"{why} after {len(workspace.blocks)} of {num_blocks} blocks; they are kept in {workspace.folder}",
             hint=f"the same command with --resume{room} goes on",
         )
-
-
-def _is_short_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not get memory: it has an error of its own for a GPU, and words for the CPU."""
-    import torch
-
-    words = ("can't allocate memory", "not enough memory", "No space left on device")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _quantization(asked: AskedQuantization, given: Given, ranks: Ranks) -> tuple[Quantization, list[str]]:
@@ -321,6 +315,6 @@ def _peak_bytes(device: str, watch: MemoryWatch) -> int:
     """The most that was held of what the forecast is about."""
     if device == "cpu":
         return watch.peak_bytes
-    import torch
+    from memplan.quantize.torch_memory import device_peak_bytes
 
-    return int(torch.cuda.max_memory_reserved())
+    return device_peak_bytes()
