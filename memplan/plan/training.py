@@ -25,6 +25,7 @@ from memplan.domain.training_plan import (
 from memplan.domain.training_question import Trainer, TrainingQuestion
 from memplan.engines.training.answer import TrainingAsked, answer_training
 from memplan.engines.training.choose import choose_training
+from memplan.engines.training.flavors import find_flavor
 from memplan.engines.training.held import trained_parameters
 from memplan.engines.training.limits import find_limits
 from memplan.engines.training.measure import Measured, measure
@@ -120,7 +121,7 @@ def _on_offer(
     """
     for count in offer.counts:
         has_room = False
-        for sharing in _sharings(request, count, rung):
+        for sharing in _sharings(spec, request, count, rung):
             question = replace(sharing, num_gpus=count)
             region = _region(question)
             if has_room and question.tensor * question.pipeline > 1 and count <= _MACHINE:
@@ -159,11 +160,11 @@ def _region(question: TrainingQuestion) -> str:
     return f"{question.trainer}, {question.sharding}{cut}"
 
 
-def _sharings(request: TrainingPlanRequest, count: int, rung: Rung) -> Iterator[TrainingQuestion]:
+def _sharings(spec: ModelSpec, request: TrainingPlanRequest, count: int, rung: Rung) -> Iterator[TrainingQuestion]:
     """Every way to share the model that the request leaves open, those that leave layers whole first."""
     base, fixed = replace(request.question, **rung.fields), request.fixed
     found: list[TrainingQuestion] = []
-    for trainer in [base.trainer] if "trainer" in fixed else _trainers(base, count):
+    for trainer in [base.trainer] if "trainer" in fixed else _trainers(spec, base, count):
         preset = PRESETS[trainer]
         layouts = [(base.tensor, base.pipeline)]
         if not fixed & {"tensor", "pipeline", "data"}:
@@ -190,9 +191,12 @@ def _forms(request: TrainingPlanRequest, question: TrainingQuestion) -> Iterator
             yield replace(question, checkpointing=checkpointing, loss=loss)
 
 
-def _trainers(base: TrainingQuestion, count: int) -> list[Trainer]:
-    """The Trainer of transformers, and where all weights are trained over several GPUs one that cuts the model too."""
-    return ["transformers", "torchtitan"] if base.method == "full" and count > 1 else ["transformers"]
+def _trainers(spec: ModelSpec, base: TrainingQuestion, count: int) -> list[Trainer]:
+    """The Trainer of transformers, and where all weights are trained over several GPUs torchtitan, of a model that it
+    has.
+    """
+    has_both = base.method == "full" and count > 1 and find_flavor(spec) is not None
+    return ["transformers", "torchtitan"] if has_both else ["transformers"]
 
 
 def _layouts(cuts: tuple[str, ...], count: int) -> list[tuple[int, int]]:

@@ -36,7 +36,8 @@ def as_asked(answer: TrainingPlanAnswer) -> str:
     verdict = VERDICTS[asked.verdict].lower().rstrip(":")
     return (
         f"as asked, with the settings of {asked.trainer} itself ({said['sharding']}, checkpointing"
-        f" {said['checkpointing']}, micro-batch {said['micro_batch']}) on {asked.num_gpus} x {asked.gpu_name}: {verdict}{short}"
+        f" {said['checkpointing']}, micro-batch {said['micro_batch']}) on {asked.num_gpus} x {asked.gpu_name}:"
+        f" {verdict}{short}"
     )
 
 
@@ -113,7 +114,7 @@ def change_rows(answer: TrainingPlanAnswer) -> list[tuple[str, ...]]:
         (
             each.change,
             format_gib(each.saves_bytes),
-            VERDICTS[each.verdict].lower().rstrip(":"),  # type: ignore[index]
+            VERDICTS[each.verdict].lower().rstrip(":"),
             f"{each.time_fraction:+.0%}" if each.time_fraction is not None else "",
             each.note,
         )

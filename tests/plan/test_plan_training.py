@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from memplan.cli.emit_training import training_emission
 from memplan.cli.plan_training import as_training_options, plan_training_command, training_request
 from memplan.cli.serving_options import parse_devices
 from memplan.cli.training_options import training_question
@@ -21,6 +22,7 @@ from memplan.pipeline import load_model
 from memplan.plan.training import plan_training
 from memplan.report.training_plan_json import training_plan_json
 from memplan.report.training_plan_text import markdown_training_plan
+from memplan.units import format_gib
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "memplan.training-plan.json"
 
@@ -124,6 +126,17 @@ def test_bad_requests_are_refused_in_one_line(changes: dict[str, Any], reason: s
     given = {"train": "full", "gpu": "h100x8", **changes}
     with pytest.raises(UsageError, match=reason):
         training_request({name: value for name, value in given.items() if value is not None})
+
+
+@pytest.mark.parametrize("model", ["llama-8b", "mistral-7b", "qwen3-32b"])
+def test_emit_config_writes_what_was_planned(model: str) -> None:
+    given = {"model": model, "train": "full", "gpu": "h100x8", "seq_len": "4096", "offline": True}
+    winner = planned(**given).winner
+    assert winner is not None
+    name, emission = training_emission({**given, **as_training_options(winner)}, {})
+    assert name == ("torchtitan" if winner.question.trainer == "torchtitan" else "accelerate")
+    assert f"{format_gib(winner.allocated_bytes)} allocated" in emission.files[0].text.replace("\n# ", " ")
+    assert "NOTE" not in emission.files[0].text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """torchtitan's job config as TOML: parallelism, training, checkpointing of activations, compile, optimizer.
 
 Releases up to 0.2.2 read it; from 0.3 on a run is configured in Python.
-Source: torchtitan 0.2.2, config/job_config.py and models/*/__init__.py (the flavors).
+Source: torchtitan 0.2.2, config/job_config.py.
 """
 
 from __future__ import annotations
@@ -10,31 +10,13 @@ import json
 from collections.abc import Iterator
 
 from memplan.domain.emission import Emission, EmittedFile
-from memplan.domain.model import ModelSpec
 from memplan.domain.training_emission import TrainingSubject
 from memplan.emit.training.words import batch_words, header, held
 from memplan.emit.yaml_text import Entry, comment, scalar
+from memplan.engines.training.flavors import find_flavor
 from memplan.errors import UsageError
 
 FILE_NAME = "torchtitan.toml"
-# Flavors by model type, hidden size and number of layers.
-_FLAVORS = {
-    ("llama", 4096, 32): ("llama3", "8B"),
-    ("llama", 8192, 80): ("llama3", "70B"),
-    ("llama", 16384, 126): ("llama3", "405B"),
-    ("qwen3", 1024, 28): ("qwen3", "0.6B"),
-    ("qwen3", 2048, 28): ("qwen3", "1.7B"),
-    ("qwen3", 2560, 36): ("qwen3", "4B"),
-    ("qwen3", 4096, 36): ("qwen3", "8B"),
-    ("qwen3", 5120, 40): ("qwen3", "14B"),
-    ("qwen3", 5120, 64): ("qwen3", "32B"),
-    ("qwen3_moe", 2048, 48): ("qwen3", "30B-A3B"),
-    ("qwen3_moe", 4096, 94): ("qwen3", "235B-A22B"),
-    ("deepseek_v2", 2048, 27): ("deepseek_v3", "16B"),
-    ("deepseek_v2", 5120, 60): ("deepseek_v3", "236B"),
-    ("deepseek_v3", 7168, 61): ("deepseek_v3", "671B"),
-}
-_LLAMA3_WORDS = 128256
 _OPTIMIZERS = {"adamw": "AdamW"}
 
 Table = tuple[str, list[Entry]]
@@ -55,17 +37,12 @@ def emit(subject: TrainingSubject) -> Emission:
     return Emission(files=(file,), notes=tuple(notes))
 
 
-def flavor_of(spec: ModelSpec) -> tuple[str, str]:
-    """Name and flavor of a model. Raises: UsageError where torchtitan has none."""
-    found = _FLAVORS.get((spec.model_type, spec.hidden_size, spec.num_layers))
-    if found is None or (found[0] == "llama3" and spec.vocab_size != _LLAMA3_WORDS):
-        raise UsageError(f"torchtitan 0.2.2 has no flavor of {spec.name}", hint="use --format accelerate")
-    return found
-
-
 def _tables(subject: TrainingSubject) -> Iterator[Table]:
     training = subject.training
-    name, flavor = flavor_of(subject.spec)
+    known = find_flavor(subject.spec)
+    if known is None:
+        raise UsageError(f"torchtitan 0.2.2 has no flavor of {subject.spec.name}", hint="use --trainer transformers")
+    name, flavor = known
     if training.method != "full":
         raise UsageError("torchtitan 0.2.2 has no adapters", hint="use --format accelerate")
     if training.loss not in ("plain", "plain-flat", "compiled"):
