@@ -45,8 +45,8 @@ def fitted_to(target: str, spec: ModelSpec, request: QuantizeRequest, given: Giv
         if _refusal(spec, changed, engine, version or None) is None
     )
     option = next(offered, "")
-    hint = f"leave out --{option.replace('_', '-')}" if option else refused.hint or None
-    raise UsageError(f"{target} would not start {scheme_name(request)}: {refused.reason}", hint=hint)
+    way_out = f"leave out --{option.replace('_', '-')}" if option else refused.hint
+    raise UsageError(f"{target} would not start {scheme_name(request)}: {refused.reason}", hint=way_out)
 
 
 def _refusal(spec: ModelSpec, request: QuantizeRequest, engine: str, version: str | None) -> Support | None:

@@ -95,7 +95,7 @@ def _score_piece(
             base_SV = None if base_BTV is None else base_BTV[row, first - place : end - place]
             logits_SV = logits_BTV[row, first - place : end - place]
             found.append(_score_tokens(token_BT[row, first + 1 : end + 1], logits_SV, base_SV))
-    return logits_BTV.shape[1]
+    return int(logits_BTV.shape[1])
 
 
 def _check_vocabularies(logits_BTV: Tensor, base_BTV: Tensor | None) -> None:
