@@ -37,6 +37,8 @@ _FIXES = {
 # What a plan decides: not taken from an earlier command in the directory.
 DECIDED = frozenset(_FIXES) - {"trainer", "mixed_precision", "optimizer"}
 _SEARCHED = (1, 2, 4, 8)
+_VENDORS = ("nvidia", "amd")
+_BF16_CAPABILITY = 8.0  # older cards multiply in FP16
 
 
 def plan_training_command(given: Given, here: Given) -> bool:
@@ -84,11 +86,15 @@ def training_request(given: Given) -> TrainingPlanRequest:
     goal = _goal(given)
     question = training_question(given, num_gpus=None)
     fixed = {field for name, field in _FIXES.items() if name in given}
-    if question.method == "full" and "precision" not in fixed:
-        question = replace(question, precision="bf16")
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
     if not devices:
         raise UsageError("no GPU was named", hint="add one, such as --gpu h100x8; `memplan gpus` lists them")
+    for device in devices:
+        if device.gpu.vendor not in _VENDORS:
+            raise UsageError(f"training is not planned for {device.gpu.name}", hint="name NVIDIA or AMD cards")
+    if question.method == "full" and "precision" not in fixed:
+        has_bf16 = all((each.gpu.cuda_capability or _BF16_CAPABILITY) >= _BF16_CAPABILITY for each in devices)
+        question = replace(question, precision="bf16" if has_bf16 else "fp16")
     batch = given.get("global_batch")
     if batch is not None and not 1 <= batch <= 1 << 20:
         raise UsageError(f"--global-batch out of range: {batch}", hint="it must be between 1 and 1,048,576")

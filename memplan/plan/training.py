@@ -103,13 +103,13 @@ def _plan(spec: ModelSpec, request: TrainingPlanRequest) -> TrainingPlanAnswer:
 def _rungs(request: TrainingPlanRequest) -> Iterator[Rung]:
     question, fixed = request.question, request.fixed
     yield Rung(name="", fields={})
-    offload: dict[str, Any] = {}
     if "offloaded" not in fixed:
-        offload = {"offloaded": ("optimizer", "parameters") if question.method == "full" else ("activations",)}
-        yield Rung(name="offload", fields=offload)
+        if question.method != "full":
+            yield Rung(name="offload", fields={"offloaded": ("activations",)})
+        yield Rung(name="offload", fields={"offloaded": ("optimizer", "parameters")})
     if "optimizer" not in fixed:
         yield Rung(name="moments of 8 bits", fields={"optimizer": "adamw-8bit"})
-    if "precision" not in fixed and question.precision == "bf16" and question.method == "full":
+    if "precision" not in fixed and question.method == "full":
         yield Rung(name="everything in 16 bits", fields={"precision": "none"})
 
 
@@ -338,8 +338,8 @@ def _limits(spec: ModelSpec, request: TrainingPlanRequest, winner: TrainingCandi
 
 
 def _notes(request: TrainingPlanRequest, winner: TrainingCandidate | None) -> Iterator[str]:
-    if "precision" not in request.fixed and request.question.precision == "bf16":
-        yield "weights, gradients and moments in FP32, products in BF16: --mixed-precision none keeps all in 16 bits"
+    if "precision" not in request.fixed and request.question.precision is not None:
+        yield "weights, gradients and moments in FP32, products in 16 bits: --mixed-precision none keeps all in 16 bits"
     if winner is not None and winner.is_tight:
         yield "the best that there is is tight: it may or may not fit"
     if winner is not None and winner.num_gpus > _MACHINE:

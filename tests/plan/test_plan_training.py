@@ -120,6 +120,7 @@ def test_json_is_of_its_schema_and_markdown_has_the_winner() -> None:
         ({"global_batch": 0}, "--global-batch out of range"),
         ({"global_batch": 8, "grad_accum": 2}, "exclude each other"),
         ({"gpu": None}, "no GPU was named"),
+        ({"gpu": "m4-max:64g"}, "not planned for m4-max"),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(changes: dict[str, Any], reason: str) -> None:

@@ -29,6 +29,7 @@ _SHOWS = 0.1
 _MACHINE = 8
 _STATE_PASSES = 3  # read gradient and state, write state and weight
 _HALF = 2
+_PACKED_BYTES = 0.6  # of a weight of 4 bits with its scales, and the embedding and head that stay in 16 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def _data_parallel(
         return rounds * all_reduce_s(link, ranks, grads), 0.0
     shards = layout.shards
     inner = link_between(gpu, shards * cut, efficiency)
-    width = 0.6 if training.method == "qlora" else training.compute_bytes
+    width = _PACKED_BYTES if training.method == "qlora" else training.compute_bytes
     gathered = spec.parameters / cut * width
     fraction = (shards - 1) / shards
     latency = 3 * spec.num_layers / layout.pipeline * inner.latency_s
@@ -183,7 +184,8 @@ def _offload_s(
     beside = 0.0
     if training.offload_parameters:
         cut = layout.tensor * layout.pipeline * layout.shards
-        beside += training.accumulation * 2 * spec.parameters * training.weight_bytes / cut / bus
+        width = _PACKED_BYTES if training.method == "qlora" else training.weight_bytes
+        beside += training.accumulation * 2 * spec.parameters * width / cut / bus
     if training.offload_activations:
         tokens = training.micro_batch * training.sequence_tokens * training.accumulation
         beside += 2 * tokens * spec.hidden_size * _HALF * spec.num_layers / layout.pipeline / bus
