@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ def evaluate_command(given: Given) -> None:
     given = filled_in(given)
     require_packages("memplan evaluate")
     request = _request(given)
+    writes_scales = bool(given.get("write_kv_scales"))
+    if writes_scales:
+        _check_kv_scales(request, force=bool(given.get("force")))
     from memplan.quantize.evaluation import evaluate
     from memplan.quantize.gate import DEFAULT_LIMIT_FRACTION, judge
 
@@ -45,7 +49,25 @@ def evaluate_command(given: Given) -> None:
         gate = judge(found.report, parse_fraction(limit) if limit is not None else DEFAULT_LIMIT_FRACTION)
     answer_with(given, _render(given, found, gate))
     if gate is not None and gate.verdict == "missed":
+        if writes_scales:
+            print("the scales were not written: quality missed", file=sys.stderr)
         raise typer.Exit(_QUALITY_MISSED)
+    if writes_scales:
+        from memplan.quantize.kv_scale_files import write_kv_scales
+
+        print(f"wrote {write_kv_scales(request.path, found.kv_scales)}", file=sys.stderr)
+
+
+def _check_kv_scales(request: EvaluationRequest, *, force: bool) -> None:
+    """Raises: UsageError, UnsupportedModel for a model that scales cannot be written into."""
+    from memplan.quantize.kv_rounding import kv_dtype_named
+    from memplan.quantize.kv_scale_files import check_kv_scales
+
+    if not request.kv_dtype:
+        raise UsageError("--write-kv-scales without a cache that has scales", hint="add --kv-dtype fp8")
+    if not Path(request.name).is_dir():
+        raise UsageError(f"--write-kv-scales would change the shared copy of {request.name}", hint="name a folder")
+    check_kv_scales(request.path, kv_dtype=kv_dtype_named(request.kv_dtype), force=force)
 
 
 def _request(given: Given) -> EvaluationRequest:

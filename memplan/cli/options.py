@@ -228,6 +228,13 @@ EVALUATE_OPTIONS = (
     Option(name="against", help="The model to compare with: the one that MODEL was made from.", is_workload=False),
     Option(name="text", help="Text set: builtin, code, wikitext-2, FILE.jsonl, a folder ...", is_workload=False),
     Option(name="calibration", help="Text that the scales of --kv-dtype are measured on.", is_workload=False),
+    Option(
+        name="write_kv_scales",
+        kind=bool,
+        flags=("--write-kv-scales",),
+        help="Write those scales into MODEL, where vLLM reads them.",
+        is_workload=False,
+    ),
     Option(name="window", kind=int, help="Tokens of a window (default 2048, or the context).", is_workload=False),
     Option(name="stride", kind=int, help="Windows start this far apart (default: no overlap).", is_workload=False),
     Option(name="max_documents", kind=int, help="Documents of every domain at most.", is_workload=False),

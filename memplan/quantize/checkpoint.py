@@ -48,6 +48,10 @@ class Checkpoint:
         """The files that hold tensors."""
         return tuple(dict.fromkeys(self._file_of.values()))
 
+    def stored(self) -> Mapping[str, str]:
+        """The file of every tensor, by the names that are in the files."""
+        return self._file_of
+
     def names(self) -> list[str]:
         """The names of all tensors, in the order of the files."""
         return list(self._file_of)

@@ -76,6 +76,8 @@ def test_a_model_that_does_not_fit_into_memory_gives_the_same_figures(memplan_he
         (["demo", "--text", "nothing"], 2, "unknown text set: `nothing`"),
         (["demo", "--text", "c4", "--offline"], 3, "`c4` is allenai/c4 on the hub"),
         (["demo", "--kv-dtype", "fp4"], 2, "not a cache type that can be evaluated: `fp4`"),
+        (["demo", "--write-kv-scales"], 2, "--write-kv-scales without a cache that has scales"),
+        (["demo", "--write-kv-scales", "--kv-dtype", "fp8"], 2, "would change the shared copy of demo"),
         (["demo", "--device", "tpu"], 2, "not a device to run on: `tpu`"),
         (["demo", "--max-perplexity-increase", "lots", "--against", "demo"], 2, "not a rise of perplexity: `lots`"),
         (["demo", "--max-perplexity-increase", "1%"], 2, "judged against a base"),
@@ -94,6 +96,34 @@ def test_what_cannot_be_evaluated_is_one_line_with_a_hint(
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert "\nhint: " in done.stderr
+
+
+def test_measured_scales_are_written_into_a_quantized_checkpoint_which_is_measured_as_before(
+    memplan_here: Memplan, tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "int3"
+    coarsely = ("--method", "rtn", "--bits", "3", "--max-perplexity-increase", "900%")
+    made = memplan_here("quantize", "demo", *coarsely, "--output", str(folder), "--quiet")
+    assert made.returncode == 0, made.stderr
+    plain = memplan_here("evaluate", str(folder), *FEW, "--quiet").stdout
+    missed = memplan_here("evaluate", str(folder), *FEW, "--against", "demo", "--kv-dtype", "fp8", "--write-kv-scales")
+    assert missed.returncode == 6, missed.stderr
+    assert "the scales were not written" in missed.stderr
+    assert not (folder / "model-kv-scales.safetensors").exists()
+    done = memplan_here("evaluate", str(folder), *FEW, "--kv-dtype", "fp8", "--write-kv-scales", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "model-kv-scales.safetensors" in done.stderr
+    stored = load_file(folder / "model-kv-scales.safetensors")
+    for each in json.loads(done.stdout)["kv_scales"]:
+        for name in ("k_scale", "v_scale"):
+            assert stored[f"model.layers.{each['layer']}.self_attn.{name}"].item() == pytest.approx(each[name])
+    assert memplan_here("evaluate", str(folder), *FEW, "--quiet").stdout == plain
+    again = memplan_here("evaluate", str(folder), *FEW, "--kv-dtype", "fp8", "--write-kv-scales")
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "has scales already" in again.stderr
 
 
 def test_weights_with_a_nan_are_named_and_not_measured(memplan_here: Memplan, coarse: Path) -> None:

@@ -21,7 +21,7 @@ def layout_of(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
 
 def _compressed_tensors(config: Mapping[str, Any]) -> tuple[Layout, str] | None:
     groups = list((config.get("config_groups") or {}).values())
-    if not groups or groups[0].get("targets") != ["Linear"] or config.get("kv_cache_scheme"):
+    if not groups or groups[0].get("targets") != ["Linear"]:
         return None
     layout = _group(groups[0])
     if layout is None or format_of(layout) != config.get("format"):
