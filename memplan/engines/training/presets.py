@@ -18,12 +18,14 @@ class Preset:
     """One trainer. `masters` says that 16 bit weights have FP32 copies beside them (None: mixed precision keeps the
     weights themselves in FP32). `shardings` are those that it can do; `sharding` is what several GPUs get.
 
-    `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert.
+    `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert. `has_selective`: it can keep some
+    operators' outputs under checkpointing.
     """
 
     precision: Precision = "none"
     optimizer_form: OptimizerForm = "fused"
     checkpointing: Checkpointing = "none"
+    has_selective: bool = False
     loss: Loss = "plain-flat"
     reentrant: bool = False
     adapter_loss: Loss | None = None
@@ -91,6 +93,7 @@ PRESETS: Mapping[Trainer, Preset] = {
     "torchtitan": Preset(
         precision="bf16",
         checkpointing="selective",
+        has_selective=True,
         adapters_in_float=False,
         reduces_in_float=True,
         splits_outside=True,
@@ -134,6 +137,7 @@ PRESETS: Mapping[Trainer, Preset] = {
     ),
     "megatron": Preset(
         precision="bf16",
+        has_selective=True,
         loss="in-place",
         reentrant=True,
         attention="flash",

@@ -51,6 +51,12 @@ def _trainer(question: TrainingQuestion, layout: TrainingLayout, sharding: Shard
                 f"{name} has no {kind} parallelism: `{flag}`",
                 hint=f"--trainer {_one_of(able)} has it, or leave {flag} out",
             )
+    if question.checkpointing == "selective" and not preset.has_selective:
+        able = [other for other, each in PRESETS.items() if each.has_selective]
+        raise UsageError(
+            f"{name} has no selective checkpointing",
+            hint=f"use --checkpointing none or full; --trainer {_one_of(able)} has it",
+        )
     if question.method != "full" and name == "megatron":
         raise UsageError(
             f"`--train {question.method}` with megatron is not known",

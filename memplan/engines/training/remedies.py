@@ -107,7 +107,7 @@ def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured
             note="head and loss in one kernel, never all logits",
             cost=1,
         )
-    yield from _checkpointing(training.checkpointing)
+    yield from _checkpointing(training.checkpointing, has_selective=PRESETS[question.trainer].has_selective)
     if training.optimizer == "adamw" and question.trainer != "megatron" and _state_share(measured) >= _LEAST_SHARE:
         yield Change(
             flags="--optimizer adamw-8bit",
@@ -157,8 +157,8 @@ def _state_share(measured: Measured) -> float:
     return sum(size for (category, _), size in held.items() if category == "optimizer state") / measured.allocated_bytes
 
 
-def _checkpointing(now: str) -> Iterator[Change]:
-    if now == "none":
+def _checkpointing(now: str, *, has_selective: bool) -> Iterator[Change]:
+    if now == "none" and has_selective:
         yield Change(
             flags="--checkpointing selective",
             fields={"checkpointing": "selective"},

@@ -77,6 +77,7 @@ def test_sequence_parallelism_goes_with_tensor_parallelism_where_trainers_have_i
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"checkpointing": "selective"}, "transformers has no selective checkpointing", "--trainer torchtitan"),
     (
         {"trainer": "deepspeed", "sharding": "zero3", "pipeline": 2, "num_gpus": 8},
         "ZeRO-3 does not work with pipeline parallelism",
