@@ -16,6 +16,7 @@ from memplan.quantize.packages import require_packages
 from memplan.units import parse_fraction, parse_size_bytes
 
 if TYPE_CHECKING:
+    from memplan.domain.quality import TaskScore
     from memplan.quantize.evaluation import Evaluation, EvaluationRequest
     from memplan.quantize.gate import GateResult
 
@@ -38,6 +39,7 @@ def evaluate_command(given: Given) -> None:
     writes_scales = bool(given.get("write_kv_scales"))
     if writes_scales:
         _check_kv_scales(request, force=bool(given.get("force")))
+    tasks = _tasks(given, request) if "tasks" in given else ()
     from memplan.quantize.evaluation import evaluate
     from memplan.quantize.gate import DEFAULT_LIMIT_FRACTION, judge
 
@@ -47,7 +49,7 @@ def evaluate_command(given: Given) -> None:
     if found.report.base is not None:
         limit = given.get("max_perplexity_increase")
         gate = judge(found.report, parse_fraction(limit) if limit is not None else DEFAULT_LIMIT_FRACTION)
-    answer_with(given, _render(given, found, gate))
+    answer_with(given, _render(given, found, gate, tasks))
     if gate is not None and gate.verdict == "missed":
         if writes_scales:
             print("the scales were not written: quality missed", file=sys.stderr)
@@ -117,12 +119,30 @@ def _count(given: Given, name: str) -> int:
     return int(given.get(name, 0))
 
 
-def _render(given: Given, found: Evaluation, gate: GateResult | None) -> str:
+def _tasks(given: Given, request: EvaluationRequest) -> tuple[TaskScore, ...]:
+    """What lm-eval gives for --tasks. It comes first, so that a task that cannot run costs no other time."""
+    if request.kv_dtype:
+        raise UsageError("--tasks run with the model's own cache, not one of --kv-dtype", hint="leave one of them out")
+    from memplan.quantize.tasks import run_tasks, task_names
+
+    return run_tasks(
+        request.path,
+        task_names(given["tasks"]),
+        base_path=request.base_path,
+        device=request.device,
+        max_documents=request.max_documents,
+        seed=request.seed,
+        offline=request.offline,
+        trust_remote_code=request.trust_remote_code,
+    )
+
+
+def _render(given: Given, found: Evaluation, gate: GateResult | None, tasks: tuple[TaskScore, ...]) -> str:
     if given.get("json"):
         from memplan.report.quality_json import quality_json
 
         scales = {layer: {"k_scale": each.k_scale, "v_scale": each.v_scale} for layer, each in found.kv_scales.items()}
-        return quality_json(found.report, gate, scales)
+        return quality_json(found.report, gate, scales, tasks)
     from memplan.cli.listing import page_style
     from memplan.report.quality_text import render_gate, render_quality
 
@@ -131,4 +151,4 @@ def _render(given: Given, found: Evaluation, gate: GateResult | None) -> str:
         if gate is None:
             return f"{found.report.overall.perplexity:.3f}\n"
         return render_gate(gate, style).splitlines()[-1] + "\n"
-    return render_quality(found.report, style, gate)
+    return render_quality(found.report, style, gate, tasks)

@@ -235,6 +235,7 @@ EVALUATE_OPTIONS = (
         help="Write those scales into MODEL, where vLLM reads them.",
         is_workload=False,
     ),
+    Option(name="tasks", help="Tasks of lm-eval, with commas: hellaswag, FILE.yaml ...", is_workload=False),
     Option(name="window", kind=int, help="Tokens of a window (default 2048, or the context).", is_workload=False),
     Option(name="stride", kind=int, help="Windows start this far apart (default: no overlap).", is_workload=False),
     Option(name="max_documents", kind=int, help="Documents of every domain at most.", is_workload=False),

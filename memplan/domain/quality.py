@@ -96,3 +96,18 @@ class QualityReport:
     overall: DomainQuality
     kv_dtype: str = ""
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """What a benchmark's own code gave: a metric of a task, after a `filter` of the answers, over its documents.
+
+    `base` is the same of the model that this one was made from.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    documents: int
+    score: Figure
+    base: Figure | None = None

@@ -76,7 +76,7 @@ class WholeModel(Forward):
         trust_remote_code: bool = False,
     ) -> None:
         self.device, self.kv = device, kv
-        self.model = _load(path, device, trust_remote_code)
+        self.model = load_whole(path, device, trust_remote_code)
         if kv is not None and calibration_NT is not None:
             kv.measures = True
             for _ in self.logits(calibration_NT):
@@ -224,7 +224,8 @@ class _Handing(nn.Module):
         return returned(output, self.num_returned)
 
 
-def _load(path: Path, device: str, trust_remote_code: bool) -> Any:
+def load_whole(path: Path, device: str, trust_remote_code: bool) -> Any:
+    """The model as transformers loads it. Raises: UnsupportedModel, MissingExtra when it cannot."""
     import transformers
 
     try:

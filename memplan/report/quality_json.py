@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memplan.domain.quality import Difference, DomainQuality, Figure, QualityReport
+from memplan.domain.quality import Difference, DomainQuality, Figure, QualityReport, TaskScore
 from memplan.errors import CorruptFile
 from memplan.quantize.gate import GateResult
 from memplan.report.json_report import dump
@@ -15,10 +15,14 @@ SCHEMA = "memplan.quality/1"
 
 
 def quality_json(
-    report: QualityReport, gate: GateResult | None = None, kv_scales: Mapping[int, Mapping[str, float]] | None = None
+    report: QualityReport,
+    gate: GateResult | None = None,
+    kv_scales: Mapping[int, Mapping[str, float]] | None = None,
+    tasks: Sequence[TaskScore] = (),
 ) -> str:
     """Return a report as JSON; `gate` where a limit was given, the scales of a rounded cache where there is one."""
-    return dump(quality_object(report, gate, kv_scales))
+    content = quality_object(report, gate, kv_scales)
+    return dump({**content, "tasks": [_task(each) for each in tasks]} if tasks else content)
 
 
 def quality_object(
@@ -89,6 +93,17 @@ def _domain(quality: DomainQuality) -> dict[str, object]:
 
 def _figure(figure: Figure) -> dict[str, float]:
     return {"mean": figure.mean, "standard_error": figure.standard_error}
+
+
+def _task(task: TaskScore) -> dict[str, object]:
+    return {
+        "task": task.task,
+        "metric": task.metric,
+        "filter": task.filter,
+        "documents": task.documents,
+        "score": _figure(task.score),
+        "base": None if task.base is None else _figure(task.base),
+    }
 
 
 def _gate(gate: GateResult) -> dict[str, object]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from memplan.domain.quality import DomainQuality, Figure, QualityReport
+from collections.abc import Sequence
+from math import isnan
+
+from memplan.domain.quality import DomainQuality, Figure, QualityReport, TaskScore
 from memplan.quantize.gate import DomainVerdict, GateResult
 from memplan.report.layout import Cell, Style, paragraph, table
 
 _RED, _GREEN, _BOLD = "31", "32", "1"
 
 
-def render_quality(report: QualityReport, style: Style, gate: GateResult | None = None) -> str:
+def render_quality(
+    report: QualityReport, style: Style, gate: GateResult | None = None, tasks: Sequence[TaskScore] = ()
+) -> str:
     """Return the page: what was measured, on what, and whether it is within the limit."""
     lines = [style.paint(_title(report), _BOLD)]
     lines.append(paragraph(_how(report), style, indent="", hang=""))
@@ -17,6 +22,8 @@ def render_quality(report: QualityReport, style: Style, gate: GateResult | None 
     lines.append(table(_rows(report), style, right=frozenset(range(1, 9))))
     lines += [paragraph(note, style) for note in _legend(report)]
     lines += [paragraph(f"note: {note}", style, indent="") for note in report.notes]
+    if tasks:
+        lines += ["", table(_task_rows(tasks), style, right=frozenset(range(2, 7)))]
     if gate is not None:
         lines += ["", render_gate(gate, style)]
     return "\n".join(lines) + "\n"
@@ -72,6 +79,21 @@ def _row(quality: DomainQuality) -> list[Cell]:
         f"{difference.top1_agreement.mean:.1%}",
         "",
     ]
+
+
+def _task_rows(tasks: Sequence[TaskScore]) -> list[list[Cell]]:
+    compares = any(each.base is not None for each in tasks)
+    rows: list[list[Cell]] = [["task", "metric", "documents", "score", "±", *(["base", "±"] if compares else []), ""]]
+    for each in tasks:
+        figures = [each.score, *([each.base] if each.base is not None else [])]
+        cells = [cell for figure in figures for cell in (f"{figure.mean:.4f}", _error(figure))]
+        metric = each.metric if each.filter == "none" else f"{each.metric} ({each.filter})"
+        rows.append([each.task, metric, f"{each.documents:,}", *cells, ""])
+    return rows
+
+
+def _error(figure: Figure) -> str:
+    return "" if isnan(figure.standard_error) else f"{figure.standard_error:.4f}"
 
 
 def _short(figure: Figure) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from memplan.domain.quality import OVERALL, Difference, DomainQuality, Figure, QualityReport
+from memplan.domain.quality import OVERALL, Difference, DomainQuality, Figure, QualityReport, TaskScore
 from memplan.errors import CorruptFile
 from memplan.quantize.gate import judge
 from memplan.report.layout import Style
@@ -111,3 +111,21 @@ def test_without_a_base_the_page_speaks_of_no_rise() -> None:
     text = render_quality(report(compares=False), Style())
     assert "rise" not in text
     assert "against" not in text
+
+
+def test_tasks_are_in_the_json_and_on_the_page_and_an_unknown_error_is_left_blank() -> None:
+    score = TaskScore(
+        task="endings", metric="acc_norm", filter="none", documents=1200, score=figure(0.5, 0.0144), base=figure(0.625)
+    )
+    lonely = TaskScore(task="sums", metric="exact", filter="strict", documents=1, score=figure(1.0, float("nan")))
+    content = json.loads(quality_json(report(), tasks=(score, lonely)))
+    SCHEMA.validate(content)
+    assert content["tasks"][0]["base"]["mean"] == 0.625
+    assert (content["tasks"][1]["score"]["standard_error"], content["tasks"][1]["base"]) == (None, None)
+    assert "tasks" not in json.loads(quality_json(report()))
+    lines = render_quality(report(), Style(), tasks=(score,)).splitlines()
+    assert next(line for line in lines if line.startswith("endings")).split() == [
+        "endings", "acc_norm", "1,200", "0.5000", "0.0144", "0.6250", "0.0010"
+    ]  # fmt: skip
+    alone = next(line for line in render_quality(report(), Style(), tasks=(lonely,)).splitlines() if "sums" in line)
+    assert alone.split() == ["sums", "exact", "(strict)", "1", "1.0000"]
