@@ -240,9 +240,9 @@ def load_whole(path: Path, device: str, trust_remote_code: bool) -> Any:
             use_safetensors=True,
         )
     except ImportError as error:
-        raise MissingExtra(f"transformers cannot load {path}: {_first_line(error)}") from error
+        raise MissingExtra(f"transformers cannot load {path}: {first_line(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(f"transformers cannot load {path}: {_first_line(error)}") from error
+        raise UnsupportedModel(f"transformers cannot load {path}: {first_line(error)}") from error
     _loop_over_experts(model)
     return model.to(device).eval().requires_grad_(False)
 
@@ -254,6 +254,7 @@ def _loop_over_experts(model: Any) -> None:
         choose("eager")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, or its name."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 
 from memplan.domain.quality import Figure, TaskScore
 from memplan.errors import MissingExtra, Offline, SourceNotFound, UnsupportedModel, UsageError, did_you_mean
-from memplan.quantize.forward import load_whole
+from memplan.quantize.forward import first_line, load_whole
 from memplan.quantize.windows import load_tokenizer
 from memplan.records import replace
 
@@ -101,17 +101,17 @@ def _scores(
         )
     except ConnectionError as error:
         raise Offline(
-            f"the data of --tasks {','.join(names)} are not on this disk: {_first_line(error)}",
+            f"the data of --tasks {','.join(names)} are not on this disk: {first_line(error)}",
             hint="run once with a network, or give the YAML file of a task over files of your own",
         ) from error
     except OSError as error:
         raise SourceNotFound(
-            f"cannot read the data of --tasks {','.join(names)}: {_first_line(error)}",
+            f"cannot read the data of --tasks {','.join(names)}: {first_line(error)}",
             hint="look at the data_files of the task",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise UnsupportedModel(
-            f"lm-eval could not run {','.join(names)}: {type(error).__name__}: {_first_line(error)}",
+            f"lm-eval could not run {','.join(names)}: {type(error).__name__}: {first_line(error)}",
             hint="try each task alone, and with another release of lm-eval",
         ) from error
     return _of_results(found or {})
@@ -141,8 +141,3 @@ def _forbid_network() -> None:
     constants: Any = sys.modules.get("huggingface_hub.constants")
     if constants is not None:
         constants.HF_HUB_OFFLINE = True
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
