@@ -75,11 +75,12 @@ def main(source: Path, folder: Path, count: int) -> None:
     for number in range(count):
         output = folder / f"killed-{number}"
         ended = in_a_fork(source, output, resume=False, kill_after_s=moments.uniform(0.0, 1.1) * duration_s)
-        blocks = len(list(output.with_name(output.name + ".partial").glob("block-*.safetensors")))
-        if in_a_fork(source, output, resume=True) if ended or not output.exists() else 0:
+        partial = output.with_name(output.name + ".partial")
+        blocks = len(list(partial.glob("block-*.safetensors")))
+        is_whole = output.exists() and not partial.exists()  # killed, if at all, when all was done
+        if not is_whole and in_a_fork(source, output, resume=True):
             sys.exit(f"kill {number}: cannot be gone on with")
-        left = output.with_name(output.name + ".partial").exists()
-        print(f"{number} {ended} {blocks} {digest(output) == wanted and not left}", flush=True)
+        print(f"{number} {ended} {blocks} {digest(output) == wanted and not partial.exists()}", flush=True)
 
 
 if __name__ == "__main__":

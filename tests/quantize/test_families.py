@@ -70,7 +70,9 @@ def unpacked(work: Quantization, folder: Path, plain: Path) -> Path:
 def test_a_written_model_predicts_what_its_base_does(family: tuple[str, Path], tmp_path: Path) -> None:
     name, source = family
     want = logits(StreamedModel(source))
-    assert torch.equal(want, logits(WholeModel(source)))
+    # Experts are multiplied apart here and by slices of one tensor there: another order of the same sums.
+    is_apart = "experts" in (source / "config.json").read_text()
+    torch.testing.assert_close(want, logits(WholeModel(source)), rtol=0, atol=1e-5 if is_apart else 0)
     for method in _METHODS[name]:
         form = "gptq" if name == "gpt2" else "compressed-tensors"  # layers that are stored in x out
         work = quantized(source, tmp_path / method, method, format=form)

@@ -55,6 +55,11 @@ def family(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def has_experts(folder: Path) -> bool:
+    """Whether a model has routed experts."""
+    return "experts" in (folder / "config.json").read_text()
+
+
 def tokens() -> torch.Tensor:
     return torch.randint(3, 96, (40, 64), generator=torch.Generator().manual_seed(1))
 
@@ -63,7 +68,8 @@ def tokens() -> torch.Tensor:
 def test_logits_are_those_of_the_whole_model(family: Path) -> None:
     whole, streamed = (torch.cat(list(kind(family).logits(tokens()))) for kind in (WholeModel, StreamedModel))
     assert whole.shape == (40, 64, 96)
-    assert torch.equal(whole, streamed)
+    # Experts are multiplied apart here and by slices of one tensor there: another order of the same sums.
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-6 if has_experts(family) else 0)
     assert whole.std() > 0.001
 
 
