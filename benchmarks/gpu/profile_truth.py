@@ -29,7 +29,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from model_folder import write_model_folder  # noqa: E402
-from sweep import Budget, Journal, fingerprint, pending, read_lines, run_child  # noqa: E402
+from sweep import Budget, Journal, fingerprint, pending, read_lines, run_child, say, sweep_parser  # noqa: E402
 from truth_cases import Case, cases  # noqa: E402
 
 from memplan.domain.dtypes import DType  # noqa: E402
@@ -207,18 +207,9 @@ def score(paths: list[Path]) -> int:
     return 0 if is_good else 1
 
 
-def say(text: str) -> None:
-    """Progress goes to stderr at once; what is measured goes to files."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Be the sweep, or one of its children."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--into", type=Path, default=RECORDS)
-    parser.add_argument("--budget-s", type=float, default=540)
+    parser = sweep_parser(__doc__.splitlines()[0], into=RECORDS, budget_s=540)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--list", action="store_true", help="name the cases and stop")
     parser.add_argument("--score", action="store_true", help="compare what is recorded and stop")

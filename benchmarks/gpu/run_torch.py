@@ -19,7 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 from meter import Meter  # noqa: E402
-from sweep import Budget, Journal, fingerprint, pending, run_child  # noqa: E402
+from sweep import Budget, Journal, fingerprint, pending, run_child, say, sweep_parser  # noqa: E402
 from torch_probes import PROBES  # noqa: E402
 
 RECORDS = HERE / "records"
@@ -107,18 +107,9 @@ def sweep(options: argparse.Namespace) -> int:
     return 7 if put_off else 1 if failed else 0
 
 
-def say(text: str) -> None:
-    """Progress goes to stderr at once; what is measured goes to files."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Be the sweep, or one of its children."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--into", type=Path, default=RECORDS)
-    parser.add_argument("--budget-s", type=float, default=600)
+    parser = sweep_parser(__doc__.splitlines()[0], into=RECORDS, budget_s=600)
     parser.add_argument("--only", nargs="*", choices=tuple(PROBES))
     parser.add_argument("--one", choices=tuple(PROBES), help=argparse.SUPPRESS)
     parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)

@@ -10,7 +10,6 @@ next run. Exit code: 0 nothing left, 7 stopped by the budget with points left, 1
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import json
 import os
@@ -26,7 +25,18 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from gpu_points import LADDER_SEQUENCES, LADDER_TOKENS, POINTS_FILE, BadPoints, Point, read_points  # noqa: E402
 from model_folder import model_config, write_model_folder  # noqa: E402
 from point_record import build_record  # noqa: E402
-from sweep import Budget, Ended, Journal, Record, fingerprint, pending, read_lines, run_child  # noqa: E402
+from sweep import (  # noqa: E402
+    Budget,
+    Ended,
+    Journal,
+    Record,
+    fingerprint,
+    pending,
+    read_lines,
+    run_child,
+    say,
+    sweep_parser,
+)
 from vllm_logs import read_log  # noqa: E402
 
 RECORDS = HERE / "records"
@@ -154,11 +164,6 @@ def summary(truth: Mapping[str, Any]) -> str:
     return ", ".join(f"{name.removesuffix('_gib')} {truth[name]:.2f}" for name in names if truth[name] is not None)
 
 
-def say(text: str) -> None:
-    """Progress goes to stderr at once; what is measured goes to files."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def read_machine(python: str) -> dict[str, Any]:
     """Ask vLLM's interpreter what is installed there. Raises: BadPoints when it cannot answer or has no vLLM."""
     ended = run_child([python, str(HERE / "vllm_probe.py"), "--environment"], limit_s=180)
@@ -189,12 +194,8 @@ def with_settings(points: tuple[Point, ...], settings: list[str]) -> tuple[Point
 
 def main() -> int:
     """Read the points, ask the machine, measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", default=sys.executable, help="interpreter of the environment with vLLM")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a few points to try this out")
+    parser = sweep_parser(__doc__.splitlines()[0], into=RECORDS, budget_s=3600)
     parser.add_argument("--points", type=Path, default=POINTS_FILE)
-    parser.add_argument("--into", type=Path, default=RECORDS, help="folder that records are appended in")
-    parser.add_argument("--budget-s", type=float, default=3600)
     parser.add_argument("--only", nargs="*", help="ids of points")
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE for every point's engine")
     parser.add_argument("--list", action="store_true", help="show what is left and end")

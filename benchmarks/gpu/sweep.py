@@ -1,4 +1,4 @@
-"""What both sweeps share: a journal that a later run resumes from, a time budget, children that cannot outlive it.
+"""What the sweeps share: a journal that a later run resumes from, a time budget, children that cannot outlive it.
 
 A journal is a file of JSON lines, one per finished measurement, each with its `key`. A line is written in one go as
 soon as it is known, so a sweep that is cut off loses only what it was measuring.
@@ -6,12 +6,14 @@ soon as it is known, so a sweep that is cut off loses only what it was measuring
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,21 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr at once; what is measured goes to files."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def sweep_parser(description: str, *, into: Path, budget_s: float) -> argparse.ArgumentParser:
+    """Return a parser with the options that every sweep has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--python", default=sys.executable, help="interpreter of the environment to measure")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a few points to try this out")
+    parser.add_argument("--into", type=Path, default=into, help="folder that records are appended in")
+    parser.add_argument("--budget-s", type=float, default=budget_s)
+    return parser
 
 
 def fingerprint(*parts: object) -> str:
