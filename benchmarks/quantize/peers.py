@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,24 +105,29 @@ def run_native(request: Any, source: Path, windows: Any, output: Path) -> None:
     accept(workspace, write_checkpoint(made, workspace), output)
 
 
-def run(python: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """One process; an error's last line where it fails."""
+def run(python: str, asked: dict[str, Any], folder: str) -> dict[str, Any]:
+    """One process, in a folder that may be littered (llm-compressor logs there); what it said last where it fails."""
     command = [python, str(Path(__file__).resolve()), "--work", json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no word"])[-1][:200]}
+        return {"error": _last_line(done.stderr)}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
 
-def rise(output: Path, source: str) -> dict[str, float]:
-    """The rise of perplexity over the 16-bit model, as a fraction, with its standard error."""
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no word"])[-1][:200]
+
+
+def rise(output: Path, source: str) -> dict[str, Any]:
+    """The rise of perplexity over the 16-bit model, as a fraction, with its standard error; errors as of `run`."""
     command = [sys.executable, "-m", "memplan", "evaluate", str(output), "--against", source, "--json"]
     done = subprocess.run([*command, "--max-perplexity-increase", "100%"], capture_output=True, text=True, check=False)
     if done.returncode:
-        return {"error": float("nan"), "rise": float("nan")}
+        return {"error": f"evaluate: {_last_line(done.stderr)}"}
     difference = json.loads(done.stdout)["overall"]["difference"]
-    return {"rise": difference["perplexity_increase"], "error": difference["perplexity_increase_standard_error"] or 0.0}
+    error = difference["perplexity_increase_standard_error"] or 0.0
+    return {"quality_rise": difference["perplexity_increase"], "quality_error": error}
 
 
 def main() -> None:
@@ -141,7 +148,11 @@ def main() -> None:
     from memplan.introspect.resolve import weights_folder
 
     pythons = {"native": sys.executable, **dict(each.split("=", 1) for each in arguments.python)}
-    source = str(weights_folder(arguments.model))
+    pythons = {name: os.path.abspath(shutil.which(path) or path) for name, path in pythons.items()}
+    found = weights_folder(arguments.model)
+    if found is None:
+        parser.error(f"the weights of {arguments.model} are not on this disk")
+    source = str(found.absolute())
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for bits in map(int, arguments.bits.split(",")):
@@ -155,9 +166,9 @@ def main() -> None:
                             asked = {"library": library, "method": method, "bits": bits, "group_size": group}
                             asked |= {"seed": seed, "num_samples": arguments.num_samples, "source": source}
                             asked |= {"window_tokens": arguments.window, "output": str(output)}
-                            row = asked | run(pythons[library], asked)
+                            row = asked | run(pythons[library], asked, folder)
                             if "error" not in row:
-                                row |= {f"quality_{key}": value for key, value in rise(output, source).items()}
+                                row |= rise(output, source)
                             rows.append(row)
                             print(json.dumps(row), file=sys.stderr, flush=True)
     print_table(rows)
