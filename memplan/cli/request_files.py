@@ -20,7 +20,7 @@ Side = Literal["prompt", "output"]
 
 _SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
 _MAX_BYTES = 256 << 20
-_COLUMNS: Mapping[Side, tuple[str, ...]] = {
+LENGTH_COLUMNS: Mapping[Side, tuple[str, ...]] = {
     "prompt": (
         *("prompt_tokens", "prompt_len", "prompt_length", "num_prompt_tokens", "input_tokens", "input_len"),
         *("input_length", "contexttokens", "request tokens", "input_sequence_length", "isl"),
@@ -118,7 +118,7 @@ def _number(cell: object) -> float | None:
 
 
 def _column(columns: Mapping[str, list[float]], asked: str | None, side: Side, path: Path) -> list[int]:
-    names = (asked,) if asked is not None else ("", *_COLUMNS[side])
+    names = (asked,) if asked is not None else ("", *LENGTH_COLUMNS[side])
     name = next((name for name in names if name in columns), None)
     if name is None:
         known = [each for each in columns if each]
