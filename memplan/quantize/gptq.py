@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from memplan.quantize.elements import nearest, values
+from memplan.quantize.factor import inverse_factor, reorder
 from memplan.quantize.grid import Grid, Quantized, Scales, dequantize, find_scales, round_to_nearest
 from memplan.records import dataclass, replace
 
 _COLUMNS = 128  # features worked on before the rest is updated by one product
 _ROWS = 1024
-_LEAF = 512  # triangular inverses below this size are left to LAPACK
-_MOST_DAMPING = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +42,9 @@ class GptqSettings:
 def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettings | None = None) -> Quantized:
     """Quantize a matrix so that its outputs change least on the tokens that `hessian_II` was summed over.
 
-    `hessian_II` is the mean of x x^T over tokens, float32; it is used up, and two of its size are the most that is
-    held. In features that no token ever used are set to zero. Falls back on rounding to nearest when no damping makes
-    the Hessian positive definite, and says so. `loss` of the result is tr(D H D^T), D the error of the weights.
+    `hessian_II` is the mean of x x^T over tokens, float32; it is used up, and a quarter of its size is held beside it.
+    In features that no token ever used are set to zero. Falls back on rounding to nearest when no damping makes the
+    Hessian positive definite, and says so. `loss` of the result is tr(D H D^T), D the error of the weights.
 
     Checked by: tests/quantize/test_gptq.py, against a solution by brute force.
     """
@@ -67,14 +66,11 @@ def gptq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, settings: GptqSettin
     if settings.activation_order:
         order_I = torch.argsort(importance_I, descending=True, stable=True)
         group_I = torch.div(order_I, size, rounding_mode="floor")
-    turned_I = order_I.flip(0)
-    hessian_II = hessian_II[turned_I]
-    hessian_II = hessian_II[:, turned_I]
-    upper_II, damped = _inverse_factor(hessian_II, settings.damping)
+        reorder(hessian_II, order_I)
+    upper_II, damped = inverse_factor(hessian_II, settings.damping)
     if upper_II is None:
         plain = round_to_nearest(used_OI, grid, importance_I)
         return Quantized(plain.code_OI, plain.scales, grid, fallback="the Hessian is singular at every damping")
-    del hessian_II
     weight_IO = used_OI.t()[order_I].contiguous()
     del used_OI
     code_IO, found, loss = _sweep(weight_IO, upper_II, grid, scales, weighing_I, group_I)
@@ -167,38 +163,3 @@ def _reached(weight_IO: Tensor, upper_II: Tensor, error_BO: Tensor, start: int, 
         group_SO = group_SO.clone()
         group_SO[edge - row :].addmm_(upper_II[start:row, edge:end].t(), error_BO[:i], alpha=-1.0)
     return group_SO.t().contiguous()
-
-
-def _inverse_factor(turned_II: Tensor, damping: float) -> tuple[Tensor | None, float]:
-    """Return U, upper triangular, with H^-1 = U^T U, and what was added to the diagonal; None when no damping helps.
-
-    `turned_II` is J H J, with J the matrix that turns the order around. With J H J = L L^T, U is J L^-1 J: one
-    factorisation and one triangular inverse, a third less work than inverting and factorising again.
-    """
-    if not bool(torch.isfinite(turned_II.diagonal()).all()):
-        return None, 0.0
-    diagonal_I = turned_II.diagonal().clone()
-    mean = float(diagonal_I.mean())
-    while damping <= _MOST_DAMPING:
-        turned_II.diagonal().copy_(diagonal_I + damping * mean)
-        lower_II, failed = torch.linalg.cholesky_ex(turned_II)
-        if not int(failed) and bool(torch.isfinite(lower_II.diagonal()).all()):
-            turned_II.untyped_storage().resize_(0)
-            _invert_lower(lower_II)
-            return lower_II.flip(0, 1), damping * mean
-        damping *= 10
-    return None, 0.0
-
-
-def _invert_lower(lower_II: Tensor) -> None:
-    """Invert a lower triangular matrix in its own place, by halves: products of matrices instead of a solve."""
-    size = lower_II.shape[0]
-    if size <= _LEAF:
-        eye_II = torch.eye(size, dtype=lower_II.dtype, device=lower_II.device)
-        lower_II.copy_(torch.linalg.solve_triangular(lower_II, eye_II, upper=False))
-        return
-    half = size // 2
-    _invert_lower(lower_II[:half, :half])
-    _invert_lower(lower_II[half:, half:])
-    corner_II = lower_II[half:, :half] @ lower_II[:half, :half]
-    torch.matmul(lower_II[half:, half:], corner_II.neg_(), out=lower_II[half:, :half])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memplan.quantize.awq import output_error
-from memplan.quantize.gptq import GptqSettings, _inverse_factor, gptq
+from memplan.quantize.gptq import GptqSettings, gptq
 from memplan.quantize.grid import Grid, dequantize, round_to_nearest
 
 
@@ -20,25 +20,6 @@ def problem(num_out: int = 24, num_in: int = 96, tokens: int = 400) -> tuple[tor
     input_TI[:, ::20] *= 6
     weight_OI = torch.randn((num_out, num_in), generator=generator) * 0.1
     return weight_OI, input_TI.t() @ input_TI / tokens
-
-
-def test_the_factor_is_that_of_the_inverse() -> None:
-    _, hessian_II = problem(num_in=80)
-    upper_II, added = _inverse_factor(hessian_II.flip(0, 1), 0.01)
-    assert upper_II is not None
-    damped_II = hessian_II + added * torch.eye(80)
-    assert torch.equal(upper_II.triu(), upper_II)
-    assert torch.allclose(upper_II.t() @ upper_II @ damped_II, torch.eye(80), atol=1e-3)
-
-
-def test_the_factor_of_a_matrix_larger_than_a_leaf_is_the_same_one() -> None:
-    _, hessian_II = problem(num_in=700, tokens=1500)
-    upper_II, added = _inverse_factor(hessian_II.flip(0, 1), 0.01)
-    assert upper_II is not None
-    inverse_II = torch.linalg.inv((hessian_II + added * torch.eye(700)).double())
-    assert torch.allclose(
-        (upper_II.t() @ upper_II).double(), inverse_II, rtol=1e-3, atol=1e-4 * float(inverse_II.max())
-    )
 
 
 @pytest.mark.parametrize("ordered", [True, False])
