@@ -127,6 +127,9 @@ class SimulationSettings:
     exactly that ("exact"): the three of the PagedAttention paper. `static` batching takes a batch in and no other until
     all of it has finished.
 
+    `window_retention_tokens` says where the blocks of sliding windows stay findable: before the end of a prompt and
+    where requests part (0, as vLLM does), before every multiple of it too, or everywhere (None).
+
     `long_prefill_tokens` caps a chunk of one prompt (0: no cap). `watermark_fraction` of the pool is left free when a
     waiting request is taken in beside others. With `reserve_prompt` it is taken in only when its whole prompt has room,
     not the first chunk alone. Requests that reach a replica with `max_queue` waiting ones are rejected (None: never),
@@ -147,6 +150,7 @@ class SimulationSettings:
     reserve: Literal["longest", "power", "exact"] = "longest"
     chunked_prefill: bool = True
     prefix_caching: bool = True
+    window_retention_tokens: int | None = 0
     long_prefill_tokens: int = 0
     watermark_fraction: float = 0.0
     reserve_prompt: bool = True
