@@ -171,6 +171,7 @@ def fms(record: Record) -> dict[str, Any]:
 
 def torchtitan(record: Record) -> dict[str, Any]:
     return {
+        "float8": recipe(record["notes"] or "", record["quote"] or ""),
         "compute_bytes": 2,
         "reduce_bytes": 4,
         "loss": "compiled" if "compiled" in str(record["cross_entropy"]) else fields_loss(record),
@@ -179,6 +180,16 @@ def torchtitan(record: Record) -> dict[str, Any]:
         "loss_parallel": "83c879f18" not in record["source"],
         "keeps_wide_logits": "83c879f18" in record["source"] and not record["compile"],
     }
+
+
+def recipe(notes: str, quote: str) -> str | None:
+    """The FP8 recipe in a record's own words; MXFP8 casts rows and columns as well."""
+    if "float8 rowwise" in notes or "mxfp8" in quote:
+        return "rowwise"
+    if "float8 tensorwise" not in notes:
+        return None
+    gathers = any(word in notes + quote for word in ("+ float8 all-gather", "fp8 all-gather", "f8 all-gather"))
+    return "tensorwise-gather" if gathers or "with float8 all-gather" in quote else "tensorwise"
 
 
 def fields_loss(record: Record) -> str:

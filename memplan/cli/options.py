@@ -113,6 +113,7 @@ TRAINING_OPTIONS = tuple(
         ("lora_rank", int, "Rank of the adapters (default 16).", ()),
         ("lora_targets", str, "Layers with adapters: q_proj,v_proj (default: all linear ones).", ()),
         ("mixed_precision", str, "bf16, fp16, fp8, or none: all in the weights' own type.", ()),
+        ("fp8_recipe", str, "With FP8: tensorwise, tensorwise-gather, rowwise or delayed.", ()),
         ("loss", str, "plain, fused, linear (with the head, Liger's) or chunked.", ()),
         ("attention", str, "sdpa, flash, efficient, math or eager.", ()),
         ("compile", bool, "torch.compile.", ("--compile",)),
@@ -141,6 +142,56 @@ PLAN_OPTIONS = (
     Option(name="precision", help="Widths of weights that are allowed, such as 16,8."),
     Option(name="draft_acceptance", kind=float, help="Part of drafted tokens that is accepted, such as 0.7."),
     Option(name="disaggregated", kind=bool, help="Prefill and decode on GPUs of their own, or not."),
+)
+
+_OF_ONE_RUN = ("trace_speed", "requests", "seed")
+SIMULATE_OPTIONS = (
+    *(
+        Option(name=name, kind=kind, help=text, flags=flags, panel="Traffic", is_workload=name not in _OF_ONE_RUN)
+        for name, kind, text, flags in (
+            ("request_rate", float, "Requests a second that arrive.", ("--rate", "--request-rate")),
+            (
+                "prompt_tokens",
+                str,
+                "Tokens of a prompt: 1200, 200..2000, mean:1200,p95:4000, or FILE[:COLUMN].",
+                ("--prompt-len", "--prompt-tokens"),
+            ),
+            ("output_tokens", str, "Tokens of an answer, likewise.", ("--output-len", "--output-tokens")),
+            ("trace", Path, "Recorded requests: JSON lines, CSV, or a log of vLLM.", ()),
+            ("trace_speed", float, "A trace's own times, so many times as fast (default 1).", ()),
+            ("requests", str, "Requests to simulate (default 2,000; of a trace, all).", ()),
+            ("burstiness", float, "1: Poisson (default); less comes in bursts, more is more even.", ()),
+            ("bursts", str, "Seconds of traffic and of silence by turns, such as 10s,50s.", ()),
+            ("shared_prefix", str, "Tokens that all prompts begin with, such as a system prompt.", ()),
+            ("turns", str, "Turns of a conversation, each with all before it as its prompt: 4, 1..8.", ()),
+            ("think_time", str, "Mean pause before a next turn or request of a user, such as 20s.", ()),
+            ("seed", int, "Which traffic is drawn (default 0).", ()),
+        )
+    ),
+    *(
+        Option(name=name, kind=kind, help=text, is_workload=False, panel="Scheduler")
+        for name, kind, text in (
+            ("batching", str, "continuous, or static: a batch ends before the next begins."),
+            ("allocation", str, "paged, or contiguous: longest, power or exact reserved for every request."),
+            ("preemption", str, "recompute or swap."),
+            ("swap_space", str, "Host memory for swapped caches (default 4GiB)."),
+            ("watermark", float, "Part of the cache left free when a request is taken in."),
+            ("max_queue", int, "Requests that may wait; more are rejected."),
+            ("routing", str, "Among replicas: round-robin, least-loaded or kv-aware."),
+            ("prefill_replicas", int, "Replicas that only read prompts, beside --dp that answer."),
+            ("step_times", Path, "Measured step times in place of the speed model: CSV or JSON lines."),
+        )
+    ),
+    Option(name="max_ttft", help="Longest wait for the first token, such as 500ms.", panel="Limits"),
+    Option(name="max_tpot", help="Longest wait for each further token, such as 50ms.", panel="Limits"),
+    Option(
+        name="what_if",
+        kind=list[str],
+        flags=("--what-if",),
+        help="The same traffic under another setting: block-size=8,32, kv-dtype=fp8+max-num-seqs=64, or usual.",
+        is_workload=False,
+        panel="Limits",
+    ),
 )
 
 PROFILE_OPTIONS = (
@@ -262,6 +313,12 @@ REPORT_OPTIONS = (
 EMIT_OPTIONS = (
     Option(name="format", flags=("--format", "-f"), help="What to write; list shows them all.", is_workload=False),
     Option(name="strict", kind=bool, flags=("--strict",), help="Refuse what does not fit.", is_workload=False),
+    Option(
+        name="from_simulation",
+        kind=Path,
+        help="The setup of a `memplan simulate --json`: what keeps the limits with the least GPU.",
+        is_workload=False,
+    ),
 )
 
 TRAINING = frozenset(option.name for option in TRAINING_OPTIONS)
@@ -276,14 +333,17 @@ WORKLOAD: Mapping[str, Option] = {
         *LLAMA_CPP_OPTIONS,
         *TRAINING_OPTIONS,
         *PLAN_TRAINING_OPTIONS,
+        *SIMULATE_OPTIONS,
         *PLAN_OPTIONS,
     )
     if option.is_workload
 }
 
 
-def accepts(*options: Option, model: bool = True) -> Callable[[Callable[[Given], None]], Callable[..., None]]:
-    """Return a decorator that gives a command these options, after an optional MODEL argument."""
+def accepts(
+    *options: Option, model: bool = True, argument: Option = MODEL
+) -> Callable[[Callable[[Given], None]], Callable[..., None]]:
+    """Return a decorator that gives a command these options, after an optional MODEL, or another `argument`."""
 
     def decorate(command: Callable[[Given], None]) -> Callable[..., None]:
         def run(**values: Any) -> None:
@@ -294,8 +354,8 @@ def accepts(*options: Option, model: bool = True) -> Callable[[Callable[[Given],
 
         kinds = {option.name: _annotation(option) for option in options}
         if model:
-            argument = typer.Argument(help=MODEL.help, show_default=False, metavar="[MODEL]")
-            kinds = {MODEL.name: Annotated[Optional[str], argument], **kinds}  # noqa: UP045 - a value, not a hint
+            shown = typer.Argument(help=argument.help, show_default=False, metavar=f"[{argument.name.upper()}]")
+            kinds = {argument.name: Annotated[Optional[str], shown], **kinds}  # noqa: UP045 - a value, not a hint
         run.__doc__ = command.__doc__
         run.__annotations__ = kinds
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -130,6 +130,7 @@ def as_training_options(found: TrainingCandidate) -> dict[str, Any]:
         "loss": question.loss,
         "optimizer": question.optimizer,
         "mixed_precision": question.precision,
+        "fp8_recipe": question.float8,
         "micro_batch": question.micro_batch,
         "grad_accum": question.accumulation,
         "offload": ",".join(question.offloaded) or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast, get_args
 
 from memplan.cli.options import DEVICE_OPTIONS, LLAMA_CPP_OPTIONS, SERVING_OPTIONS, TRAINING, Given
-from memplan.domain.training import Checkpointing, Method, OptimizerForm, OptimizerName
+from memplan.domain.training import Checkpointing, Float8Recipe, Method, OptimizerForm, OptimizerName
 from memplan.domain.training_question import (
     AskedAttention,
     AskedLoss,
@@ -46,6 +46,7 @@ def training_question(given: Given, *, num_gpus: int | None) -> TrainingQuestion
         lora_rank=_whole(given, "lora_rank", _HIGHEST_RANK),
         lora_targets=tuple(_names(given, "lora_targets")),
         precision=_one(given, "mixed_precision", Precision),
+        float8=_one(given, "fp8_recipe", Float8Recipe),
         loss=_one(given, "loss", AskedLoss),
         attention=_one(given, "attention", AskedAttention),
         compiled=given.get("compile", False),

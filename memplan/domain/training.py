@@ -13,6 +13,7 @@ OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "paged-adamw"
 OptimizerForm = Literal["foreach", "fused", "for-loop"]
 Attention = Literal["sdpa", "flash", "efficient", "math", "eager"]
 Loss = Literal["plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
+Float8Recipe = Literal["tensorwise", "tensorwise-gather", "rowwise", "delayed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ class TrainingSpec:
     checkpointing, where `use_cache` is left on; the Trainer of 5 turns it off). `reentrant` is the older form of
     checkpointing, the default of transformers 4. `master_bytes` are kept beside parameters that are themselves kept
     in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like), `compiled`.
+    `float8` is the recipe by which linear layers of the model's layers are multiplied in 8 bits, None for 16.
     `bucket_elements` are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters that
     ZeRO-3 keeps gathered because they are needed again soon.
     """
@@ -85,6 +87,7 @@ class TrainingSpec:
     keeps_wide_logits: bool = False
     loss_parallel: bool = True
     kernels: Literal["transformers", "fused", "compiled"] = "transformers"
+    float8: Float8Recipe | None = None
     fused_adapters: bool = False
     hidden_dropout: bool = False
     loops_experts: bool = False

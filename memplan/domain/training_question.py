@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from memplan.domain.training import Checkpointing, Method, OptimizerForm, OptimizerName
+from memplan.domain.training import Checkpointing, Float8Recipe, Method, OptimizerForm, OptimizerName
 from memplan.records import dataclass
 
 Trainer = Literal["transformers", "trl", "torchtitan", "torchtune", "litgpt", "megatron", "deepspeed", "axolotl"]
@@ -35,6 +35,7 @@ class TrainingQuestion:
     lora_rank: int | None = None
     lora_targets: tuple[str, ...] = ()
     precision: Precision | None = None
+    float8: Float8Recipe | None = None
     loss: AskedLoss | None = None
     attention: AskedAttention | None = None
     compiled: bool = False

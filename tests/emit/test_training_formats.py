@@ -109,6 +109,34 @@ def test_torchrun_and_the_script_parse_the_line(made: dict[str, dict[str, Any]])
     assert (pipeline["script"], pipeline["module"]) == ("torchtitan.train", True)
 
 
+@pytest.mark.parametrize(
+    ("setup", "told"),
+    [
+        ("fp8", {"backend": "AO", "enable_fsdp_float8_all_gather": True}),
+        ("fp8-delayed", {"backend": "TE", "amax_history_len": 1024}),
+    ],
+)
+def test_accelerate_has_every_key_of_its_fp8_recipes(setup: str, told: dict[str, object], tmp_path: Path) -> None:
+    # It starts nothing in FP8 where no library for it is installed: its parser is asked.
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    for each in written(setup, "accelerate").files:
+        (tmp_path / each.name).write_text(each.text, encoding="utf-8")
+    config = load_config_from_file(str(tmp_path / "accelerate.yaml"))
+    known = vars(launch_command_parser().parse_args(["train.py"]))
+    assert config.mixed_precision == "fp8"
+    assert {key if key.startswith("fp8") else f"fp8_{key}" for key in config.fp8_config} <= set(known)
+    assert config.fp8_config.items() >= told.items()
+    assert "bf16=False" in (tmp_path / "training_arguments.py").read_text(encoding="utf-8")
+
+
+def test_torchtitan_is_told_the_recipe_of_fp8_and_to_leave_the_head_alone() -> None:
+    config = tomllib.loads(written("fp8-rowwise", "torchtitan").files[0].text)
+    assert config["quantize"]["linear"]["float8"] == {"recipe_name": "rowwise", "filter_fqns": ["output"]}
+    assert config["model"]["converters"] == ["quantize.linear.float8"]
+
+
 def test_deepspeed_reads_its_json(folder: Path) -> None:
     python = other_python("MEMPLAN_DEEPSPEED_PYTHON")
     two, three = read("read_deepspeed.py", python, [folder / f"{name}.deepspeed" / "deepspeed.json" for name in ZERO])

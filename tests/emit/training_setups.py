@@ -20,13 +20,16 @@ SETUPS: dict[str, dict[str, Any]] = {
     "qlora": {"model": "llama-8b", "train": "qlora", "gpu": "rtx-4090", "seq_len": "1024", "checkpointing": "full"},
     "pipeline": {**FULL, "model": "llama-70b", "gpu": "h100x64", "trainer": "torchtitan", "pp": 4, "tp": 4},
     "experts": {**FULL, "model": "qwen3-30b-a3b", "gpu": "h200x8", "trainer": "torchtitan", "ep": True},
+    "fp8": {**FULL, "mixed_precision": "fp8", "checkpointing": "full"},
+    "fp8-delayed": {**FULL, "mixed_precision": "fp8", "fp8_recipe": "delayed", "checkpointing": "full"},
+    "fp8-rowwise": {**FULL, "mixed_precision": "fp8", "fp8_recipe": "rowwise", "trainer": "torchtitan"},
 }
 HOLDERS = {
     "accelerate": ("fsdp2", "fsdp1", "hsdp", "tensor", "offload", "zero2", "zero3", "ddp-lora", "qlora"),
     "training-arguments": ("fsdp2", "hsdp", "tensor", "zero2", "ddp-lora", "qlora"),
     "torchrun": ("fsdp2", "zero2", "ddp-lora", "qlora", "pipeline"),
     "deepspeed": ("zero2", "zero3"),
-    "torchtitan": ("fsdp2", "hsdp", "tensor", "pipeline", "experts"),
+    "torchtitan": ("fsdp2", "hsdp", "tensor", "pipeline", "experts", "fp8-rowwise"),
 }
 
 

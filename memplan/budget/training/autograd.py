@@ -102,6 +102,7 @@ class Graph:
         self.is_recording = True
         self.is_rerunning = False
         self.num_products = 0
+        self.cast_input: Block | None = None  # what the latest FP8 product read
         self._stash: list[Block] | None = None
         self._last_kept = 0  # the moment at which an operator kept something last
         self._nodes: list[Node] = []
@@ -184,7 +185,7 @@ class Graph:
             made = self.device.take(entering.size_bytes, ACTIVATIONS, f"gradient of {name}")
             for each in arrived:
                 self.device.free(each)
-            self._pass_on(entering, made)
+            self.pass_on(entering, made)
 
         def keep(grad: Block) -> None:
             arrived.append(self.device.share(grad))
@@ -209,7 +210,7 @@ class Graph:
 
         def run(grad: Block) -> None:
             on_backward()
-            self._pass_on(entering, self.device.share(grad))
+            self.pass_on(entering, self.device.share(grad))
 
         node.run = run
         self._nodes.append(node)
@@ -282,13 +283,13 @@ class Graph:
                 made = (
                     device.share(grad) if size is None else device.take(size, ACTIVATIONS, f"gradient of {node.name}")
                 )
-                self._pass_on(entering, made)
+                self.pass_on(entering, made)
         for parameter in node.parameters:
-            self._gradient_of(parameter, device.take(parameter.grad_bytes, GRADIENTS, parameter.name))
+            self.gradient_of(parameter, device.take(parameter.grad_bytes, GRADIENTS, parameter.name))
         for each in temporaries:
             device.free(each)
 
-    def _gradient_of(self, parameter: Parameter, made: Block) -> None:
+    def gradient_of(self, parameter: Parameter, made: Block) -> None:
         """A gradient of a weight; of one that is used twice both are summed in a third first.
 
         Checked by: a tied linear layer on a CPU, whose peak rises by three times the weight.
@@ -304,7 +305,8 @@ class Graph:
         if parameter.on_gradient is not None:
             parameter.on_gradient(parameter, made)
 
-    def _pass_on(self, entering: Tensor, made: Block) -> None:
+    def pass_on(self, entering: Tensor, made: Block) -> None:
+        """A gradient for what entered an operator."""
         if entering.node is None:
             self._add(self._leaf_grads, id(entering), made)
             return
@@ -393,6 +395,6 @@ class Graph:
         if lasting is not None:
             lasting += (self.device.share(arrived), self.device.share(entering.block))
         if entering.needs_grad:
-            self._pass_on(entering, arrived)
+            self.pass_on(entering, arrived)
         else:
             self.device.free(arrived)

@@ -9,6 +9,7 @@ from memplan.budget.training.attention import AttentionKernel, Heads
 from memplan.budget.training.autograd import Parameter
 from memplan.budget.training.blocks import AttentionBlock, ExpertsBlock, Half, LatentBlock, Layer, MlpBlock
 from memplan.budget.training.families import family_of
+from memplan.budget.training.float8 import Float8
 from memplan.budget.training.linear import Adapter, Linear
 from memplan.budget.training.recurrent import ShortConvBlock
 from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, LinearState, SlidingWindow
@@ -38,6 +39,7 @@ class Builder:
         self._make = make
         layout = training.layout
         self.state_share = layout.tensor if layout.sequence_parallel else 1
+        self.num_float8 = 0
         self._family = family_of(spec, training)
         self._biases = {each.name.removesuffix(".bias"): each for each in spec.shared if each.name.endswith(".bias")}
 
@@ -76,7 +78,8 @@ class Builder:
         weight = tied or self._make(name, elements, is_full)
         unpacked = outputs * inputs * training.compute_bytes * share if self._unpacks(name) else 0.0
         cast = 0.0
-        if training.autocast and is_full and training.weight_bytes > training.compute_bytes:
+        float8 = self._float8(name, outputs, inputs)
+        if training.autocast and is_full and training.weight_bytes > training.compute_bytes and float8 is None:
             cast = elements * training.compute_bytes
         return Linear(
             name=name,
@@ -90,6 +93,21 @@ class Builder:
             is_grouped="experts.*" in name,
             is_last=training.kernels == "compiled" and "down" in name,
             is_softcapped=self._family.softcaps and name == "lm_head",
+            float8=float8,
+        )
+
+    def _float8(self, name: str, outputs: int, inputs: int) -> Float8 | None:
+        """Of layers, what is no expert and no router; sides have to be multiples of 16."""
+        training = self._training
+        is_left = name == "lm_head" or ".experts." in name or name.rsplit(".", 1)[-1] in ("gate", "router")
+        if training.float8 is None or is_left or outputs % 16 or inputs % 16:
+            return None
+        self.num_float8 += 1
+        return Float8(
+            recipe=training.float8,
+            is_compiled=training.kernels == "compiled",
+            joins=training.kernels == "fused",
+            weight_width=training.weight_bytes if training.autocast else training.compute_bytes,
         )
 
     def _unpacks(self, name: str) -> bool:

@@ -10,6 +10,7 @@ bitsandbytes 0.43 to 0.48, autograd/_functions.py, MatMul4Bit (the weight is deq
 from __future__ import annotations
 
 from memplan.budget.training.autograd import Graph, Parameter, Tensor
+from memplan.budget.training.float8 import Float8, Product, multiply
 from memplan.budget.training.kernels import softcapped
 from memplan.records import dataclass
 
@@ -43,6 +44,7 @@ class Linear:
     what a copy in the computed type takes that is kept for the backward pass (autocast). `is_last`: its output is the
     layer's own, so that a compiler that keeps what is needed does not keep it. `is_grouped`: it is one of several
     experts' matrices, which selective checkpointing computes again. `is_softcapped`: its output goes through a tanh.
+    `float8`: it is multiplied in 8 bits.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Linear:
     is_last: bool = False
     is_grouped: bool = False
     is_softcapped: bool = False
+    float8: Float8 | None = None
 
     def run(self, graph: Graph, entering: Tensor, tokens: float, width: int) -> Tensor:
         """Multiply. The caller keeps what enters."""
@@ -76,6 +79,20 @@ class Linear:
             parameters += [adapter.down, adapter.up]
         unpacked = (self.unpacked_bytes,) if self.unpacked_bytes else ()
         graph.num_products += not self.is_grouped
+        is_stashed = graph.num_products % 2 == 1 and not (self.is_last or self.is_grouped)
+        if self.float8 is not None:
+            product = Product(
+                name=self.name,
+                rows=tokens,
+                inputs=self.inputs,
+                outputs=self.outputs,
+                width=width,
+                weight=self.weight,
+                bias=self.bias,
+                float8=self.float8,
+                is_stashed=is_stashed,
+            )
+            return multiply(graph, product, entering)
         return graph.op(
             self.name,
             tokens * self.outputs * width,
@@ -85,7 +102,7 @@ class Linear:
             temporaries=unpacked,
             backward_temporaries=unpacked,
             parameters=parameters,
-            is_stashed=graph.num_products % 2 == 1 and not (self.is_last or self.is_grouped),
+            is_stashed=is_stashed,
         )
 
 

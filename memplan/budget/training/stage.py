@@ -9,6 +9,7 @@ from memplan.budget.training.autograd import WORKSPACE, Parameter
 from memplan.budget.training.blocks import Layer
 from memplan.budget.training.build import Builder
 from memplan.budget.training.device import Device
+from memplan.budget.training.float8 import HISTORY_BYTES, is_gathered_cast
 from memplan.budget.training.linear import Linear
 from memplan.budget.training.optimizer import state_sizes
 from memplan.budget.training.sharding import Unit
@@ -55,6 +56,8 @@ class Stage:
                 f"no linear layer to put an adapter beside is named {' or '.join(training.lora_targets)}",
                 hint="leave the targets out for every linear layer",
             )
+        if training.float8 == "delayed":
+            device.take(builder.num_float8 * HISTORY_BYTES, WORKSPACE, "FP8 histories of largest values")
         self._load_states()
         self.place.settle(self.units)
         if training.accumulation > 1 or training.keeps_gradients:
@@ -122,7 +125,9 @@ class Stage:
         shards = training.layout.shards if self.place.gathers else 1
         if not training.offload_parameters:
             self.device.take(stored / shards, "weights", "adapters" if is_adapter else "parameters")
-        unit.computed_bytes += stored if is_packed else elements * min(width, training.compute_bytes)
+        is_cast = unit.name.startswith("layers") and is_gathered_cast(training, name)
+        computed = 1 if is_cast else min(width, training.compute_bytes)
+        unit.computed_bytes += stored if is_packed else elements * computed
         kept_grad = elements * (_FLOAT if in_float else training.grad_bytes)
         is_brief = self.place.gathers or training.keeps_gradients
         grad = elements * training.compute_bytes if is_brief else kept_grad

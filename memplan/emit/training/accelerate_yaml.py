@@ -55,7 +55,27 @@ def _machines(subject: TrainingSubject) -> Iterator[Entry]:
     why = held(subject, "weights", "adapters", "gradients")
     yield Entry(key="mixed_precision", value="no" if precision == "none" else precision, why=why)
     if precision == "fp8":
-        yield Entry(key="fp8_config", value={"backend": "TE"}, why="Transformer Engine")
+        yield from _float8(subject)
+
+
+def _float8(subject: TrainingSubject) -> Iterator[Entry]:
+    recipe = subject.training.float8
+    if recipe == "rowwise":
+        raise UsageError(
+            "accelerate's file has no rowwise scaling, which a script gives as AORecipeKwargs",
+            hint="use --fp8-recipe tensorwise, or --format torchtitan",
+        )
+    if recipe == "delayed":
+        config: dict[str, object] = {
+            "backend": "TE",
+            "fp8_format": "HYBRID",
+            "amax_history_len": 1024,
+            "amax_compute_algo": "most_recent",
+        }
+        yield Entry(key="fp8_config", value=config, why="Transformer Engine: scales from the steps before")
+        return
+    config = {"backend": "AO", "enable_fsdp_float8_all_gather": recipe == "tensorwise-gather", "pad_inner_dim": True}
+    yield Entry(key="fp8_config", value=config, why="torchao: every product casts by its own largest values")
 
 
 def _kind(subject: TrainingSubject) -> Iterator[Entry]:

@@ -36,7 +36,7 @@ def arguments_file(subject: TrainingSubject, *, launcher: Launcher) -> EmittedFi
     """The fragment. Where accelerate's or DeepSpeed's own file says how ranks share the model, it does not."""
     is_trl = subject.question.trainer == "trl"
     name, package = ("SFTConfig", "trl") if is_trl else ("TrainingArguments", "transformers")
-    entries = [*arguments_of(subject), *sharing(subject, launcher)]
+    entries = [*arguments_of(subject, is_launched=launcher == "accelerate"), *sharing(subject, launcher)]
     if is_trl:
         entries.append(Entry(key="max_length", value=subject.training.sequence_tokens))
         entries.append(Entry(key="packing", value=True, why="every sequence is as long as it was budgeted"))

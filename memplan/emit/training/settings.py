@@ -26,8 +26,11 @@ _OPTIMIZERS = {
 _LIGER = ("rope", "rms_norm", "layer_norm", "swiglu", "geglu")
 
 
-def arguments_of(subject: TrainingSubject) -> Iterator[Entry]:
-    """Every argument that decides memory, with its reason. Raises: UsageError for what the Trainer does not have."""
+def arguments_of(subject: TrainingSubject, *, is_launched: bool = False) -> Iterator[Entry]:
+    """Every argument that decides memory, with its reason. `is_launched`: accelerate's file stands beside it.
+
+    Raises: UsageError for what the Trainer does not have.
+    """
     training = subject.training
     yield Entry(key="output_dir", value="out")
     yield Entry(
@@ -39,7 +42,7 @@ def arguments_of(subject: TrainingSubject) -> Iterator[Entry]:
     yield Entry(
         key="per_device_eval_batch_size", value=training.micro_batch, why="8 by itself: an evaluation would peak"
     )
-    yield from _precision(subject)
+    yield from _precision(subject, is_launched=is_launched)
     yield from checkpointing(subject)
     state = held(subject, "optimizer_state")
     yield Entry(key="optim", value=optimizer_name(subject), why=state or "its state is not on the GPU at the peak")
@@ -60,10 +63,13 @@ def optimizer_name(subject: TrainingSubject) -> str:
     return _OPTIMIZERS[name]
 
 
-def _precision(subject: TrainingSubject) -> Iterator[Entry]:
+def _precision(subject: TrainingSubject, *, is_launched: bool) -> Iterator[Entry]:
     precision = mixed_precision(subject)
+    if precision == "fp8" and is_launched:
+        yield Entry(key="bf16", value=False, why="accelerate's file asks for FP8, which bf16=True would undo")
+        return
     if precision == "fp8":
-        raise UsageError("TrainingArguments has no FP8", hint="use --mixed-precision bf16, or --format torchtitan")
+        raise UsageError("TrainingArguments has no FP8", hint="use --format accelerate, or --format torchtitan")
     if precision == "none":
         yield Entry(key="bf16", value=False, why="all is kept and computed in the type that the weights are loaded in")
     else:

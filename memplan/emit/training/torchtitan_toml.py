@@ -56,6 +56,8 @@ def _tables(subject: TrainingSubject) -> Iterator[Table]:
     yield "parallelism", list(_parallelism(subject))
     yield "activation_checkpoint", list(_checkpointing(subject))
     yield "optimizer", list(_optimizer(subject))
+    if is_fp8:
+        yield "quantize.linear.float8", list(_float8(subject))
     is_compiled = training.kernels == "compiled"
     yield "compile", [Entry(key="enable", value=is_compiled), Entry(key="components", value=["model", "loss"])]
 
@@ -101,6 +103,17 @@ def _checkpointing(subject: TrainingSubject) -> Iterator[Entry]:
         yield Entry(
             key="selective_ac_option", value="op", why="cheap operators are computed again; 2 is every other layer"
         )
+
+
+def _float8(subject: TrainingSubject) -> Iterator[Entry]:
+    """A recipe's name excludes the gather in 8 bits."""
+    recipe = subject.training.float8
+    if recipe == "tensorwise-gather":
+        yield Entry(key="enable_fsdp_float8_all_gather", value=True, why="weights are cast before they are gathered")
+        yield Entry(key="precompute_float8_dynamic_scale_for_fsdp", value=True)
+    else:
+        yield Entry(key="recipe_name", value=recipe)
+    yield Entry(key="filter_fqns", value=["output"], why="the head stays in 16 bits, as it was budgeted")
 
 
 def _optimizer(subject: TrainingSubject) -> Iterator[Entry]:

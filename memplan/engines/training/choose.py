@@ -6,7 +6,7 @@ from typing import Any
 
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
-from memplan.domain.training import Loss, Sharding, TrainingLayout, TrainingSpec
+from memplan.domain.training import Float8Recipe, Loss, Sharding, TrainingLayout, TrainingSpec
 from memplan.domain.training_question import TrainingQuestion
 from memplan.engines.training.presets import PRESETS, Preset
 from memplan.engines.training.refusals import check
@@ -17,6 +17,7 @@ from memplan.units import ceil_div
 DEFAULT_TOKENS = 2048
 DEFAULT_RANK = 16
 _NODE = 8
+_ACCELERATE = ("transformers", "trl", "axolotl")  # accelerate 1.15, AORecipeKwargs: enable_fsdp_float8_all_gather
 _ZERO = ("zero1", "zero2", "zero3")
 _HALF, _FLOAT = 2, 4
 _CHUNK_TOKENS = 128  # litgpt, lm_head_chunk_size
@@ -51,6 +52,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         attention=question.attention or preset.attention,
         **_loss(question, preset, tokens),
         kernels="compiled" if question.compiled else preset.kernels,
+        float8=choose_float8(question, sharding),
         reentrant=preset.reentrant,
         splits_outside=preset.splits_outside,
         keeps_gradients=preset.keeps_gradients,
@@ -102,6 +104,16 @@ def choose_sharding(question: TrainingQuestion, layout: TrainingLayout) -> Shard
     return "fsdp2" if asked == "hsdp" else asked
 
 
+def choose_float8(question: TrainingQuestion, sharding: Sharding) -> Float8Recipe | None:
+    """The recipe of FP8 products; accelerate has weights cast before FSDP2 gathers them."""
+    if question.precision != "fp8":
+        return None
+    own = PRESETS[question.trainer].float8[0]
+    if own == "tensorwise" and sharding == "fsdp2" and question.trainer in _ACCELERATE:
+        own = "tensorwise-gather"
+    return question.float8 or own
+
+
 def notes(question: TrainingQuestion, training: TrainingSpec) -> list[str]:
     """What was decided for the user, and has to be said."""
     said = []
@@ -119,8 +131,10 @@ def notes(question: TrainingQuestion, training: TrainingSpec) -> list[str]:
         said.append(f"HSDP: sharded over {shards} GPUs, replicated over {training.layout.data // shards}")
     if question.precision == "fp8":
         said.append(
-            "FP8 is taken as 16 bit mixed precision; its copies of weights and inputs come on top and are not modelled"
+            f"FP8 by the recipe {training.float8}: products of the layers, not the head, norms or routed experts"
         )
+        if training.float8 != "delayed" and training.kernels != "compiled":
+            said.append("without --compile every cast to FP8 goes through FP32: 9 B an element while it runs, and slow")
     if training.method == "dora":
         said.append("DoRA makes every adapted weight whole again in the adapters' type, to take its norm")
     return said

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from memplan.domain.training import Checkpointing, Loss, OptimizerForm
+from memplan.domain.training import Checkpointing, Float8Recipe, Loss, OptimizerForm
 from memplan.domain.training_question import AskedAttention, AskedSharding, Precision, Trainer
 from memplan.records import dataclass
 
@@ -18,6 +18,7 @@ class Preset:
     """One trainer. `masters` says that 16 bit weights have FP32 copies beside them (None: mixed precision keeps the
     weights themselves in FP32). `shardings` are those that it can do; `sharding` is what several GPUs get.
 
+    `float8` are the recipes of FP8 that it has, its own first.
     `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert. `has_selective`: it can keep some
     operators' outputs under checkpointing.
     """
@@ -40,11 +41,13 @@ class Preset:
     sequence_parallel: bool = False
     sharding: AskedSharding = "fsdp2"
     shardings: tuple[AskedSharding, ...] = ()
+    float8: tuple[Float8Recipe, ...] = ()
     cuts: tuple[Literal["tensor", "pipeline", "expert"], ...] = ()
     facts: tuple[tuple[str, str, str], ...] = ()
 
 
 _ACCELERATE: tuple[AskedSharding, ...] = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2", "hsdp")
+_TORCHAO: tuple[Float8Recipe, ...] = ("tensorwise", "tensorwise-gather", "rowwise")
 _LOADED = (
     "weights",
     "kept in the checkpoint's 16 bits; --mixed-precision bf16 keeps them in FP32 and multiplies in 16 bits",
@@ -60,6 +63,7 @@ _LOGITS = (
 PRESETS: Mapping[Trainer, Preset] = {
     "transformers": Preset(
         shardings=_ACCELERATE,
+        float8=(*_TORCHAO, "delayed"),
         cuts=("tensor",),
         facts=(
             _LOADED,
@@ -73,6 +77,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         checkpointing="full",
         autocasts_adapters=True,
         shardings=_ACCELERATE,
+        float8=(*_TORCHAO, "delayed"),
         cuts=("tensor",),
         facts=(
             _LOADED,
@@ -87,6 +92,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         checkpointing="full",
         autocasts_adapters=True,
         shardings=_ACCELERATE,
+        float8=(*_TORCHAO, "delayed"),
         cuts=("tensor",),
         facts=(_LOADED, _ADAPTERS, _LOGITS, ("checkpointing", "on", "axolotl/examples: gradient_checkpointing: true")),
     ),
@@ -99,6 +105,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         splits_outside=True,
         sequence_parallel=True,
         shardings=("none", "ddp", "fsdp2", "hsdp"),
+        float8=_TORCHAO,
         cuts=("tensor", "pipeline", "expert"),
         facts=(
             ("weights", "in FP32, gathered and multiplied in BF16", "torchtitan/config, mixed_precision_param"),
@@ -113,6 +120,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         adapters_in_float=False,
         splits_outside=True,
         shardings=("none", "fsdp2", "hsdp"),
+        float8=_TORCHAO,
         cuts=("tensor",),
         facts=(
             ("weights", "in BF16, states and adapters too", "recipes/configs/llama3_1/8B_full.yaml 0.6.1, dtype"),
@@ -147,6 +155,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         sequence_parallel=True,
         sharding="zero1",
         shardings=("none", "ddp", "zero1"),
+        float8=("delayed",),
         cuts=("tensor", "pipeline", "expert"),
         facts=(
             ("weights", "in BF16; FP32 copies in the optimizer", "megatron/core/optimizer/optimizer.py"),

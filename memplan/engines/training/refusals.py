@@ -30,6 +30,11 @@ def check(
     _cuts(spec, layout)
     _offload(question, sharding)
     _numbers(question, spec, gpu)
+    if question.float8 == "tensorwise-gather" and sharding != "fsdp2":
+        raise UsageError(
+            f"`--fp8-recipe tensorwise-gather` with --sharding {sharding}: nothing is gathered in 8 bits",
+            hint="use --fp8-recipe tensorwise, or --sharding fsdp2",
+        )
 
 
 def _trainer(question: TrainingQuestion, layout: TrainingLayout, sharding: Sharding) -> None:
@@ -143,6 +148,7 @@ def _numbers(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -> None:
             "`--mixed-precision fp8` trains all weights; adapters beside frozen ones are computed in 16 bits",
             hint="use --train full, or --mixed-precision bf16",
         )
+    _float8(question)
     if question.precision == "fp8" and capability is not None and capability < _FP8_CAPABILITY:
         raise UsageError(f"{gpu.name} has no FP8 tensor cores", hint="use --mixed-precision bf16, or an H100 or newer")
     if question.precision == "bf16" and capability is not None and capability < _BF16_CAPABILITY:
@@ -160,6 +166,17 @@ def _numbers(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -> None:
             f"--seq-len {format_count(question.sequence_tokens)} is far beyond {spec.name}'s {format_count(longest)}",
             hint=f"use --seq-len {longest} or less",
         )
+
+
+def _float8(question: TrainingQuestion) -> None:
+    name, asked, known = question.trainer, question.float8, PRESETS[question.trainer].float8
+    if asked is not None and question.precision != "fp8":
+        raise UsageError("--fp8-recipe without FP8", hint="add --mixed-precision fp8")
+    if question.precision == "fp8" and not known:
+        able = [other for other, each in PRESETS.items() if each.float8]
+        raise UsageError(f"{name} has no FP8 of its own", hint=f"use --trainer {_one_of(able)}")
+    if asked is not None and asked not in known:
+        raise UsageError(f"{name} has no FP8 recipe `{asked}`", hint=f"use --fp8-recipe {_one_of(known)}")
 
 
 def _cuts_of(question: TrainingQuestion) -> tuple[str, ...]:

@@ -76,6 +76,19 @@ def test_sequence_parallelism_goes_with_tensor_parallelism_where_trainers_have_i
     assert not chosen(tensor=4, num_gpus=8).layout.sequence_parallel
 
 
+def test_fp8_has_the_recipe_of_the_trainer_unless_another_is_asked_for() -> None:
+    def recipe(**asked: Any) -> str | None:
+        return chosen(precision="fp8", **asked).float8
+
+    assert chosen(precision="bf16").float8 is None
+    assert recipe() == "tensorwise"
+    assert recipe(num_gpus=8) == "tensorwise-gather"
+    assert recipe(num_gpus=8, trainer="torchtitan") == "tensorwise"
+    assert recipe(trainer="megatron") == "delayed"
+    assert recipe(num_gpus=8, float8="rowwise") == "rowwise"
+    assert recipe(float8="delayed") == "delayed"
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"checkpointing": "selective"}, "transformers has no selective checkpointing", "--trainer torchtitan"),
     (
@@ -95,6 +108,10 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"offloaded": ("optimizer",)}, "`--offload optimizer` with --sharding none", "zero2"),
     ({"offloaded": ("optimizer",), "num_gpus": 8}, "all of its shards on the host or none", "optimizer,parameters"),
     ({"method": "lora", "precision": "fp8"}, "adapters beside frozen ones", "bf16"),
+    ({"float8": "rowwise"}, "--fp8-recipe without FP8", "--mixed-precision fp8"),
+    ({"precision": "fp8", "trainer": "litgpt"}, "litgpt has no FP8", "--trainer transformers"),
+    ({"precision": "fp8", "float8": "rowwise", "trainer": "megatron"}, "no FP8 recipe `rowwise`", "delayed"),
+    ({"precision": "fp8", "float8": "tensorwise-gather"}, "nothing is gathered in 8 bits", "--sharding fsdp2"),
     ({"method": "qlora", "sharding": "zero3", "num_gpus": 2}, "cannot cut 4 bit weights", "fsdp2"),
     ({"lora_rank": 8}, "has no adapters", "--train lora"),
     ({"expert": True, "trainer": "megatron", "num_gpus": 8}, "dense layers", "leave --ep out"),

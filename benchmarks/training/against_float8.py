@@ -1,0 +1,106 @@
+"""FP8 products in the training budget beside torchao's own code, run on meta tensors as the simulated profile runs it.
+
+Needs torchao 0.7 to 0.16 (its package `torchao.float8`), which memplan does not install. Linear layers of transformers'
+models but the head become torchao's; nothing is compiled. Every point is a recipe, a model and a batch.
+
+    python benchmarks/training/against_float8.py [--only NAME] [--alive]
+
+Exits with 1 when any phase is further apart than 2 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import against_profile
+from against_profile import Compared, Point, compare, training_of
+
+from memplan.domain.training import TrainingSpec
+from memplan.profile import execute
+from memplan.records import replace
+from memplan.units import MIB
+
+LIMIT = 0.02
+
+
+@dataclass(frozen=True)
+class Cast:
+    """A point of the other comparison, with a recipe."""
+
+    recipe: str
+    point: Point
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe}: {self.point.name}"
+
+
+SMALL = {"vocab_size": 2048}
+POINTS = tuple(
+    Cast(recipe, point)
+    for recipe in ("tensorwise", "rowwise")
+    for point in (
+        Point("llama-8b", 4, optimizer="fused"),
+        Point("llama-8b", 2, batch=2, checkpointing=True, optimizer="fused", config=SMALL),
+        Point("mistral-7b", 2, tokens=4096, optimizer="fused", config=SMALL),
+        Point("qwen3-8b", 2, batch=2, checkpointing=True, optimizer="fused", config=SMALL),
+        Point("gemma-2b", 3, checkpointing=True, optimizer="fused", config=SMALL),
+    )
+)
+
+
+def converted(model: Any, recipe: str) -> Any:
+    """The model with torchao's linear layers."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    return convert_to_float8_training(
+        model,
+        config=Float8LinearConfig.from_recipe_name(recipe),
+        module_filter_fn=lambda module, name: "lm_head" not in name,
+    )
+
+
+def compare_cast(cast: Cast, *, shows: bool) -> list[Compared]:
+    """Both sides of a point. The profile and the budget are told of the recipe where they would build their model."""
+    build, plain = execute.load_subject, against_profile.training_of
+
+    def subject(*arguments: Any, **named: Any) -> Any:
+        made = build(*arguments, **named)
+        converted(made.model, cast.recipe)
+        return made
+
+    def training(point: Point) -> TrainingSpec:
+        return replace(training_of(point), float8=cast.recipe)
+
+    execute.load_subject, against_profile.training_of = subject, training  # type: ignore[assignment]
+    try:
+        return compare(cast.point, shows=shows)
+    finally:
+        execute.load_subject, against_profile.training_of = build, plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="points whose name has this in it")
+    parser.add_argument("--alive", action="store_true", help="list what is alive at every peak")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    worst = 0.0
+    for cast in POINTS:
+        if options.only not in cast.name:
+            continue
+        rows = compare_cast(cast, shows=options.alive)
+        worst = max(worst, *(abs(row.apart) for row in rows))
+        peak = max(rows, key=lambda row: row.profiled_bytes)
+        each = "  ".join(f"{row.phase} {row.apart:+6.2%}" for row in rows)
+        print(f"{cast.name:85} {peak.profiled_bytes / MIB:10.1f} MiB in {peak.phase:9} {each}", flush=True)
+    print(f"worst {worst:.2%}")
+    sys.exit(worst > LIMIT)
+
+
+if __name__ == "__main__":
+    main()
