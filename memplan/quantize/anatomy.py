@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from memplan.quantize.experts import SplitExperts, pools
 from memplan.quantize.linears import is_linear, is_router, linears, parameter, weight_of
+from memplan.quantize.passes import Tail, find_tails
 from memplan.quantize.rows import row_slices
 from memplan.records import dataclass, replace
 
@@ -92,13 +93,14 @@ class Pool:
 class Anatomy:
     """The linear layers of a block: subsets that read the same tensor, in the order they run, and sites.
 
-    Layers of experts are in `pools` alone.
+    Layers of experts are in `pools` alone. `tails` are modules that end in a linear layer.
     """
 
     subsets: tuple[tuple[str, ...], ...]
     sites: tuple[Site, ...]
     unreached: tuple[str, ...] = ()
     pools: tuple[Pool, ...] = ()
+    tails: tuple[Tail, ...] = ()
 
 
 Run = Callable[[nn.Module], Tensor]
@@ -107,7 +109,7 @@ Run = Callable[[nn.Module], Tensor]
 def inspect_block(block: nn.Module, run: Run, *, head_dim: int, sites: bool = True) -> Anatomy:
     """Return the anatomy of a block. `run` calls a block with an input of its own and returns the output.
 
-    With `sites` a copy of the block in float32 is run, many times; else the block itself, once.
+    With `sites` a copy of the block in float32 is run, many times; else the block itself, twice.
     """
     trial = _trial(block) if sites else block
     trace = _Trace(trial)
@@ -135,6 +137,7 @@ def inspect_block(block: nn.Module, run: Run, *, head_dim: int, sites: bool = Tr
             )
             for name, experts in pools(block).items()
         ),
+        tails=find_tails(trial, run),
     )
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from memplan.quantize.anatomy import Anatomy, Pool, Site, move_scaling
 from memplan.quantize.awq import Scaling, awq, output_error, search_scaling
-from memplan.quantize.calls import Call
 from memplan.quantize.elements import LARGEST
 from memplan.quantize.experts import Expert, SplitExperts
 from memplan.quantize.gptq import GptqSettings, gptq
 from memplan.quantize.grid import Grid, Quantized, Scales, round_to_nearest
 from memplan.quantize.linears import is_linear, set_weight, weight_of
 from memplan.quantize.methods import Method
+from memplan.quantize.passes import Passes
 from memplan.quantize.pool_statistics import ExpertTokens, collect_pool
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES
@@ -28,7 +28,6 @@ from memplan.quantize.smooth import search_smoothing
 from memplan.quantize.statistics import Statistics, collect
 from memplan.records import dataclass, field, replace
 
-Batches = Sequence[tuple[Tensor, Call]]
 _ROWS = 256  # of a layer, that stand for all where only a figure for the report is wanted
 _MANY = 16  # layers that read one input; only experts are more
 _SEARCHED_ROWS = 8192  # of many layers together, that rank the candidates of a scaling
@@ -94,29 +93,29 @@ class BlockResult:
 
 
 @torch.no_grad()
-def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe: BlockRecipe) -> BlockResult:
+def quantize_block(passes: Passes, anatomy: Anatomy, recipe: BlockRecipe) -> BlockResult:
     """Quantize the linear layers of a block, which afterwards holds the weights that a reader of the file computes.
 
     Raises: BrokenNumbers for activations that are not finite.
     """
-    result = BlockResult()
+    block, result = passes.block, BlockResult()
     worked = [subset for subset in anatomy.subsets if any(not recipe.keeps(name) for name in subset)]
     known: dict[str, Statistics] = {}
     if recipe.method.scaling != "none" or (recipe.method.needs_calibration and not recipe.one_by_one):
-        known = _statistics(block, _read_together(anatomy, worked), batches, recipe)
+        known = _statistics(passes, _read_together(anatomy, worked), recipe)
     if recipe.method.scaling != "none":
         for site in anatomy.sites:
             _scale(block, site, _fed(anatomy, site, known), recipe, result)
     for pool in anatomy.pools:
         known.pop(pool.name, None)
     for index, subset in enumerate(worked):
-        _quantize_pools(block, anatomy, anatomy.subsets.index(subset), batches, recipe, result)
+        _quantize_pools(passes, anatomy, anatomy.subsets.index(subset), recipe, result)
         if recipe.one_by_one and (index or subset[0] not in known):
             known.pop(subset[0], None)
-            known.update(_statistics(block, [subset], batches, recipe))
+            known.update(_statistics(passes, [subset], recipe, measured=subset[0]))
         _round_subset(block, subset, known.pop(subset[0], None), recipe, result)
         _hand_on(block, subset, recipe, result)
-    _quantize_pools(block, anatomy, len(anatomy.subsets), batches, recipe, result)
+    _quantize_pools(passes, anatomy, len(anatomy.subsets), recipe, result)
     unreached = [name for name in anatomy.unreached if not recipe.keeps(name)]
     if unreached and recipe.method.needs_calibration:
         result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(unreached)}")
@@ -124,13 +123,6 @@ def quantize_block(block: nn.Module, anatomy: Anatomy, batches: Batches, recipe:
         _round(block, name, None, recipe.of(name), result)
     result.notes = list(dict.fromkeys(result.notes))
     return result
-
-
-def run_block(block: nn.Module, batches: Batches) -> Iterator[Tensor]:
-    """Yield the output of a block (B x N x H) for every batch."""
-    for input_BNH, call in batches:
-        with torch.no_grad():
-            yield call.run(block, input_BNH)
 
 
 def _read_together(anatomy: Anatomy, worked: Sequence[Sequence[str]]) -> list[Sequence[str]]:
@@ -153,35 +145,29 @@ def _fed(anatomy: Anatomy, site: Site, known: dict[str, Statistics]) -> list[Sta
 
 
 def _statistics(
-    block: nn.Module, subsets: Sequence[Sequence[str]], batches: Batches, recipe: BlockRecipe
+    passes: Passes, subsets: Sequence[Sequence[str]], recipe: BlockRecipe, *, measured: str = ""
 ) -> dict[str, Statistics]:
     """The statistics of the inputs of some subsets or pools, by the first of their names."""
     if not subsets:
         return {}
+    block = passes.block
     names = [subset[0] for subset in subsets]
     weights = [weight_of(block.get_submodule(subset[1 if _is_pool(block, subset) else 0])) for subset in subsets]
-    return collect(
-        block,
-        names,
-        [weight_OI.shape[1] for weight_OI in weights],
-        _runs(block, batches),
-        device=weights[0].device,
-        num_runs=len(batches),
-        with_hessian=recipe.with_hessian,
-        ranks=recipe.ranks,
-    )
+    with passes.once(measured) as runs:
+        return collect(
+            block,
+            names,
+            [weight_OI.shape[1] for weight_OI in weights],
+            runs,
+            device=weights[0].device,
+            num_runs=len(passes.batches),
+            with_hessian=recipe.with_hessian,
+            ranks=recipe.ranks,
+        )
 
 
 def _is_pool(block: nn.Module, names: Sequence[str]) -> bool:
     return isinstance(block.get_submodule(names[0]), SplitExperts)
-
-
-def _runs(block: nn.Module, batches: Batches) -> Iterator[Callable[[], Tensor]]:
-    return (_run(block, input_BNH, call) for input_BNH, call in batches)
-
-
-def _run(block: nn.Module, input_BNH: Tensor, call: Call) -> Callable[[], Tensor]:
-    return lambda: call.run(block, input_BNH)
 
 
 def _scale(block: nn.Module, site: Site, fed: list[Statistics], recipe: BlockRecipe, result: BlockResult) -> None:
@@ -222,17 +208,16 @@ def _search(weights_OI: list[Tensor], statistics: Statistics, site: Site, recipe
     return search_scaling(weights_OI, statistics.hessian_II, shared(statistics.magnitude_I), recipe.grid, shared=shared)
 
 
-def _quantize_pools(
-    block: nn.Module, anatomy: Anatomy, after: int, batches: Batches, recipe: BlockRecipe, result: BlockResult
-) -> None:
+def _quantize_pools(passes: Passes, anatomy: Anatomy, after: int, recipe: BlockRecipe, result: BlockResult) -> None:
     """Quantize the experts that run after so many subsets of a block and have not been quantized."""
     for pool in anatomy.pools:
         if pool.after <= after and pool.name not in result.experts:
-            _quantize_pool(block, pool, batches, recipe, result)
+            _quantize_pool(passes, pool, recipe, result)
 
 
-def _quantize_pool(block: nn.Module, pool: Pool, batches: Batches, recipe: BlockRecipe, result: BlockResult) -> None:
+def _quantize_pool(passes: Passes, pool: Pool, recipe: BlockRecipe, result: BlockResult) -> None:
     """Quantize experts, some at a time: scale, round what reads tokens, then what reads that."""
+    block = passes.block
     worked = [
         expert for expert in range(pool.num_experts) if any(not recipe.keeps(name) for name in pool.layers(expert))
     ]
@@ -244,17 +229,18 @@ def _quantize_pool(block: nn.Module, pool: Pool, batches: Batches, recipe: Block
     entry, down = pool.entries[0], "down_proj"
 
     def measured(group: Sequence[int], of: Sequence[str]) -> tuple[dict[str, Statistics], ExpertTokens]:
-        return collect_pool(
-            block,
-            pool,
-            group,
-            _runs(block, batches),
-            num_runs=len(batches),
-            min_tokens=wanted,
-            with_hessian=recipe.with_hessian,
-            of=of,
-            ranks=recipe.ranks,
-        )
+        with passes.once() as runs:
+            return collect_pool(
+                block,
+                pool,
+                group,
+                runs,
+                num_runs=len(passes.batches),
+                min_tokens=wanted,
+                with_hessian=recipe.with_hessian,
+                of=of,
+                ranks=recipe.ranks,
+            )
 
     for group in _groups(block, pool, worked, recipe):
         known: dict[str, Statistics] = {}

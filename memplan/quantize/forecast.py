@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from memplan.budget.storage import checkpoint_bytes
 from memplan.catalog.quant_schemes import parse_scheme
-from memplan.domain.model import ModelSpec
+from memplan.domain.model import Layer, ModelSpec
 from memplan.introspect.quantized import quantize_spec
-from memplan.quantize.forecast_steps import FLOAT_BYTES, ITEM_BYTES, MOST_HIDDEN_BYTES, Step, steps_of
+from memplan.quantize.forecast_steps import FLOAT_BYTES, ITEM_BYTES, MOST_HIDDEN_BYTES, Step, steps_of, widths_of
 from memplan.quantize.forecast_time import MachineSpeed, work_of
 from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
@@ -71,6 +71,7 @@ def forecast(
     proof_bytes = proof_tokens * spec.hidden_size * (FLOAT_BYTES if request.device == "cpu" else ITEM_BYTES)
     spilled_bytes = 4 * proof_bytes if proof_bytes > MOST_HIDDEN_BYTES else 0
     widest = max((layer for layer, _ in spec.distinct_layers()), key=lambda layer: layer.num_parameters)
+    inputs_bytes = _inputs_bytes(request, widest, tokens)
     steps = steps_of(spec, request, widest, proof_tokens=proof_tokens)
     on_host = request.device == "cpu"
     peak_bytes = (RUNTIME_BYTES if on_host else _CONTEXT_BYTES) + max(step.total_bytes for step in steps)
@@ -83,7 +84,8 @@ def forecast(
         steps=steps,
         host_bytes=peak_bytes if on_host else beside_bytes,
         device_bytes=0 if on_host else peak_bytes,
-        disk_bytes=2 * output_bytes + max(2 * hidden_bytes, hidden_bytes + spilled_bytes),
+        disk_bytes=2 * output_bytes
+        + max(2 * hidden_bytes + _inputs_bytes(request, widest, tokens), hidden_bytes + spilled_bytes),
         output_bytes=output_bytes,
         flops=(blocks + proof).flops,
         num_blocks=spec.num_layers,
@@ -92,6 +94,14 @@ def forecast(
         seconds=speed.seconds(blocks + proof) if speed else None,
         proof_seconds=speed.seconds(proof) if speed else None,
     )
+
+
+def _inputs_bytes(request: QuantizeRequest, layer: Layer, tokens: int) -> int:
+    """The inputs of layers that read alone and may end a module, which are written down to spare passes (passes.py)."""
+    if request.method.rounding != "gptq" or not request.true_sequential:
+        return 0
+    alone = (each for each in widths_of(layer).readings if len(each.outs) == each.copies == 1)
+    return tokens * sum(each.num_in for each in alone) * ITEM_BYTES
 
 
 def _output_bytes(spec: ModelSpec, request: QuantizeRequest) -> int:

@@ -98,9 +98,8 @@ def _block(layer: Layer, request: QuantizeRequest, tokens: int) -> Work:
     work = Work(elements=2 * layer.num_parameters)
     if method.needs_calibration:
         one_pass = Work(half_flops=2 * tokens * layer.num_parameters)
-        one_by_one = method.rounding == "gptq" and request.true_sequential
-        # A run for the statistics of a layer ends there: on average half a pass.
-        work += one_pass.times(2 + (len(widths.readings) - 1) // 2 if one_by_one else 2)
+        # With runs that end at every subset in turn, layers before it are not run again (passes.py).
+        work += one_pass.times(2)
     for reading in widths.readings:
         work += _reading(reading, request, tokens).times(reading.copies)
     return work

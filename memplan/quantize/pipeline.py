@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from memplan.errors import UnsupportedModel, UsageError
 from memplan.quantize.activations import Activations
 from memplan.quantize.anatomy import Anatomy, inspect_block
-from memplan.quantize.block import BlockRecipe, BlockResult, quantize_block, run_block
+from memplan.quantize.block import BlockRecipe, BlockResult, quantize_block
 from memplan.quantize.calls import Call, Surroundings
 from memplan.quantize.experts import pools
 from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.gptq import GptqSettings
 from memplan.quantize.grid import Grid
 from memplan.quantize.linears import held_elsewhere, is_router, linears, parameter, stays, weight_of
+from memplan.quantize.passes import Passes
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES, QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
@@ -174,10 +175,13 @@ class Quantization:
         block = self.skeleton.load(name)
         anatomy = self._anatomy(block, trial[0], trial[1][index])
         batches = _Batches(inputs, [batch[index] for batch in calls], self.request.device)
-        result = quantize_block(block, anatomy, batches, self._recipe(name))
-        outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype)
-        if calibrates:
-            outputs.write(run_block(block, batches))
+        recipe = self._recipe(name)
+        tails = anatomy.tails if recipe.one_by_one else ()
+        with Passes(block, batches, tails, workspace.folder, self.ranks.rank) as passes:
+            result = quantize_block(passes, anatomy, recipe)
+            if calibrates:
+                outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype)
+                outputs.write(passes.outputs())
         self.ranks.wait()
         packed = self._packed(name, block, result) if self.ranks.is_first else {}
         workspace.finish_block(index, packed, _facts(name, result))
