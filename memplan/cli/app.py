@@ -37,6 +37,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "memplan.cli.evaluate:evaluate_command",
         "How well a model predicts text, and how much worse than the one it was made from.",
     ),
+    "doctor": (
+        "memplan.cli.doctor:doctor_command",
+        "Why a run went out of memory: from its log, traceback, config, snapshot or live server.",
+    ),
     "models": ("memplan.cli.models:models_command", "List, search and show the models that memplan knows by name."),
     "gpus": ("memplan.cli.gpus:gpus_command", "List, search and show the GPUs that memplan knows by name."),
 }
