@@ -28,6 +28,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Write the config that runs a model as estimated, with a reason for every value.",
     ),
     "plan": ("memplan.cli.plan:plan_command", "The best way to serve a model, found by search, and what it costs."),
+    "simulate": (
+        "memplan.cli.simulate:simulate_command",
+        "How a deployment behaves under traffic: cache, queues, waits, waste, what-ifs side by side.",
+    ),
     "profile": ("memplan.cli.profile:profile_command", "What memory a model really takes, phase by phase, and why."),
     "quantize": (
         "memplan.cli.quantize:quantize_command",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 
-from memplan.cli.options import MODEL, PLAN_OPTIONS, PLAN_TRAINING_OPTIONS, WORKLOAD, Given
+from memplan.cli.options import MODEL, PLAN_OPTIONS, PLAN_TRAINING_OPTIONS, SIMULATE_OPTIONS, WORKLOAD, Given
 
-# What a search is asked, and what it found does not depend on.
-_ASKED_OF_A_SEARCH = frozenset(option.name for option in (*PLAN_OPTIONS, *PLAN_TRAINING_OPTIONS))
+# What a search or a simulation is asked, and what it found does not depend on.
+_ASKED_OF_A_SEARCH = frozenset(option.name for option in (*PLAN_OPTIONS, *PLAN_TRAINING_OPTIONS, *SIMULATE_OPTIONS))
 
 
 def command_line(command: str, given: Given, **more: str) -> str:

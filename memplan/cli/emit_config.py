@@ -41,6 +41,10 @@ def emit_config_command(given: Given) -> None:
         return
     if _folder(given) is None:
         check_output(given)
+    if "from_simulation" in given:
+        from memplan.cli.simulated_setup import of_simulation
+
+        given = of_simulation(given)
     from memplan.cli.state import filled_in
 
     if "config" not in given and TRAINING & filled_in(given, is_told=False).keys():

@@ -220,10 +220,10 @@ def _usual_longest(lengths: Lengths) -> int:
 
 
 def _limits(given: Given) -> Limits:
-    slowest = _seconds(given, "max_tpot")
+    slowest = seconds_of(given, "max_tpot")
     assumed = slowest is None and not given.get("offline_batch")
     return Limits(
-        max_ttft_s=_seconds(given, "max_ttft"),
+        max_ttft_s=seconds_of(given, "max_ttft"),
         max_tpot_s=_READING_S if assumed else slowest,
         tpot_is_assumed=assumed,
         max_perplexity_increase=_part(given.get("max_perplexity_increase")),
@@ -236,7 +236,8 @@ def _tokens(given: Given, name: str) -> int | None:
     return parse_count(given[name], what=f"--{name.replace('_', '-')}") if name in given else None
 
 
-def _seconds(given: Given, name: str) -> float | None:
+def seconds_of(given: Given, name: str) -> float | None:
+    """The seconds of an option such as 500ms or 0.5s. Raises: UsageError when it does not read."""
     if name not in given:
         return None
     flag, text = f"--{name.replace('_', '-')}", given[name]

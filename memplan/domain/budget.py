@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Provenance = Literal["exact", "derived", "measured", "modelled", "assumed"]
 Verdict = Literal["fits", "tight", "does_not_fit"]
+GroupKind = Literal["full", "window", "chunk", "state", "cross"]
 Group = Literal["weights", "activation_peak", "cuda_graph", "non_torch", "kv_cache", "outside_budget"]
 
 
@@ -36,12 +37,26 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolGroup:
+    """Layers that share one table of blocks: `block_tokens` tokens of all of them are one block of the pool.
+
+    `kind` is `full` where everything is kept, `window` or `chunk` where only the last `window_tokens` are, `state` or
+    `cross` where a request has a fixed number of blocks.
+    """
+
+    kind: GroupKind
+    block_tokens: int
+    window_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KvCapacity:
     """What the cache holds on the ranks that hold it.
 
     `bytes_per_token` sums one sequence's cost per token over caching layers, before sharding and windows.
     `capacity_tokens` is what the engine's own log line prints; `needed_bytes` and `needed_tokens` are for the asked
-    context x concurrency, in the engine's own pages.
+    context x concurrency, in the engine's own pages. `groups` are the tables that share the `blocks` of one replica,
+    of which `held_back_blocks` never reach a request; where they are empty, there is one of the whole context.
     """
 
     bytes_per_token: int
@@ -54,6 +69,8 @@ class KvCapacity:
     needed_tokens: int
     low_tokens: int | None = None
     high_tokens: int | None = None
+    groups: tuple[PoolGroup, ...] = ()
+    held_back_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,11 +164,12 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .75re
 def style_sheet() -> str:
     """Return the whole style sheet; paper takes the light colours."""
     fills = "\n".join(f".c-{key} {{ fill: var(--{key}); background: var(--{key}) }}" for key in BAR_KEYS)
+    lines = "\n".join(f"svg .line-{key} {{ fill: none; stroke: var(--{key}); stroke-width: 2 }}" for key in BAR_KEYS)
     steps = range(4)
     heat = "\n".join(f"rect.h{n} {{ fill: var(--heat{n}) }} text.h{n} {{ fill: var(--heat{n}-text) }}" for n in steps)
     dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}"
     scheme = ":root { color-scheme: light dark; " + _variables(LIGHT) + " }"
-    return "\n".join([scheme, dark, fills, heat, ".c-unused { fill: none; background: none }", _RULES.strip()])
+    return "\n".join([scheme, dark, fills, lines, heat, ".c-unused { fill: none; background: none }", _RULES.strip()])
 
 
 def _variables(colors: dict[str, str]) -> str:

@@ -226,6 +226,8 @@ def _capacity(
         needed_tokens=settings.context_tokens * concurrency,
         low_tokens=low,
         high_tokens=high,
+        groups=groups.pool_groups(),
+        held_back_blocks=1 if settings.generation == "v1" else 0,  # the null block
     )
 
 

@@ -14,11 +14,22 @@ from __future__ import annotations
 from math import ceil
 
 from memplan.catalog.rules import Rules
+from memplan.domain.budget import GroupKind, PoolGroup
 from memplan.domain.model import Layer
-from memplan.engines.vllm.kv_pages import Page, layer_pages
+from memplan.engines.vllm.kv_pages import Kind, Page, layer_pages
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass, replace
 from memplan.units import ceil_div
+
+_GROUP_KINDS: dict[Kind, GroupKind] = {
+    "full": "full",
+    "latent": "full",
+    "indexer": "full",
+    "window": "window",
+    "chunk": "chunk",
+    "state": "state",
+    "cross": "cross",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,17 @@ class CacheGroups:
         """The tokens of the smallest block."""
         sizes = [group.page.block_size for group in self.groups if group.page.kind != "state"]
         return min(sizes, default=self.groups[0].page.block_size)
+
+    def pool_groups(self) -> tuple[PoolGroup, ...]:
+        """The groups as a budget records them."""
+        return tuple(
+            PoolGroup(
+                kind=_GROUP_KINDS[group.page.kind],
+                block_tokens=group.page.block_size,
+                window_tokens=group.page.window_tokens,
+            )
+            for group in self.groups
+        )
 
     def printed_block_size(self, context_tokens: int) -> int:
         """The tokens of a block in the line about the cache's size: a state stands for the longest context."""
