@@ -17,6 +17,7 @@ from memplan.errors import UsageError
 from memplan.records import replace
 from memplan.simulate.chains import Chains
 from memplan.simulate.clock import TICKS_PER_S, Clock, to_ticks
+from memplan.simulate.jumping import JumpingReplica, can_jump
 from memplan.simulate.measures import percentiles
 from memplan.simulate.replica import Replica, SteppedReplica, Totals
 from memplan.simulate.room import parts_of
@@ -212,7 +213,9 @@ class _Run:
 
 def make_replica(settings: SimulationSettings, chains: Chains, ledger: _Run, stepwise: bool) -> Replica:
     """The replica that serves such settings."""
-    return SteppedReplica(settings, chains, ledger)
+    if stepwise or not can_jump(settings):
+        return SteppedReplica(settings, chains, ledger)
+    return JumpingReplica(settings, chains, ledger)
 
 
 def _counts(traffic: Traffic, outcomes: array[int], totals: list[Totals], made: int) -> Counts:

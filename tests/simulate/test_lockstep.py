@@ -1,0 +1,70 @@
+"""What vLLM's scheduler did, step by step, is what the simulated one does.
+
+vllm_steps.jsonl is written by benchmarks/simulate/record_lockstep.py: a real LLMEngine with a small model, and vLLM's
+scheduler alone under more traffic. Arrivals are given in steps, so that no clock comes between.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memplan.domain.simulation import CacheGroup, SimulationResult, SimulationSettings, Traffic
+from memplan.simulate.run import simulate
+
+_RECORDED = Path(__file__).with_name("vllm_steps.jsonl")
+
+
+@cache
+def recorded() -> dict[str, dict[str, Any]]:
+    rows = map(json.loads, _RECORDED.read_text(encoding="utf-8").splitlines())
+    return {row["name"]: row for row in rows}
+
+
+def replay(row: dict[str, Any], *, stepwise: bool) -> SimulationResult:
+    groups = tuple(CacheGroup(block_tokens=block, window_tokens=window) for block, window in row["settings"]["groups"])
+    columns = row["traffic"]
+    traffic = Traffic(
+        arrivals=array("d", columns["arrivals"]),
+        unit="steps",
+        prefixes=tuple(tuple((text, tokens) for text, tokens in pieces) for pieces in columns["prefixes"]),
+        **{
+            name: array("q", columns[name])
+            for name in ("prompt_tokens", "output_tokens", "prefix_of", "stream_of", "follows")
+        },
+    )
+    settings = SimulationSettings(**{**row["settings"], "groups": groups}, max_points=10**6)
+    return simulate(settings, traffic, stepwise=stepwise)
+
+
+def spread(runs: list[list[int]]) -> list[int]:
+    return [value for value, times in runs for _ in range(times)]
+
+
+@pytest.mark.parametrize("name", recorded())
+@pytest.mark.parametrize("stepwise", [True, False], ids=["stepwise", "jumping"])
+def test_every_step_is_the_one_that_vllm_took(name: str, stepwise: bool) -> None:
+    row = recorded()[name]
+    result = replay(row, stepwise=stepwise)
+    steps = [place + idle for place, idle in enumerate(spread(row["steps"]))]
+    assert [round(end) - 1 for end in result.series.time_s] == steps
+    assert result.series.used_blocks.tolist() == spread(row["held"])
+    assert result.series.running.tolist() == spread(row["running"])
+    assert result.series.waiting.tolist() == spread(row["waiting"])
+    assert result.series.preemptions.tolist() == spread(row["preemptions"])
+    assert [round(end) for end in result.finished_s] == row["finished"]
+    assert result.cached_tokens.tolist() == row["cached_tokens"]
+
+
+def test_the_recording_has_preemptions_hits_and_windows() -> None:
+    rows = recorded().values()
+    assert sum(row["preemptions"][-1][0] for row in rows) > 500
+    assert sum(sum(row["cached_tokens"]) for row in rows) > 50_000
+    assert any(window for row in rows for _, window in row["settings"]["groups"])
+    assert any(len(row["settings"]["groups"]) > 1 for row in rows)
+    assert any(row["name"].startswith("engine") for row in rows)
