@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.profile.events import EventLog, Label
 from memplan.profile.passages import run_allocator
-from memplan.profile.replay import make_allocator, replay
+from memplan.profile.replay import replay
 from memplan.profile.snapshot import read_snapshot
 
 LIMIT_PER_S = 300_000

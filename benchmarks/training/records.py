@@ -170,15 +170,22 @@ def fms(record: Record) -> dict[str, Any]:
 
 
 def torchtitan(record: Record) -> dict[str, Any]:
+    # March 2024, when it was called torchtrain. Its script set expandable segments from October 2024 on, which AMD's
+    # runtime does not have; its list of what selective checkpointing keeps had no cuDNN, which it prefers on Blackwell,
+    # until December 2025.
+    is_first = "83c879f18" in record["source"]
+    gpu = str(record["gpu"])
     return {
         "float8": recipe(record["notes"] or "", record["quote"] or ""),
         "compute_bytes": 2,
         "reduce_bytes": 4,
+        "expandable_segments": not is_first and "MI3" not in gpu,
+        "saves_attention": not ("B200" in gpu and "torchao" in record["framework"]),
         "loss": "compiled" if "compiled" in str(record["cross_entropy"]) else fields_loss(record),
         # The first of its commits had one group for all that is outside of layers, and gathered logits.
-        "splits_outside": "83c879f18" not in record["source"],
-        "loss_parallel": "83c879f18" not in record["source"],
-        "keeps_wide_logits": "83c879f18" in record["source"] and not record["compile"],
+        "splits_outside": not is_first,
+        "loss_parallel": not is_first,
+        "keeps_wide_logits": is_first and not record["compile"],
     }
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from lengths import reserved_over_samples, varies
 from records import Question, Record, question, read_records
 
 from memplan.budget.training.reserved import reserved_bytes
@@ -55,7 +56,9 @@ def predict(asked: Question) -> tuple[float, float]:
     """The peak of a step in GiB: allocated, reserved."""
     step = Step(asked.spec, asked.training)
     allocated = max(phase.peak_bytes for phase in step.run())
-    return allocated / GIB, reserved_bytes(step.device) / GIB
+    if varies(asked.record):
+        return allocated / GIB, reserved_over_samples(asked, card(asked.record).memory_bytes) / GIB
+    return allocated / GIB, reserved_bytes(step) / GIB
 
 
 def score(records: list[Record], configs: Path) -> tuple[list[Row], list[tuple[str, str]]]:

@@ -53,7 +53,8 @@ class TrainingSpec:
     in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like), `compiled`.
     `float8` is the recipe by which linear layers of the model's layers are multiplied in 8 bits, None for 16.
     `bucket_elements` are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters that
-    ZeRO-3 keeps gathered because they are needed again soon.
+    ZeRO-3 keeps gathered because they are needed again soon. `saves_attention`: selective checkpointing keeps what
+    attention makes. `expandable_segments`: PyTorch's allocator grows its segments page by page.
     """
 
     method: Method = "full"
@@ -98,4 +99,6 @@ class TrainingSpec:
     offload_activations: bool = False
     bucket_elements: int = 0
     live_elements: int = 0
+    saves_attention: bool = True
+    expandable_segments: bool = False
     workspace_bytes: int = 8519680

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.domain.timeline import Finding
 from memplan.profile.cache_pool import with_cache_pool
 from memplan.profile.events import EventLog
 from memplan.profile.passages import run_allocator
-from memplan.profile.replay import make_allocator
 from memplan.records import dataclass, replace
 from memplan.units import MIB, format_gib
 

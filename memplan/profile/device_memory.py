@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.catalog.local_gpus import read_local_gpus
 from memplan.domain.timeline import Level
 from memplan.errors import MissingExtra
 from memplan.profile.memviz import snapshot_from
 from memplan.profile.recorder import Recorder
-from memplan.profile.replay import make_allocator
 
 # What a history is cut to, at its front, in entries of some hundred bytes each.
 _MOST_ENTRIES = 2_000_000

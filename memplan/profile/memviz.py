@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from memplan.budget.caching_allocator.blocks import Block, DeviceFull, Pool
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.budget.caching_allocator.simulator import CachingAllocator
 from memplan.domain.timeline import CATEGORIES, Category, MemoryTimeline, Phase
 from memplan.profile.events import EventLog, Label
-from memplan.profile.replay import make_allocator
 from memplan.profile.snapshot_frames import MODULE_FRAME, OPERATOR_FRAME
 
 _PROTOCOL = 4

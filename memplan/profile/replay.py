@@ -10,10 +10,8 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from itertools import accumulate
 
-from memplan.budget.caching_allocator.direct import DirectAllocator
-from memplan.budget.caching_allocator.expandable import ExpandableAllocator
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings
-from memplan.budget.caching_allocator.simulator import CachingAllocator
 from memplan.domain.timeline import Category, OutOfMemory, PhaseMemory, Sample, Work
 from memplan.profile.alive import Contents, Patterns, Survey
 from memplan.profile.events import EventLog
@@ -42,24 +40,6 @@ class PhaseWork:
 
     total: Work | None = None
     by_module: dict[str, Work] = field(default_factory=dict)
-
-
-def make_allocator(
-    settings: AllocatorSettings | None, *, capacity_bytes: int | None = None, outside_bytes: int = 0
-) -> CachingAllocator:
-    """The allocator that some settings ask for; None is a device that caches nothing, such as the CPU.
-
-    `outside_bytes` of the capacity are held by others: the CUDA context, libraries, other processes.
-    """
-    kind = (
-        DirectAllocator
-        if settings is None
-        else ExpandableAllocator
-        if settings.expandable_segments
-        else CachingAllocator
-    )
-    room = None if capacity_bytes is None else max(capacity_bytes - outside_bytes, 0)
-    return kind(settings or AllocatorSettings(), capacity_bytes=capacity_bytes, room_bytes=room)
 
 
 def replay(

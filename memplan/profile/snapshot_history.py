@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings
 from memplan.domain.timeline import PHASES, Category, OutOfMemory, Phase
 from memplan.errors import CorruptFile
 from memplan.profile.alive import Patterns
 from memplan.profile.events import EventLog
-from memplan.profile.replay import make_allocator
 from memplan.profile.snapshot_blocks import Neighbours
 from memplan.profile.snapshot_device import Device, Entry
 from memplan.profile.snapshot_frames import NOWHERE, Origin, Origins, empties_cache, named_category

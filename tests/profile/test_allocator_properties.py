@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from memplan.budget.allocator import allocate
 from memplan.budget.caching import CachingAllocator as PlainAllocator
 from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import parse_settings
 from memplan.budget.caching_allocator.simulator import CachingAllocator
-from memplan.profile.replay import make_allocator
 
 MIB = 1 << 20
 SIZES = st.one_of(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from memplan.budget.caching_allocator.blocks import Block, DeviceFull
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import parse_settings
 from memplan.budget.caching_allocator.simulator import CachingAllocator
-from memplan.profile.replay import make_allocator
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import traces
 
+from memplan.budget.caching_allocator.kinds import make_allocator
 from memplan.budget.caching_allocator.settings import AllocatorSettings, parse_settings
 from memplan.domain.timeline import PhaseMemory, Work
 from memplan.errors import CorruptFile
 from memplan.profile.events import EventLog, Label
-from memplan.profile.replay import PhaseWork, Replay, make_allocator, replay, timeline_from
+from memplan.profile.replay import PhaseWork, Replay, replay, timeline_from
 
 MIB = 1 << 20
 DEFAULT = AllocatorSettings()

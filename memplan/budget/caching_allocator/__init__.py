@@ -2,7 +2,7 @@
 
 `settings` reads PYTORCH_CUDA_ALLOC_CONF, `blocks` has the pools of free blocks, `simulator` the allocator that takes a
 segment for every large request, `expandable` the one that grows its segments page by page, `direct` a device without
-any cache, `resumed` a device that is already in use. Torch is not known here.
+any cache, `resumed` a device that is already in use, `kinds` chooses between them. Torch is not known here.
 
 Source: c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, PyTorch 2.6 and 2.13. Where CUDA puts a new
 segment is not published; here addresses only rise. They decide between free blocks of one size, and nothing else.

@@ -24,7 +24,8 @@ class Heads:
     is_masked: a mask of numbers is made for this layer, and kept. is_reordered: queries lie head by head, so that
     what comes out is copied back. is_wide: scores are computed in FP32 from FP32 copies. copies_single: keys are
     copied for query heads also where there is one, of which others make a view. has_sinks: the softmax is over one
-    column more, and not in FP32. is_latent: what is cached is narrower.
+    column more, and not in FP32. is_latent: what is cached is narrower. is_saved: selective checkpointing
+    keeps what it makes.
     """
 
     batch: float
@@ -40,6 +41,7 @@ class Heads:
     copies_single: bool = False
     has_sinks: bool = False
     is_latent: bool = False
+    is_saved: bool = True
 
     def bytes_of(self, heads: float, head_width: int, element_bytes: int) -> float:
         return self.batch * self.tokens * heads * head_width * element_bytes
@@ -97,7 +99,7 @@ def _fused(
         keeps_bytes=(sums, *mask),
         keeps_output=True,
         backward_temporaries=backward_temporaries,
-        is_stashed=True,
+        is_stashed=heads.is_saved,
     )
     graph.drop(query, key, value)
     return _reordered(graph, made) if heads.is_reordered else made

@@ -225,6 +225,7 @@ class Builder:
             kernel = "efficient"
         return {
             "kernel": kernel,
+            "is_saved": training.saves_attention,
             "is_latent": isinstance(cache, LatentAttention),
             "is_masked": is_masked and kernel == "efficient",
             "copies_single": family.is_masked,

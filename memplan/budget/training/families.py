@@ -29,7 +29,7 @@ class Family:
     mask. own_attention: code of its own, without any kernel; wide_scores: with queries and keys in
     FP32. wide_router: so are the router's input and product. has_sinks: scores have one column more, and their softmax
     is not computed in FP32. clamps_gate: gates are clamped and gated by their own sigmoid. dense_experts: every expert
-    is run on every token.
+    is run on every token. has_narrow_loss: the loss is given 16 bit logits, where others cast them first.
     """
 
     norm: NormForm | None = None
@@ -47,6 +47,7 @@ class Family:
     wide_router: bool = False
     has_sinks: bool = False
     dense_experts: bool = False
+    has_narrow_loss: bool = False
 
 
 _DENSE_EXPERTS = Family(dense_experts=True)
@@ -87,6 +88,7 @@ FAMILIES = {
     "persimmon": Family(joins_rotary=True),
     "phi": Family(is_parallel=True, joins_rotary=True, activation="steps"),
     "phi3": Family(joins_rotary=True),
+    "qwen": Family(has_narrow_loss=True),
     "stablelm": Family(joins_rotary=True),
 }
 _LIKE_LLAMA = Family()

@@ -13,11 +13,12 @@ from memplan.budget.training.linear import Linear
 from memplan.units import ceil_div
 
 _FLOAT = 4
-# plain: transformers up to 4.48 (logits cast to FP32, shifted, log-softmax); plain-flat: without the shifted copy, as
-# transformers from 4.49 on, which shifts labels (loss/loss_utils.py);
-# fused: logits are made and cast, the kernel keeps nothing and writes gradients over them; linear: head and loss in one
-# kernel, by parts of the tokens; chunked: logits of a part of the tokens at a time, each recorded.
-LossForm = Literal["plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
+# narrow: code of a model's own that shifts 16 bit logits; plain: transformers up to 4.48 (logits cast to FP32, shifted,
+# log-softmax); plain-flat: without the shifted copy, as transformers from 4.49 on, which shifts labels
+# (loss/loss_utils.py); fused: logits are made and cast, the kernel keeps nothing and writes gradients over them;
+# linear: head and loss in one kernel, by parts of the tokens; chunked: logits of a part of the tokens at a time, each
+# recorded.
+LossForm = Literal["narrow", "plain", "plain-flat", "compiled", "in-place", "fused", "linear", "chunked"]
 
 
 def run_loss(
@@ -44,6 +45,10 @@ def run_loss(
     if form == "chunked":
         return _chunked(graph, head, hidden, tokens, width, chunks)
     logits = head.run(graph, hidden, tokens, width)
+    if form == "narrow":
+        made = _narrow(graph, logits, width)
+        graph.drop(hidden)
+        return made
     if gathered_ranks > 1:
         whole = graph.op("gathered logits", logits.size_bytes * gathered_ranks, (logits,), grads=(logits.size_bytes,))
         graph.drop(logits)
@@ -85,6 +90,20 @@ def _widened(graph: Graph, logits: Tensor, width: int) -> Tensor:
         graph.device.share(logits.block)
         return logits
     return graph.op("logits in FP32", logits.size_bytes / width * _FLOAT, (logits,))
+
+
+def _narrow(graph: Graph, logits: Tensor, width: int) -> Tensor:
+    """Shifted in 16 bits and cast by autocast inside of the loss; what is returned is cast once more. Takes it over.
+
+    Source: modeling_qwen.py of Qwen's first models; accelerate/utils/operations.py, ConvertOutputsToFp32.
+    """
+    shifted = graph.op("shifted logits", logits.size_bytes, (logits,), grads=(logits.size_bytes,))
+    wide = _widened(graph, shifted, width)
+    made = _log_softmax(graph, wide)
+    graph.drop(wide, shifted)
+    returned = _widened(graph, logits, width)
+    graph.drop(logits, returned)
+    return made
 
 
 def _log_softmax(graph: Graph, logits: Tensor, *, copies: int = 0) -> Tensor:

@@ -70,7 +70,7 @@ def run_stage(spec: ModelSpec, training: TrainingSpec, stage: int, *, with_held:
     if pattern.repeats == 1:
         step = Step(spec, training, stage)
         phases = tuple(_unnumbered(each) for each in step.run())
-        return StepHeld(phases=phases, find_reserved=lambda: reserved_bytes(step.device))
+        return StepHeld(phases=phases, find_reserved=lambda: reserved_bytes(step))
     few, more = (_short(spec, training, stage, pattern.layers(repeats)) for repeats in (_FEW, _MORE))
     further = (pattern.repeats - _FEW) / (_MORE - _FEW)
     found: dict[str, PhaseHeld] = {}
@@ -170,7 +170,7 @@ def _windows(step: Step, pattern: Pattern, repeats: int, *, with_held: bool) -> 
 
 def _spare_bytes(step: Step) -> int:
     """What the allocator keeps beyond the peak of what is allocated."""
-    return reserved_bytes(step.device) - max(each.peak_bytes for each in step.device.phases(with_held=False))
+    return reserved_bytes(step) - max(each.peak_bytes for each in step.device.phases(with_held=False))
 
 
 def _extrapolated(few: PhaseHeld, more: PhaseHeld, further: float) -> PhaseHeld:

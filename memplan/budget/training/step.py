@@ -36,7 +36,8 @@ class Step:
         number = training.layout.pipeline - 1 if stage is None else stage
         self._stage = Stage(self.device, spec, training, number)
         self._graph = Graph(self.device)
-        self._training = training
+        self.training = training
+        self._family = family_of(spec, training)
         self._kernels = kernels_of(spec, training, KERNELS[training.kernels])
         self._width = training.compute_bytes
         self._tokens = training.micro_batch * training.sequence_tokens / training.layout.context
@@ -54,7 +55,7 @@ class Step:
         inputs = [device.take(self._tokens * _INDEX_BYTES, WORKSPACE, "token ids") for _ in range(3)]
         mask = device.take(self._mask_bytes(), ACTIVATIONS, "mask")
         made = self._forward()
-        if self._training.checkpointing == "none":
+        if self.training.checkpointing == "none":
             device.free(mask)
         else:
             self._lasting.append(mask)
@@ -79,7 +80,7 @@ class Step:
     def _mask_bytes(self) -> float:
         """The mask that attention's code is handed: numbers for a model's own formula, truths for PyTorch's kernels."""
         found = [half.heads for _, layer in self._stage.layers for half in layer.halves if isinstance(half, ATTENDING)]
-        squared = self._training.micro_batch * float(self._training.sequence_tokens) ** 2
+        squared = self.training.micro_batch * float(self.training.sequence_tokens) ** 2
         if any(heads.kernel == "eager" for heads in found):
             caches = {type(each.caches[0]) for each, _ in self._stage.spec.distinct_layers() if each.caches}
             return squared * self._width * len(caches)
@@ -122,14 +123,14 @@ class Step:
         """Whether what a frozen embedding makes is asked for a gradient all the same: what comes from another stage,
         and what checkpointed layers read, is.
         """
-        training = self._training
+        training = self.training
         return self._stage.embedding is None or training.checkpointing != "none" or training.method == "qlora"
 
     def _positioned(self, state: Tensor) -> Tensor:
         """The embedding with what some families add to it."""
         stage, graph = self._stage, self._graph
         if stage.positions is not None:
-            size = state.size_bytes / self._training.micro_batch
+            size = state.size_bytes / self.training.micro_batch
             places = graph.op("positions", size, (), parameters=(stage.positions,), grads=())
             summed = graph.op("embedding with positions", state.size_bytes, (state, places), grads=(None, size))
             graph.drop(state, places)
@@ -138,10 +139,10 @@ class Step:
             normed = run_norm(graph, state, stage.embedding_norm, self._tokens, self._width, self._kernels)
             graph.drop(state)
             state = normed
-        return dropped(graph, state, self._width) if family_of(stage.spec, self._training).has_dropout else state
+        return dropped(graph, state, self._width) if self._family.has_dropout else state
 
     def _layer(self, unit: Unit, before: Unit | None, layer: Layer, state: Tensor) -> Tensor:
-        graph, place, training = self._graph, self._stage.place, self._training
+        graph, place, training = self._graph, self._stage.place, self.training
 
         def body(entering: Tensor) -> Tensor:
             place.before_forward(unit)
@@ -176,27 +177,27 @@ class Step:
 
         FSDP1 waits for the gradients of what enters a unit that is frozen, in a hook that holds it to the end.
         """
-        training = self._training
+        training = self.training
         return training.sharding == "fsdp1" and training.method != "full" and training.checkpointing == "full"
 
     def _other_micro_batches(self) -> None:
         """Activations of micro-batches that are under way beside this one: one forward, one backward (1F1B), with
         several chunks of layers for each stage the interleaved form of it.
         """
-        layout, device = self._training.layout, self.device
+        layout, device = self.training.layout, self.device
         if layout.pipeline == 1:
             return
         behind = layout.pipeline - self._stage.number - 1
         chunks = float(behind + 1)
         if layout.virtual_stages > 1:
             chunks = (2 * behind + (layout.virtual_stages - 1) * layout.pipeline + 1) / layout.virtual_stages
-        others = min(chunks, self._training.accumulation) - 1
+        others = min(chunks, self.training.accumulation) - 1
         held = sum(each.size_bytes for each in device.blocks if each.holders > 0 and each.category == ACTIVATIONS)
         if others > 0:
             self._lasting.append(device.take(held * others, ACTIVATIONS, "other micro-batches"))
 
     def _loss(self, state: Tensor) -> Tensor:
-        stage, graph, training = self._stage, self._graph, self._training
+        stage, graph, training = self._stage, self._graph, self.training
         if stage.head is None or stage.last_norm is None:
             return state
         if stage.last_unit is not stage.first_unit:
@@ -213,13 +214,14 @@ class Step:
         if training.kernels != "transformers":
             # Their loss stands outside of the model.
             stage.place.end_forward()
+        form = "narrow" if self._family.has_narrow_loss and training.loss == "plain" else training.loss
         return run_loss(
             graph,
             stage.head,
             normed,
             self._tokens,
             self._width,
-            training.loss,
+            form,
             chunks=training.loss_chunks,
             keeps_logits=training.keeps_logits,
             gathered_ranks=1 if training.loss_parallel else training.layout.tensor,
@@ -228,7 +230,7 @@ class Step:
         )
 
     def _optimizer_step(self) -> None:
-        training, device = self._training, self.device
+        training, device = self.training, self.device
         self._stage.place.before_step()
         sizes = [each.size_bytes for each in self._stage.trained]
         is_elsewhere = training.offload_optimizer or training.optimizer_in_backward

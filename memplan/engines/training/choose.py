@@ -60,6 +60,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         offload_optimizer="optimizer" in question.offloaded or "parameters" in question.offloaded,
         offload_activations="activations" in question.offloaded,
         bucket_elements=_BUCKET_ELEMENTS if sharding in _ZERO and question.trainer != "megatron" else 0,
+        expandable_segments=preset.expandable_segments and gpu.cuda_capability is not None,
         live_elements=min(_LIVE_ELEMENTS, spec.parameters) if sharding == "zero3" else 0,
         workspace_bytes=_NEW_WORKSPACE_BYTES if (gpu.cuda_capability or 0.0) >= 9.0 else _WORKSPACE_BYTES,
     )

@@ -39,6 +39,7 @@ class Preset:
     masters: bool = False
     keeps_gradients: bool = False
     sequence_parallel: bool = False
+    expandable_segments: bool = False
     sharding: AskedSharding = "fsdp2"
     shardings: tuple[AskedSharding, ...] = ()
     float8: tuple[Float8Recipe, ...] = ()
@@ -104,6 +105,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         reduces_in_float=True,
         splits_outside=True,
         sequence_parallel=True,
+        expandable_segments=True,
         shardings=("none", "ddp", "fsdp2", "hsdp"),
         float8=_TORCHAO,
         cuts=("tensor", "pipeline", "expert"),
@@ -112,6 +114,11 @@ PRESETS: Mapping[Trainer, Preset] = {
             ("gradients", "reduced in FP32", "torchtitan/config, mixed_precision_reduce"),
             ("checkpointing", "selective", "torchtitan/config, activation_checkpoint.mode"),
             ("optimizer", "fused AdamW", "torchtitan/config, optimizer.implementation"),
+            (
+                "allocator",
+                "expandable segments, but for AMD's GPUs",
+                "torchtitan/run_train.sh, PYTORCH_CUDA_ALLOC_CONF",
+            ),
         ),
     ),
     "torchtune": Preset(

@@ -60,7 +60,7 @@ def test_what_is_reserved_is_near_a_replay_of_the_whole_step(step: str) -> None:
     spec, training = model("llama-3.1-8b"), STEPS[step]
     whole = Step(spec, training, 0)
     whole.run()
-    replayed = reserved_bytes(whole.device)
+    replayed = reserved_bytes(whole)
     assert run_stage(spec, training, 0).find_reserved() == pytest.approx(replayed, rel=0.1)
 
 
