@@ -6,7 +6,7 @@ Axes: B windows of a batch, N tokens of a window, H hidden features, O out featu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from memplan.quantize.anatomy import Anatomy, Pool, Site, move_scaling
 from memplan.quantize.awq import Scaling, awq, output_error, search_scaling
 from memplan.quantize.elements import LARGEST
 from memplan.quantize.experts import Expert, SplitExperts
-from memplan.quantize.gptq import GptqSettings, gptq
+from memplan.quantize.gptq import GptqSettings, gptq_together, rounded_at_once
 from memplan.quantize.grid import Grid, Quantized, Scales, round_to_nearest
 from memplan.quantize.linears import is_linear, set_weight, weight_of
 from memplan.quantize.methods import Method
@@ -120,7 +120,7 @@ def quantize_block(passes: Passes, anatomy: Anatomy, recipe: BlockRecipe) -> Blo
     if unreached and recipe.method.needs_calibration:
         result.notes.append(f"never reached by a token, rounded to nearest: {', '.join(unreached)}")
     for name in unreached:
-        _round(block, name, None, recipe.of(name), result)
+        _round(block, [name], None, recipe.of(name), result)
     result.notes = list(dict.fromkeys(result.notes))
     return result
 
@@ -289,11 +289,13 @@ def _round_subset(
     # Engines fuse layers that read one tensor: scales that hang on the largest weight are found for them together.
     grid = recipe.grid.reaching(*(weight_of(block.get_submodule(name)) for name in rounded))
     recipe = replace(recipe, grid=grid)
-    for place, name in enumerate(rounded):
-        result.owners[name] = (turn + place) % recipe.ranks.size
+    for number, places in enumerate(
+        rounded_at_once([weight_of(block.get_submodule(name)).shape[0] for name in rounded])
+    ):
+        result.owners |= {rounded[place]: (turn + number) % recipe.ranks.size for place in places}
     own = [name for name in rounded if result.owners[name] == recipe.ranks.rank]
-    for name in own:
-        _round(block, name, statistics, recipe, result, is_last=name == own[-1])
+    if own:
+        _round(block, own, statistics, recipe, result)
 
 
 def _hand_on(block: nn.Module, names: Sequence[str], recipe: BlockRecipe, result: BlockResult) -> None:
@@ -322,38 +324,48 @@ def _hand_on(block: nn.Module, names: Sequence[str], recipe: BlockRecipe, result
 
 
 def _round(
-    block: nn.Module,
-    name: str,
-    statistics: Statistics | None,
-    recipe: BlockRecipe,
-    result: BlockResult,
-    *,
-    is_last: bool = True,
+    block: nn.Module, names: Sequence[str], statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
 ) -> None:
-    """Round one layer, put the rounded weights into the block, and note what it cost.
+    """Round layers that read one input, put the rounded weights into the block, and note what it cost.
 
-    The statistics of a subset are used up by the last of its layers.
+    The statistics are used up.
     """
-    recipe.tell(name)
-    module = block.get_submodule(name)
-    weight_OI = weight_of(module)
+    modules = {name: block.get_submodule(name) for name in names}
+    for name, found in zip(names, _rounded(modules, statistics, recipe, result), strict=True):
+        if found.fallback:
+            result.notes.append(_fell_back(name, found))
+        if recipe.method.activations == "tensor":
+            found = replace(found, input_scale=_input_scale(statistics, recipe.grid))
+        set_weight(modules[name], found.dequantize())
+        result.layers[name] = found
+
+
+def _rounded(
+    modules: Mapping[str, nn.Module], statistics: Statistics | None, recipe: BlockRecipe, result: BlockResult
+) -> Iterator[Quantized]:
+    """Yield the layers on their grid, and note what their outputs lost."""
     if statistics is not None and statistics.num_tokens:
-        result.outlier[name] = float(statistics.largest_I.max() / statistics.magnitude_I.mean().clamp(min=1e-30))
+        outlier = float(statistics.largest_I.max() / statistics.magnitude_I.mean().clamp(min=1e-30))
+        result.outlier |= dict.fromkeys(modules, outlier)
     if statistics is None or statistics.hessian_II is None or not statistics.num_tokens:
-        found = round_to_nearest(weight_OI, recipe.grid)
-    else:
-        result.signal[name], result.rounding_error[name] = _plain_errors(weight_OI, statistics.hessian_II, recipe.grid)
-        if recipe.method.rounding == "gptq":
-            found = gptq(weight_OI, statistics.take_hessian(keep=not is_last), recipe.grid, recipe.gptq)
-        else:
-            found = awq(weight_OI, statistics.hessian_II, recipe.grid)
+        for name, module in modules.items():
+            recipe.tell(name)
+            yield round_to_nearest(weight_of(module), recipe.grid)
+        return
+    hessian_II = statistics.hessian_II
+    for name, module in modules.items():
+        errors = _plain_errors(weight_of(module), hessian_II, recipe.grid)
+        result.signal[name], result.rounding_error[name] = errors
+    together: Iterator[Quantized] | None = None
+    if recipe.method.rounding == "gptq":
+        statistics.hessian_II = None
+        weights_OI = [weight_of(module) for module in modules.values()]
+        together = iter(gptq_together(weights_OI, hessian_II, recipe.grid, recipe.gptq))
+    for name, module in modules.items():
+        recipe.tell(name)
+        found = next(together) if together else awq(weight_of(module), hessian_II, recipe.grid)
         result.error[name] = found.loss
-    if found.fallback:
-        result.notes.append(_fell_back(name, found))
-    if recipe.method.activations == "tensor":
-        found = replace(found, input_scale=_input_scale(statistics, recipe.grid))
-    set_weight(module, found.dequantize())
-    result.layers[name] = found
+        yield found
 
 
 def _fell_back(name: str, found: Quantized) -> str:

@@ -84,8 +84,7 @@ def forecast(
         steps=steps,
         host_bytes=peak_bytes if on_host else beside_bytes,
         device_bytes=0 if on_host else peak_bytes,
-        disk_bytes=2 * output_bytes
-        + max(2 * hidden_bytes + _inputs_bytes(request, widest, tokens), hidden_bytes + spilled_bytes),
+        disk_bytes=2 * output_bytes + max(2 * hidden_bytes + inputs_bytes, hidden_bytes + spilled_bytes),
         output_bytes=output_bytes,
         flops=(blocks + proof).flops,
         num_blocks=spec.num_layers,

@@ -126,7 +126,7 @@ def _reading(reading: Reading, request: QuantizeRequest, tokens: int) -> Work:
     if method.rounding == "gptq":
         searched = _RANGES * _ROUNDING_PASSES * weights if request.searches_range else 0
         work += Work(
-            factor_flops=4 * num_in**3 // 3 * len(reading.outs),
+            factor_flops=4 * num_in**3 // 3,
             float_flops=weights * num_in,
             elements=searched + weights * _COLUMNS // 2,
         )
