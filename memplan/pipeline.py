@@ -113,6 +113,10 @@ def placed(question: Question) -> ServingSettings:
 
 def _estimate(engine: Engine, question: Question, settings: ServingSettings) -> MemoryBudget:
     budget = engine.estimate(question.spec, question.gpu, settings, question.version)
+    if settings.corrections and question.engine != "transformers":
+        from memplan.engines.learned import with_learned
+
+        budget = with_learned(budget, settings.corrections)
     return replace(
         budget,
         settings={**budget.settings, "concurrency": settings.workload.concurrency},

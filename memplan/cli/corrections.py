@@ -39,6 +39,12 @@ def save_correction(timeline: MemoryTimeline, gpu: GpuSpec | None) -> None:
     runs.append(_run(timeline))
     path = _file(gpu.name, timeline.model_name)
     content = {"gpu": gpu.name, "model": timeline.model_name, "engine": ENGINE, "runs": runs[-_MOST_RUNS:]}
+    write_runs(path, content)
+    print(f"wrote {path}: estimate --engine {ENGINE} now takes it into account", file=sys.stderr)
+
+
+def write_runs(path: Path, content: dict[str, object]) -> None:
+    """Write a file of corrections whole or not at all. Raises: UsageError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -46,7 +52,12 @@ def save_correction(timeline: MemoryTimeline, gpu: GpuSpec | None) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}", hint="set XDG_STATE_HOME") from error
-    print(f"wrote {path}: estimate --engine {ENGINE} now takes it into account", file=sys.stderr)
+
+
+def corrections_folder() -> Path:
+    """Where corrections are kept: under the user's state folder."""
+    root = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(root) / "memplan" / "corrections"
 
 
 def read_corrections(gpu_name: str, model_name: str) -> tuple[Correction, ...]:
@@ -120,6 +131,5 @@ def _read(gpu_name: str, model_name: str) -> list[dict[str, Any]]:
 
 
 def _file(gpu_name: str, model_name: str) -> Path:
-    root = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     key = zlib.crc32(f"{gpu_name}\n{model_name}\n{ENGINE}".encode())
-    return Path(root) / "memplan" / "corrections" / f"{key:08x}.json"
+    return corrections_folder() / f"{key:08x}.json"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memplan.catalog.rules import load_rules
 from memplan.cli.options import Given
 from memplan.doctor.facts import Facts
 from memplan.doctor.mends import Recompute
 from memplan.domain.budget import MemoryBudget
 from memplan.errors import MemplanError
-from memplan.pipeline import Question
-from memplan.records import dataclass
+from memplan.pipeline import Question, answer
+from memplan.records import dataclass, replace
 
 # Options that a log's settings fill in, and how their values are written.
 _TEXTS = (
@@ -37,9 +38,14 @@ _OWN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reckoned:
-    """A budget for what was read, and how to compute it again with some options changed."""
+    """A budget for what was read, and how to compute it again with some options changed.
+
+    `plain` is the budget without what was learned before, `release` the engine's as corrections are kept for it.
+    """
 
     budget: MemoryBudget
+    plain: MemoryBudget
+    release: str
     question: Question
     asked: Mapping[str, Any]
     recompute: Recompute
@@ -101,7 +107,7 @@ def known_model(name: str) -> str | None:
 
 
 def _reckoned(asked: Mapping[str, Any]) -> Reckoned:
-    question, budget = _answered(asked)
+    question, budget = answered(asked)
 
     def again(options: Mapping[str, object]) -> MemoryBudget | None:
         both = {**asked, **options}
@@ -111,17 +117,30 @@ def _reckoned(asked: Mapping[str, Any]) -> Reckoned:
             names = {pair.partition("=")[0] for pair in fresh}
             both["set"] = [*(pair for pair in asked["set"] if pair.partition("=")[0] not in names), *fresh]
         try:
-            return _answered(both)[1]
+            return answered(both)[1]
         except MemplanError:
             return None
 
-    return Reckoned(budget=budget, question=question, asked=asked, recompute=again)
+    return Reckoned(
+        budget=budget,
+        plain=_unlearned(question, budget),
+        release=load_rules(question.engine, question.version).version,
+        question=question,
+        asked=asked,
+        recompute=again,
+    )
 
 
-def _answered(asked: Mapping[str, Any]) -> tuple[Question, MemoryBudget]:
+def _unlearned(question: Question, budget: MemoryBudget) -> MemoryBudget:
+    """The same budget as the formulas have it: what is learned must not be compared with itself."""
+    if not question.settings.corrections:
+        return budget
+    return answer(replace(question, settings=replace(question.settings, corrections=())))
+
+
+def answered(asked: Mapping[str, Any]) -> tuple[Question, MemoryBudget]:
+    """Return the question that options ask, and its budget. Raises: MemplanError."""
     from memplan.cli.questions import ask
-    from memplan.pipeline import answer
-    from memplan.records import replace
 
     question = ask({**asked, "quiet": True}).questions()[0]
     question = replace(question, with_remedies=False)

@@ -54,6 +54,14 @@ class Asked:
             from memplan.cli.corrections import read_corrections
 
             settings = replace(settings, corrections=read_corrections(device.gpu.name, self.spec.name))
+        else:
+            from memplan.catalog.rules import load_rules
+            from memplan.cli.start_up_corrections import read_start_ups
+
+            release = load_rules(*engine).version
+            ranks = settings.layout.num_ranks
+            learned = read_start_ups(engine[0], release, device.gpu.name, self.spec.name, ranks)
+            settings = replace(settings, corrections=learned)
         return Question(
             spec=with_scheme(self.spec, scheme),
             base_spec=self.spec,

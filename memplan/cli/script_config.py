@@ -45,6 +45,20 @@ def script_options(text: str, path: Path) -> tuple[str, dict[str, Any]]:
     )
 
 
+def script_calls(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the last name of everything that a script calls, with the arguments that are known without running it.
+
+    Raises: UsageError for a script that does not parse.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UsageError(f"{path} is not a Python script: {error}") from None
+    names = dict(_assigned(tree))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(_called(call), _options(call, names, first="first")) for call in calls]
+
+
 def _transformers(options: dict[str, Any], calls: list[ast.Call], names: dict[str, ast.expr]) -> dict[str, Any]:
     found = {_TO_TRANSFORMERS.get(name, name): value for name, value in options.items()}
     quantization = found.pop("quantization_config", None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from memplan.doctor.causes import find_causes
 from memplan.doctor.facts import Facts
-from memplan.doctor.mends import Recompute, with_mends
+from memplan.doctor.mends import Recompute, available_bytes, with_mends
 from memplan.doctor.smi import smi_diagnoses
+from memplan.doctor.telling import size
 from memplan.doctor.working import why
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.diagnosis import Diagnosis, DoctorReport, Kind, Recognised
@@ -33,7 +34,7 @@ def report_of(facts: Facts, budget: MemoryBudget | None = None, recompute: Recom
     if recognised.kind == "nvidia-smi":
         found = [*(each for each in found if each.severity == "error"), *smi_diagnoses(facts)]
     if not found and budget is not None:
-        found = _by_budget(facts, budget)
+        found = _by_budget(budget)
     working = why(facts, budget)
     diagnoses = [with_mends(each, facts, budget, recompute) for each in found]
     if diagnoses:
@@ -42,7 +43,7 @@ def report_of(facts: Facts, budget: MemoryBudget | None = None, recompute: Recom
         recognised=recognised,
         diagnoses=tuple(diagnoses),
         settings=dict(facts.settings),
-        budget_of=_budget_of(budget),
+        budget_of=budget_of(budget),
         needs=_needs(facts, recognised.kind, diagnoses, budget),
     )
 
@@ -76,25 +77,28 @@ def recognise(facts: Facts) -> Recognised:
     )
 
 
-def _by_budget(facts: Facts, budget: MemoryBudget) -> list[Diagnosis]:
+def _by_budget(budget: MemoryBudget) -> list[Diagnosis]:
     """What the settings come to, where the text does not say how it ended."""
-    from memplan.doctor.mends import available_bytes
-    from memplan.doctor.telling import size, told
+    return [budget_diagnosis(budget)] if budget.verdict == "does_not_fit" else []
 
-    if budget.verdict != "does_not_fit":
-        return []
+
+def budget_diagnosis(budget: MemoryBudget) -> Diagnosis:
+    """Which limit a setup that does not fit meets first."""
     available, weights = available_bytes(budget), budget.group_bytes("weights")
     if weights > budget.gpu_memory_bytes:
+        cause = "weights_oom"
         sentence = f"weights of {size(weights)} on each GPU are larger than its {size(budget.gpu_memory_bytes)}"
-        return [told(facts, "weights_oom", "error", sentence, because="by the budget", is_certain=False)]
-    if available <= 0 or budget.kv.capacity_tokens == 0:
+    elif available <= 0 or budget.kv.capacity_tokens == 0:
+        cause = "no_kv_blocks"
         sentence = f"weights of {size(weights)} and a step leave nothing for the KV cache"
-        return [told(facts, "no_kv_blocks", "error", sentence, because="by the budget", is_certain=False)]
-    sentence = f"the requests need {size(budget.kv.needed_bytes)} of KV cache and the budget leaves {size(available)}"
-    return [told(facts, "kv_too_small_for_len", "error", sentence, because="by the budget", is_certain=False)]
+    else:
+        cause = "kv_too_small_for_len"
+        sentence = f"the requests need {size(budget.kv.needed_bytes)} of KV cache, the budget leaves {size(available)}"
+    return Diagnosis(cause=cause, severity="error", sentence=sentence, because="by the budget alone", is_certain=False)
 
 
-def _budget_of(budget: MemoryBudget | None) -> str:
+def budget_of(budget: MemoryBudget | None) -> str:
+    """A budget's subject in words."""
     if budget is None:
         return ""
     gpus = f"{budget.num_gpus} x {budget.gpu_name}" if budget.num_gpus > 1 else budget.gpu_name

@@ -1,4 +1,4 @@
-"""What profiles of one model on one GPU have shown of an estimate: by which factors its terms were off.
+"""What profiles of a model, or start-ups of an engine, have shown of estimates on a GPU: how far terms were off.
 
 A correction moves a term to the mean of what was found and keeps an interval around it. The estimate itself counts as
 one run, so that a single profile does not pass for certainty: with n profiles the half-width is the estimate's own over
@@ -12,14 +12,15 @@ from typing import Literal
 
 from memplan.records import dataclass
 
-Term = Literal["activations", "fragments"]
+Term = Literal["activations", "fragments", "activation_peak", "non_torch", "cuda_graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
     """Factors of one term in one phase, under one attention kernel: profiled over estimated, one for each profile.
 
-    `is_measured` is whether all of them ran on the device; else some were simulated.
+    `is_measured` is whether all of them ran on the device; else some were simulated. Profiles give `activations` and
+    `fragments`; an engine's start-ups give the groups of its budget, whatever the phase and the kernel.
     """
 
     term: Term

@@ -56,6 +56,9 @@ def _why(each: Diagnosis, style: Style, budget_of: str) -> list[str]:
         (line.term, figure(line.budget, line.unit), figure(line.measured, line.unit), difference(line), line.note)
         for line in each.why
     ]
+    if not any(line.measured is not None for line in each.why):
+        shown = [(term, budget, note) for term, budget, _, _, note in rows]
+        return ["", f"The budget of {budget_of}", table(shown, style, right=frozenset({1}), indent="  ")]
     if not has_budget:
         shown = [(term, measured, note) for term, _, measured, _, note in rows]
         return ["", title, table(shown, style, right=frozenset({1}), indent="  ")]
@@ -65,10 +68,13 @@ def _why(each: Diagnosis, style: Style, budget_of: str) -> list[str]:
 
 def _figures(each: Diagnosis, style: Style) -> list[str]:
     """Figures that no table of terms has: of servers, of nvidia-smi, of configs."""
-    shown = [(one.term, figure(one.value, one.unit), one.where) for one in each.evidence if one.term != "said"]
-    known = {line.term for line in each.why}
-    shown = [row for row in shown if row[0] not in known]
-    if each.why or not shown:
+    known = {"said", *(line.term for line in each.why)}
+    shown = [
+        (one.term, figure(one.value, one.unit), one.where)
+        for one in each.evidence
+        if one.term not in known and (one.where or not each.why)
+    ]
+    if not shown:
         return []
     return ["", table(shown, style, right=frozenset({1}), indent="  ")]
 
