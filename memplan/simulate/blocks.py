@@ -8,9 +8,12 @@ Source: vllm/v1/core/block_pool.py and kv_cache_utils.py at v0.32.0.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 
-BlockKey = tuple[int, object]
+from memplan.simulate.chains import Key
+
+BlockKey = tuple[int, Key]
 
 
 class Block:
@@ -33,7 +36,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._plain = num_blocks
-        self._idle: dict[Block, None] = {}
+        self._idle: OrderedDict[Block, None] = OrderedDict()  # a dict gets slow when it is emptied from the front
         self._found: dict[BlockKey, dict[Block, None]] = {}
 
     @property
@@ -55,8 +58,7 @@ class BlockPool:
         plain = min(count, self._plain)
         self._plain -= plain
         for _ in range(count - plain):
-            block = next(iter(self._idle))
-            del self._idle[block]
+            block, _ = self._idle.popitem(last=False)
             assert block.key is not None
             same = self._found[block.key]
             del same[block]

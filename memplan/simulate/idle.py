@@ -6,6 +6,8 @@ what is left of it is always its beginning.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from memplan.simulate.blocks import Block
 from memplan.simulate.chains import Key
 
@@ -28,13 +30,13 @@ class IdlePool:
         self.num_blocks = num_blocks
         self.plain = num_blocks
         self.cached = 0
-        self._idle: dict[Block | Run, None] = {}
-        self._found: dict[Key, dict[Block, None]] = {}
+        self._idle: OrderedDict[Block | Run, None] = OrderedDict()  # a dict gets slow when it is emptied from the front
+        self._found: dict[Key, Block | list[Block]] = {}
 
     def find(self, key: Key) -> Block | None:
         """The block with this key that was there first."""
-        blocks = self._found.get(key)
-        return next(iter(blocks)) if blocks else None
+        found = self._found.get(key)
+        return found[0] if isinstance(found, list) else found
 
     def take(self, count: int) -> None:
         """Hand out `count` free blocks."""
@@ -93,13 +95,18 @@ class IdlePool:
         """A block that is held and has just been filled."""
         block = Block()
         block.key = (0, key)
-        self._found.setdefault(key, {})[block] = None
+        there = self._found.setdefault(key, block)
+        if isinstance(there, list):
+            there.append(block)
+        elif there is not block:
+            self._found[key] = [there, block]
         return block
 
     def _forget(self, block: Block) -> None:
         assert block.key is not None
         key = block.key[1]
-        same = self._found[key]  # type: ignore[index]
-        del same[block]
-        if not same:
-            del self._found[key]  # type: ignore[arg-type]
+        found = self._found[key]
+        if isinstance(found, list) and len(found) > 1:
+            found.remove(block)
+        else:
+            del self._found[key]
