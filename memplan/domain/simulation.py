@@ -123,9 +123,10 @@ class SimulationSettings:
 
     `num_blocks` are the blocks of the pool that requests can have (vLLM prints one more, the null block), shared by all
     `groups`; a contiguous cache has the same room, `num_blocks` times the first group's block, in one piece, and gives
-    every request `context_tokens` of it (`reserve` "longest"), the next power of two of what it will need ("power"), or
-    exactly that ("exact"): the three of the PagedAttention paper. `static` batching takes a batch in and no other until
-    all of it has finished.
+    every request `context_tokens` of it (`reserve` "longest"), its prompt and the next power of two of its answer
+    ("power"), or exactly what it will need ("exact"): the three of the PagedAttention paper. `pieces` come from the
+    first gap that is wide enough, or from a "buddy" allocator, as that paper takes them to. `static` batching takes a
+    batch in and no other until all of it has finished.
 
     `window_retention_tokens` says where the blocks of sliding windows stay findable: before the end of a prompt and
     where requests part (0, as vLLM does), before every multiple of it too, or everywhere (None).
@@ -148,6 +149,7 @@ class SimulationSettings:
     batching: Batching = "continuous"
     allocation: Allocation = "paged"
     reserve: Literal["longest", "power", "exact"] = "longest"
+    pieces: Literal["first-fit", "buddy"] = "first-fit"
     chunked_prefill: bool = True
     prefix_caching: bool = True
     window_retention_tokens: int | None = 0

@@ -1,5 +1,7 @@
 """A contiguous cache: every request has one piece of it, as long as it may become, from the first gap that takes it.
 
+A buddy allocator rounds pieces up to a power of two and begins each at a multiple of its size, so that gaps join again.
+
 Source: section 6.1 of Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention",
 SOSP 2023: what the authors reserve for Orca ("Max", "Pow2", "Oracle").
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 from memplan.domain.simulation import SimulationSettings
 from memplan.simulate.blocks import Block
 from memplan.simulate.served import Served
-from memplan.units import ceil_div
+from memplan.units import ceil_div, round_up
 
 
 class ContiguousCache:
@@ -20,6 +22,7 @@ class ContiguousCache:
         self.room_tokens = settings.num_blocks * self._block_tokens
         self._reserve = settings.reserve
         self._longest = settings.context_tokens
+        self._is_buddy = settings.pieces == "buddy"
         self._gaps = [(0, self.room_tokens)]
         self.reserved_tokens = 0
         self.copied_blocks = 0
@@ -44,9 +47,12 @@ class ContiguousCache:
     def admit(self, request: Served, found: list[list[Block]], known: int, new: int, *, beside: bool) -> bool:
         """Reserve the whole piece of a waiting request, or nothing where no gap is wide enough."""
         size = self._size(request)
-        for place, (start, width) in enumerate(self._gaps):
-            if width >= size:
-                self._gaps[place : place + 1] = [(start + size, width - size)] if width > size else []
+        for place, (gap, width) in enumerate(self._gaps):
+            start = round_up(gap, size) if self._is_buddy else gap
+            left, right = start - gap, gap + width - start - size
+            if right >= 0:
+                rest = [(gap, left), (start + size, right)]
+                self._gaps[place : place + 1] = [each for each in rest if each[1]]
                 request.region = (start, size)
                 self.reserved_tokens += size
                 self.is_refused = False
@@ -76,7 +82,15 @@ class ContiguousCache:
         return ceil_div(request.region[1], self._block_tokens) if request.region else 0
 
     def _size(self, request: Served) -> int:
-        needed = request.prompt + request.output
         if self._reserve == "longest":
-            return self._longest
-        return needed if self._reserve == "exact" else 1 << (needed - 1).bit_length()
+            size = self._longest
+        elif self._reserve == "exact":
+            size = request.prompt + request.output
+        else:
+            size = request.prompt + _power(request.output)
+        return _power(size) if self._is_buddy else size
+
+
+def _power(tokens: int) -> int:
+    """The smallest power of two that is not below it."""
+    return 1 << (tokens - 1).bit_length()
