@@ -6,6 +6,7 @@
 - `<!-- servable: ENGINE WHAT -->` gets a table of servable_tables.py;
 - `<!-- errors -->`, `<!-- errors: short -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from
   benchmarks/results/;
+- `<!-- peers: PART -->` gets a table of what quantize/peers.py recorded in benchmarks/results/quantize_peers.jsonl;
 - `<!-- engines: PART -->` gets a table that engines/check_all.py recorded in benchmarks/results/engines.json;
 - `<!-- plans -->` gets the recipes of recipes/plan/ with what the planner answers now, from plan_tables.py;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
@@ -35,6 +36,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROO
 _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PLANS = re.compile(r"(<!-- plans -->\n).*?(<!-- end -->)", re.DOTALL)
 _ENGINES = re.compile(r"(<!-- engines: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PEERS = re.compile(r"(<!-- peers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SERVABLE = re.compile(r"(<!-- servable: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ERRORS = re.compile(r"(<!-- errors(: short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
@@ -193,6 +195,7 @@ def rendered(text: str, page: Path) -> str:
         from servable_tables import tables
 
         text = _SERVABLE.sub(lambda match: f"{match[1]}{tables(match[2], match[3])}\n{match[4]}", text)
+    text = _PEERS.sub(lambda match: f"{match[1]}{peers_table(match[2])}\n{match[3]}", text)
     text = _ENGINES.sub(lambda match: f"{match[1]}{engines_table(match[2])}\n{match[3]}", text)
     if "<!-- plans -->" in text:
         sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -205,6 +208,15 @@ def rendered(text: str, page: Path) -> str:
         return text
     with tempfile.TemporaryDirectory() as folder:
         return _CONSOLE.sub(lambda match: match[1] + printed(match[2], Path(folder)) + match[3], text)
+
+
+def peers_table(part: str) -> str:
+    """A part of what quantize/peers.py recorded, as it prints it."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "quantize"))
+    import peer_tables
+
+    lines = (RESULTS / "quantize_peers.jsonl").read_text(encoding="utf-8").splitlines()
+    return peer_tables.TABLES[part]([json.loads(line) for line in lines])
 
 
 def engines_table(part: str) -> str:
