@@ -92,6 +92,8 @@ def training_spec(record: Record, spec: ModelSpec) -> TrainingSpec:
         fields |= fms(record)
     elif framework.startswith("torchtitan"):
         fields |= torchtitan(record)
+    elif framework in ("ms-swift", "HF Trainer + DeepSpeed (finetune.py)"):
+        fields["autocast"] = record["sharding"] in (None, "none", "ddp")  # DeepSpeed has no need of it
     elif framework == "torchtune":
         fields |= torchtune(record)
     elif "nanogpt" in framework:
@@ -159,6 +161,7 @@ def fms(record: Record) -> dict[str, Any]:
         "autocast": autocast and record["sharding"] == "none",
         "keeps_logits": recent,
         "loops_experts": True,
+        "wide_state": fms_has_wide_state(record, config),
     }
     if record["sharding"] == "fsdp1" and record["param_dtype"] == "fp32":
         fields |= {"compute_bytes": 2, "reduce_bytes": 2}
@@ -167,6 +170,13 @@ def fms(record: Record) -> dict[str, Any]:
     if config.startswith("accelerated"):
         fields |= {"fused_adapters": "foak" in config, "adapters_cast": False}
     return fields
+
+
+def fms_has_wide_state(record: Record, config: str) -> bool:
+    """TRL keeps norms of 4 bit models in FP32, but where they are sharded; so does autocast what LayerNorm makes."""
+    if "bigcode" in record["model"]:
+        return record["method"] == "qlora" and "bnb" in config
+    return config == "baseline-peft-bnb" and record["sharding"] == "none"
 
 
 def torchtitan(record: Record) -> dict[str, Any]:

@@ -54,7 +54,9 @@ class TrainingSpec:
     `float8` is the recipe by which linear layers of the model's layers are multiplied in 8 bits, None for 16.
     `bucket_elements` are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters that
     ZeRO-3 keeps gathered because they are needed again soon. `saves_attention`: selective checkpointing keeps what
-    attention makes. `expandable_segments`: PyTorch's allocator grows its segments page by page.
+    attention makes. `wide_state`: norms are kept
+    in FP32 and the layers in between return the type that they are given, so that the state between them is FP32.
+    `expandable_segments`: PyTorch's allocator grows its segments page by page.
     """
 
     method: Method = "full"
@@ -100,5 +102,6 @@ class TrainingSpec:
     bucket_elements: int = 0
     live_elements: int = 0
     saves_attention: bool = True
+    wide_state: bool = False
     expandable_segments: bool = False
     workspace_bytes: int = 8519680

@@ -13,7 +13,7 @@ from memplan.budget.training.kernels import Kernels, softcapped
 from memplan.records import dataclass
 from memplan.units import round_up
 
-_FLOAT = 4
+_HALF, _FLOAT = 2, 4
 AttentionKernel = Literal["flash", "efficient", "math", "eager"]
 
 
@@ -25,7 +25,7 @@ class Heads:
     what comes out is copied back. is_wide: scores are computed in FP32 from FP32 copies. copies_single: keys are
     copied for query heads also where there is one, of which others make a view. has_sinks: the softmax is over one
     column more, and not in FP32. is_latent: what is cached is narrower. is_saved: selective checkpointing
-    keeps what it makes.
+    keeps what it makes. is_narrowed: queries, keys and values are cast to 16 bits first.
     """
 
     batch: float
@@ -42,6 +42,7 @@ class Heads:
     has_sinks: bool = False
     is_latent: bool = False
     is_saved: bool = True
+    is_narrowed: bool = False
 
     def bytes_of(self, heads: float, head_width: int, element_bytes: int) -> float:
         return self.batch * self.tokens * heads * head_width * element_bytes
@@ -53,6 +54,9 @@ def attend(
     """Attention. Takes over queries, keys and values; returns every head's output as [batch, tokens, heads x width]."""
     if kernels.caches_keys and not heads.is_latent:
         key, value = _cached(graph, key), _cached(graph, value)
+    if heads.is_narrowed:
+        query, key, value = (_narrowed(graph, each) for each in (query, key, value))
+        width = _HALF
     if heads.kernel == "flash":
         return _fused(graph, query, key, value, heads, width, _flash_backward(heads, width))
     if heads.kernel == "math":
@@ -67,6 +71,13 @@ def attend(
 def _cached(graph: Graph, entering: Tensor) -> Tensor:
     """Takes over what enters."""
     made = graph.op("cached keys", entering.size_bytes, (entering,), grads=(None,))
+    graph.drop(entering)
+    return made
+
+
+def _narrowed(graph: Graph, entering: Tensor) -> Tensor:
+    """Takes over what enters."""
+    made = graph.op("attention's cast", entering.size_bytes / _FLOAT * _HALF, (entering,))
     graph.drop(entering)
     return made
 

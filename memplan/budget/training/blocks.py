@@ -18,7 +18,7 @@ from memplan.budget.training.linear import Linear
 from memplan.budget.training.recurrent import ShortConvBlock, short_convolution
 from memplan.records import dataclass
 
-_FLOAT = 4
+_HALF, _FLOAT = 2, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +206,7 @@ def _attention(
     # The code that runs it names them until it returns.
     named = [graph.alias(each) for each in (query, key, value)]
     out = attend(graph, query, key, value, heads, width, kernels)
-    made = half.out.run(graph, out, tokens, width)
+    made = half.out.run(graph, out, tokens, _HALF if heads.is_narrowed else width)
     graph.drop(out, *named)
     return made
 

@@ -88,6 +88,7 @@ class Builder:
             weight=weight,
             bias=self._bias(name, outputs),
             unpacked_bytes=unpacked,
+            is_narrowed=training.wide_state and self._unpacks(name),
             cast_bytes=cast,
             adapter=self._adapter(name, outputs, inputs, copies),
             is_grouped="experts.*" in name,
@@ -226,6 +227,7 @@ class Builder:
         return {
             "kernel": kernel,
             "is_saved": training.saves_attention,
+            "is_narrowed": training.wide_state and kernel == "flash",
             "is_latent": isinstance(cache, LatentAttention),
             "is_masked": is_masked and kernel == "efficient",
             "copies_single": family.is_masked,

@@ -73,7 +73,7 @@ FAMILIES = {
     "glm": Family(joins_rotary=True),
     "glm4": Family(joins_rotary=True),
     "gpt2": Family(has_rotary=False, activation="steps", has_dropout=True),
-    "gpt_bigcode": Family(has_rotary=False, has_dropout=True),
+    "gpt_bigcode": Family(has_rotary=False, has_dropout=True, has_narrow_loss=True),
     "gpt_neo": Family(has_rotary=False, activation="steps", own_attention=True, wide_scores=True),
     "gpt_neox": Family(is_parallel=True, joins_rotary=True),
     "gpt_oss": Family(norm="eager-wide", own_attention=True, has_sinks=True, clamps_gate=True, joins_rotary=True),

@@ -14,7 +14,7 @@ from memplan.budget.training.float8 import Float8, Product, multiply
 from memplan.budget.training.kernels import softcapped
 from memplan.records import dataclass
 
-_FLOAT = 4
+_HALF, _FLOAT = 2, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Linear:
     what a copy in the computed type takes that is kept for the backward pass (autocast). `is_last`: its output is the
     layer's own, so that a compiler that keeps what is needed does not keep it. `is_grouped`: it is one of several
     experts' matrices, which selective checkpointing computes again. `is_softcapped`: its output goes through a tanh.
-    `float8`: it is multiplied in 8 bits.
+    `float8`: it is multiplied in 8 bits. `is_narrowed`: it multiplies in 16 bits and returns the type that it is given.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Linear:
     is_grouped: bool = False
     is_softcapped: bool = False
     float8: Float8 | None = None
+    is_narrowed: bool = False
 
     def run(self, graph: Graph, entering: Tensor, tokens: float, width: int) -> Tensor:
         """Multiply. The caller keeps what enters."""
@@ -77,7 +78,9 @@ class Linear:
         parameters = [self.weight, *([self.bias] if self.bias else [])]
         if adapter is not None and adapter.is_fused:
             parameters += [adapter.down, adapter.up]
-        unpacked = (self.unpacked_bytes,) if self.unpacked_bytes else ()
+        unpacked = [self.unpacked_bytes] if self.unpacked_bytes else []
+        if self.is_narrowed and width == _FLOAT:
+            unpacked += [tokens * self.inputs * _HALF, tokens * self.outputs * _HALF]
         graph.num_products += not self.is_grouped
         is_stashed = graph.num_products % 2 == 1 and not (self.is_last or self.is_grouped)
         if self.float8 is not None:
@@ -114,10 +117,10 @@ def _with_adapter(
         copied = graph.op("clone", base.size_bytes, (base,), grads=(None,))
         graph.drop(base)
         base = copied
-    inner = _FLOAT if adapter.casts else width
+    inner = _FLOAT if adapter.casts else _HALF if layer.is_narrowed else width
     reads = entering
-    if adapter.casts and width != _FLOAT:
-        reads = graph.op("adapter's cast", tokens * layer.inputs * _FLOAT, (entering,))
+    if inner != width:
+        reads = graph.op("adapter's cast", tokens * layer.inputs * inner, (entering,))
     if adapter.dropout:
         dropped = graph.op(
             "adapter's dropout", tokens * layer.inputs * inner, (reads,), keeps_bytes=(tokens * layer.inputs,)
@@ -133,12 +136,15 @@ def _with_adapter(
     if adapter.magnitude is not None:
         base, scaled = _scaled_by_magnitude(graph, layer, adapter.magnitude, base, scaled, inner)
     summed = graph.op(
-        "adapter's sum", scaled.size_bytes, (base, scaled), grads=(None if inner == width else base.size_bytes, None)
+        "adapter's sum",
+        max(scaled.size_bytes, base.size_bytes),
+        (base, scaled),
+        grads=(None if inner <= width else base.size_bytes, None if inner >= width else scaled.size_bytes),
     )
     graph.drop(base, scaled)
     if reads is not entering:
         graph.drop(reads)
-    if inner == width:
+    if inner <= width:
         return summed
     made = graph.op("adapter's cast back", tokens * layer.outputs * width, (summed,))
     graph.drop(summed)

@@ -33,20 +33,24 @@ def run_loss(
     keeps_logits: bool,
     gathered_ranks: int,
     is_parallel: bool,
+    casts: bool,
+    is_compiled: bool,
     lasting: list[Block] | None,
 ) -> Tensor:
     """The loss of every token of a micro-batch. Takes over the hidden state.
 
     gathered_ranks: over how many ranks logits are gathered first, where the loss is not computed over parts of the
-    vocabulary; is_parallel: it is. lasting: where FP32 logits go that somebody holds until the step is over.
+    vocabulary; is_parallel: it is. casts: autocast computes a
+    loss of 16 bit logits in FP32. is_compiled: one kernel reads each part's logits, and keeps nothing else of them.
+    lasting: where FP32 logits go that somebody holds until the step is over.
     """
     if form == "linear":
         return _linear(graph, head, hidden, tokens, width)
     if form == "chunked":
-        return _chunked(graph, head, hidden, tokens, width, chunks)
+        return _chunked(graph, head, hidden, tokens, width, chunks, is_compiled=is_compiled)
     logits = head.run(graph, hidden, tokens, width)
     if form == "narrow":
-        made = _narrow(graph, logits, width)
+        made = _narrow(graph, logits, _FLOAT if not casts else width)
         graph.drop(hidden)
         return made
     if gathered_ranks > 1:
@@ -54,7 +58,7 @@ def run_loss(
         graph.drop(logits)
         logits = whole
     if form == "compiled":
-        made = graph.op("compiled loss", _FLOAT, (logits,), keeps=(logits,), grads=(logits.size_bytes,))
+        made = _compiled(graph, logits)
         graph.drop(logits, hidden)
         return made
     wide = _widened(graph, logits, width)
@@ -85,6 +89,10 @@ def run_loss(
     return made
 
 
+def _compiled(graph: Graph, logits: Tensor) -> Tensor:
+    return graph.op("compiled loss", _FLOAT, (logits,), keeps=(logits,), grads=(logits.size_bytes,))
+
+
 def _widened(graph: Graph, logits: Tensor, width: int) -> Tensor:
     if width == _FLOAT:
         graph.device.share(logits.block)
@@ -93,9 +101,10 @@ def _widened(graph: Graph, logits: Tensor, width: int) -> Tensor:
 
 
 def _narrow(graph: Graph, logits: Tensor, width: int) -> Tensor:
-    """Shifted in 16 bits and cast by autocast inside of the loss; what is returned is cast once more. Takes it over.
+    """Shifted as they are; autocast casts inside of the loss, and what is returned once more. Takes the logits over.
 
-    Source: modeling_qwen.py of Qwen's first models; accelerate/utils/operations.py, ConvertOutputsToFp32.
+    Sources: transformers/models/gpt_bigcode of 4.48; modeling_qwen.py of Qwen's first models;
+    accelerate/utils/operations.py, ConvertOutputsToFp32.
     """
     shifted = graph.op("shifted logits", logits.size_bytes, (logits,), grads=(logits.size_bytes,))
     wide = _widened(graph, shifted, width)
@@ -149,7 +158,9 @@ def _linear(graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: in
     return loss
 
 
-def _chunked(graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: int, chunks: int) -> Tensor:
+def _chunked(
+    graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: int, chunks: int, *, is_compiled: bool
+) -> Tensor:
     """Every part has its own logits, cast and loss; logits of all parts are there first."""
     part = tokens / chunks
     logits = [
@@ -164,6 +175,9 @@ def _chunked(graph: Graph, head: Linear, hidden: Tensor, tokens: float, width: i
     graph.drop(*(hidden for _ in range(chunks)))
     losses = []
     for each in logits:
+        if is_compiled:
+            losses.append(_compiled(graph, each))
+            continue
         wide = _widened(graph, each, width)
         losses.append(_log_softmax(graph, wide))
         graph.drop(wide)

@@ -24,7 +24,7 @@ KERNELS = {
     "fused": Kernels(norm="fused", rotary="fused", gate="eager"),
     "compiled": Kernels(norm="fused", rotary="fused", gate="fused"),
 }
-_INDEX_BYTES = 8
+_FLOAT, _INDEX_BYTES = 4, 8
 
 
 class Step:
@@ -40,6 +40,7 @@ class Step:
         self._family = family_of(spec, training)
         self._kernels = kernels_of(spec, training, KERNELS[training.kernels])
         self._width = training.compute_bytes
+        self._layer_width = _FLOAT if training.wide_state else self._width
         self._tokens = training.micro_batch * training.sequence_tokens / training.layout.context
         self._lasting: list[Block] = []
 
@@ -146,7 +147,7 @@ class Step:
 
         def body(entering: Tensor) -> Tensor:
             place.before_forward(unit)
-            made = run_layer(graph, layer, entering, self._tokens, self._width, self._kernels)
+            made = run_layer(graph, layer, entering, self._tokens, self._layer_width, self._kernels)
             if not graph.is_rerunning:
                 place.after_forward(unit)
             return made
@@ -204,8 +205,12 @@ class Step:
             stage.place.before_forward(stage.last_unit)
             state = graph.mark(state, lambda: stage.place.after_backward(stage.last_unit))
         rows = self._tokens / stage.state_share
-        normed = run_norm(graph, state, stage.last_norm, rows, self._width, self._kernels)
+        normed = run_norm(graph, state, stage.last_norm, rows, self._layer_width, self._kernels)
         graph.drop(state)
+        if self._layer_width != self._width:
+            narrow = graph.op("head's cast", normed.size_bytes / self._layer_width * self._width, (normed,))
+            graph.drop(normed)
+            normed = narrow
         if stage.state_share > 1:
             size = normed.size_bytes
             whole = graph.op("gathered tokens", size * stage.state_share, (normed,), grads=(size,))
@@ -226,6 +231,8 @@ class Step:
             keeps_logits=training.keeps_logits,
             gathered_ranks=1 if training.loss_parallel else training.layout.tensor,
             lasting=self._lasting if training.keeps_wide_logits else None,
+            is_compiled=training.kernels == "compiled",
+            casts=training.autocast or training.wide_state,
             is_parallel=training.loss_parallel and training.layout.tensor > 1,
         )
 

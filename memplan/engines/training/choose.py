@@ -19,6 +19,7 @@ DEFAULT_RANK = 16
 _NODE = 8
 _ACCELERATE = ("transformers", "trl", "axolotl")  # accelerate 1.15, AORecipeKwargs: enable_fsdp_float8_all_gather
 _ZERO = ("zero1", "zero2", "zero3")
+_GATHERING = ("zero3", "fsdp1", "fsdp2")
 _HALF, _FLOAT = 2, 4
 _CHUNK_TOKENS = 128  # litgpt, lm_head_chunk_size
 _CHUNKS = 8  # torchtune
@@ -51,6 +52,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         checkpointing=question.checkpointing or preset.checkpointing,
         attention=question.attention or preset.attention,
         **_loss(question, preset, tokens),
+        wide_state=preset.widens_quantized and question.method == "qlora" and sharding not in _GATHERING,
         kernels="compiled" if question.compiled else preset.kernels,
         float8=choose_float8(question, sharding),
         reentrant=preset.reentrant,
@@ -157,7 +159,7 @@ def _widths(question: TrainingQuestion, preset: Preset, sharding: Sharding) -> d
     if preset.masters or sharding in _ZERO:
         grad = _FLOAT if preset.keeps_gradients else _HALF
         return {"grad_bytes": grad, "state_bytes": _FLOAT, "master_bytes": _FLOAT}
-    is_gathered = sharding in ("zero3", "fsdp1", "fsdp2")
+    is_gathered = sharding in _GATHERING
     return {
         "weight_bytes": _FLOAT,
         "grad_bytes": _FLOAT,

@@ -20,7 +20,8 @@ class Preset:
 
     `float8` are the recipes of FP8 that it has, its own first.
     `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert. `has_selective`: it can keep some
-    operators' outputs under checkpointing.
+    operators' outputs under checkpointing. `widens_quantized`: norms of models in 4 bits are kept in FP32.
+    `expandable_segments`: PyTorch's allocator is told to use them.
     """
 
     precision: Precision = "none"
@@ -34,6 +35,7 @@ class Preset:
     kernels: Literal["transformers", "fused"] = "transformers"
     adapters_in_float: bool = True
     autocasts_adapters: bool = False
+    widens_quantized: bool = False
     reduces_in_float: bool = False
     splits_outside: bool = False
     masters: bool = False
@@ -77,6 +79,7 @@ PRESETS: Mapping[Trainer, Preset] = {
     "trl": Preset(
         checkpointing="full",
         autocasts_adapters=True,
+        widens_quantized=True,
         shardings=_ACCELERATE,
         float8=(*_TORCHAO, "delayed"),
         cuts=("tensor",),
@@ -84,6 +87,11 @@ PRESETS: Mapping[Trainer, Preset] = {
             _LOADED,
             _ADAPTERS,
             _LOGITS,
+            (
+                "4 bit weights",
+                "norms in FP32 unless sharded, so that what lies between layers is FP32",
+                "trl/models/utils.py 0.24, peft_module_casting_to_bf16",
+            ),
             ("autocast", "on (bf16)", "trl/trainer/sft_config.py 0.24, bf16"),
             ("checkpointing", "on", "trl/trainer/sft_config.py 0.24, gradient_checkpointing"),
         ),

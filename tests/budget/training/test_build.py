@@ -91,3 +91,14 @@ def test_a_kv_cache_beside_training_copies_keys_and_lets_their_fused_projection_
     # Queries and keys lie in the fused matrix beside their rotated copies; values are copied in either form.
     queries_bytes = spec.num_layers * plain.sequence_tokens * spec.hidden_size * 2
     assert kept[0] - kept[1] == pytest.approx(2 * queries_bytes, rel=0.05)
+
+
+def test_norms_in_float_before_4_bit_layers_make_what_is_checkpointed_twice_as_large():
+    spec = load_model("llama-3.2-1b", revision=None, offline=True, introspect="auto")
+    step = TrainingSpec(method="qlora", sequence_tokens=2048, checkpointing="full", autocast=True, loss="linear")
+    narrow, wide = (
+        next(each for each in Step(spec, replace(step, wide_state=is_wide)).run() if each.name == "forward").after_bytes
+        for is_wide in (False, True)
+    )
+    one_state = 2048 * spec.hidden_size * 2
+    assert abs(wide - narrow - (spec.num_layers - 1) * one_state) <= 2 * one_state
