@@ -128,8 +128,10 @@ class SimulationSettings:
     first gap that is wide enough, or from a "buddy" allocator, as that paper takes them to. `static` batching takes a
     batch in and no other until all of it has finished.
 
-    `window_retention_tokens` says where the blocks of sliding windows stay findable: before the end of a prompt and
-    where requests part (0, as vLLM does), before every multiple of it too, or everywhere (None).
+    With `partial_reuse` a cached prefix may end inside a block: its tokens are copied to a block of the request's own
+    (copy on write), for one group of layers that keep everything. `window_retention_tokens` says where the blocks of
+    sliding windows stay findable: before the end of a prompt and where requests part (0, as vLLM does), before every
+    multiple of it too, or everywhere (None).
 
     `long_prefill_tokens` caps a chunk of one prompt (0: no cap). `watermark_fraction` of the pool is left free when a
     waiting request is taken in beside others. With `reserve_prompt` it is taken in only when its whole prompt has room,
@@ -152,6 +154,7 @@ class SimulationSettings:
     pieces: Literal["first-fit", "buddy"] = "first-fit"
     chunked_prefill: bool = True
     prefix_caching: bool = True
+    partial_reuse: bool = False
     window_retention_tokens: int | None = 0
     long_prefill_tokens: int = 0
     watermark_fraction: float = 0.0

@@ -9,7 +9,7 @@ Source: vllm/v1/core/block_pool.py and kv_cache_utils.py at v0.32.0.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from memplan.simulate.chains import Key
 
@@ -33,8 +33,9 @@ NULL = Block()
 class BlockPool:
     """`num_blocks` blocks. Plain free blocks are only counted: which of them it is makes no difference."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, on_lost: Callable[[Block], None] | None = None) -> None:
         self.num_blocks = num_blocks
+        self._on_lost = on_lost
         self._plain = num_blocks
         self._idle: OrderedDict[Block, None] = OrderedDict()  # a dict gets slow when it is emptied from the front
         self._found: dict[BlockKey, dict[Block, None]] = {}
@@ -64,6 +65,8 @@ class BlockPool:
             del same[block]
             if not same:
                 del self._found[block.key]
+            if self._on_lost is not None:
+                self._on_lost(block)
         return [Block() for _ in range(count)]
 
     def touch(self, blocks: Iterable[Block]) -> None:

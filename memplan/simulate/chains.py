@@ -50,6 +50,31 @@ class Chains:
             base = (number * _KINDS + kind) << _PLACES
             keys.extend(range(base + len(keys), base + count))
 
+    def same_tokens(self, one: int, other: int, start: int, end: int) -> int:
+        """How many tokens from `start` on two requests have in common that are equal up to there, `end` at most."""
+        at = start
+        for mine, theirs in zip(self._texts(one, start, end), self._texts(other, start, end), strict=False):
+            if mine[:2] != theirs[:2]:
+                break
+            at += min(mine[2], theirs[2])
+            if mine[2] != theirs[2]:
+                break
+        return at - start
+
+    def _texts(self, request: int, start: int, end: int) -> tuple[tuple[str, int, int], ...]:
+        """The texts between two positions, streams included: (name, position in it, tokens)."""
+        prefix, tokens = self._prefix(request)
+        found = [
+            (f"piece {text}", place, count) for text, place, count in self._pieces(prefix, start, min(end, tokens))
+        ]
+        low = max(start, tokens)
+        if low < end:
+            stream = self._traffic.stream_of
+            shared = stream is not None and self.shared_tokens(request) is None
+            name = f"stream {stream[request]}" if shared and stream is not None else f"request {request}"
+            found.append((name, low - tokens, end - low))
+        return tuple(found)
+
     def _prefix(self, request: int) -> tuple[int, int]:
         """The prefix of a request, the first of equal ones, and how many of its tokens are in the prompt."""
         traffic = self._traffic
@@ -72,6 +97,8 @@ class Chains:
     def _pieces(self, prefix: int, start: int, end: int) -> tuple[_Piece, ...]:
         """The texts of a prefix between two positions: (id, position in it, tokens)."""
         found, at = [], 0
+        if prefix < 0:
+            return ()
         for content, tokens in self._traffic.prefixes[prefix]:
             low, high = max(start, at), min(end, at + tokens)
             if low < high:

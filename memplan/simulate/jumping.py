@@ -34,6 +34,7 @@ def can_jump(settings: SimulationSettings) -> bool:
         and settings.batching == "continuous"
         and settings.preemption == "recompute"
         and settings.long_prefill_tokens == 0
+        and not settings.partial_reuse
         and settings.max_num_batched_tokens >= settings.max_num_seqs
     )
 

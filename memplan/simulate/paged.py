@@ -13,6 +13,7 @@ from memplan.domain.simulation import CacheGroup, SimulationSettings
 from memplan.simulate.blocks import NULL, Block, BlockPool
 from memplan.simulate.chains import Chains, Key
 from memplan.simulate.groups import find_prefix, most_blocks, reachable_places, skipped_tokens
+from memplan.simulate.partial import PartialBlocks
 from memplan.simulate.served import Served
 from memplan.units import ceil_div
 
@@ -22,9 +23,12 @@ class PagedCache:
 
     def __init__(self, settings: SimulationSettings, chains: Chains) -> None:
         self.groups = settings.groups
-        self.pool = BlockPool(settings.num_blocks)
         self.copied_blocks = 0
         self._chains = chains
+        self._partial: PartialBlocks | None = None
+        if settings.partial_reuse and settings.prefix_caching:
+            self._partial = PartialBlocks(chains, settings.groups[0].block_tokens)
+        self.pool = BlockPool(settings.num_blocks, self._partial.remove if self._partial is not None else None)
         self._caching = settings.prefix_caching
         self._longest = settings.context_tokens
         self._retention = settings.window_retention_tokens
@@ -86,7 +90,15 @@ class PagedCache:
         for group, members in self._kinds:
             for member, table in zip(members, found[group][0], strict=True):
                 empty[member] = table[: ceil_div(hit, group.block_tokens)] if _keeps_all(group) else table
+        if self._partial is not None:
+            hit += self._same_tokens(self._partial, request, len(empty[0]))
         return empty, hit
+
+    def _same_tokens(self, partial: PartialBlocks, request: Served, place: int) -> int:
+        """Tokens of the block after the found ones that are in the cache too."""
+        block = self.groups[0].block_tokens
+        before = self._keys(request, block, place)[place - 1] if place else 0
+        return min(partial.same_tokens(before, request.index, place), request.tokens - 1 - place * block)
 
     def admit(self, request: Served, found: list[list[Block]], known: int, new: int, *, beside: bool) -> bool:
         """Give a waiting request its found blocks and slots for `new` tokens more, or nothing where they lack.
@@ -108,6 +120,8 @@ class PagedCache:
             self.pool.touch(kept)
             request.tables.append([NULL] * skipped + kept)
             request.registered.append(skipped + len(kept))
+        if self._partial is not None and not request.restored and known % self.groups[0].block_tokens:
+            self.copied_blocks += 1
         self._extend(request, tokens)
         self._register(request, min(known + new, request.tokens))
         return True
@@ -182,6 +196,8 @@ class PagedCache:
             for each in reachable_places(group, first, full, boundaries, self._retention, self._step_tokens):
                 if table[each] is not NULL:
                     self.pool.register(table[each], (place, keys[each]))
+                    if self._partial is not None:
+                        self._partial.add(table[each], keys[each - 1] if each else 0, request.index)
             request.registered[place] = full
 
     def _keys(self, request: Served, block_tokens: int, count: int) -> list[Key]:

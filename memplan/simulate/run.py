@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 
 from memplan.domain.simulation import (
     OUTCOMES,
+    CacheGroup,
     Counts,
     EqualSteps,
     SimulationResult,
@@ -242,6 +243,10 @@ def _counts(traffic: Traffic, outcomes: array[int], totals: list[Totals], made: 
     )
 
 
+def _plain(settings: SimulationSettings) -> CacheGroup:
+    return CacheGroup(block_tokens=settings.groups[0].block_tokens)
+
+
 def _check(settings: SimulationSettings, traffic: Traffic) -> None:
     """Raise where settings make no sense together."""
     for name in ("num_blocks", "context_tokens", "max_num_seqs", "max_num_batched_tokens", "replicas"):
@@ -249,6 +254,8 @@ def _check(settings: SimulationSettings, traffic: Traffic) -> None:
             raise UsageError(f"{name.replace('_', ' ')} below one: {getattr(settings, name)}", hint="give at least 1")
     if not settings.groups or any(group.block_tokens < 1 for group in settings.groups):
         raise UsageError("a cache without blocks", hint="give one group with a block of at least one token")
+    if settings.partial_reuse and (len(settings.groups) > 1 or settings.groups[0] != _plain(settings)):
+        raise UsageError("partial reuse with windows or several groups", hint="it is for layers that keep everything")
     if traffic.unit == "steps" and not isinstance(settings.steps, EqualSteps):
         raise UsageError("arrivals in steps, and steps of different length", hint="give arrivals in seconds")
     if any(tokens < 1 for tokens in (*traffic.prompt_tokens, *traffic.output_tokens)):

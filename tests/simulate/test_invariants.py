@@ -176,6 +176,23 @@ def test_a_prompt_goes_to_the_replica_that_has_read_its_beginning() -> None:
     assert turns.counts.cached_tokens == 6 * 80
 
 
+def test_a_prefix_that_ends_inside_a_block_is_copied_where_that_is_asked_for() -> None:
+    traffic = Traffic(
+        arrivals=array("d", [0.0, 50.0, 100.0]),
+        prompt_tokens=array("q", [60, 60, 30]),
+        output_tokens=array("q", [5, 5, 5]),
+        unit="steps",
+        prefixes=(((1, 41),),),
+        prefix_of=array("q", [0, 0, 0]),
+    )
+    whole = simulate(SimulationSettings(num_blocks=50), traffic)
+    partial = simulate(SimulationSettings(num_blocks=50, partial_reuse=True), traffic)
+    assert whole.cached_tokens.tolist() == [0, 32, 16]
+    assert partial.cached_tokens.tolist() == [0, 41, 29]
+    assert partial.counts.copied_blocks == 2
+    assert partial.counts.computed_prompt_tokens == whole.counts.computed_prompt_tokens - 9 - 13
+
+
 def test_a_window_keeps_its_own_blocks_alone() -> None:
     traffic = one_at_a_time(1, 10, 200)
     room = {"num_blocks": 100, "prefix_caching": False, "max_num_batched_tokens": 16}

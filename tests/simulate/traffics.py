@@ -79,10 +79,11 @@ def settings(draw: st.DrawFn, *, plain: bool = False) -> SimulationSettings:
         return SimulationSettings(groups=(full,), **common)
     window = CacheGroup(block_tokens=block, window_tokens=draw(st.integers(2, 60)))
     chunk = CacheGroup(block_tokens=block, chunk_tokens=block * draw(st.integers(1, 5)))
+    kinds = [(full,), (window,), (full, window), (full, full), (window, full, window), (chunk,)]
+    groups = draw(st.sampled_from(kinds))
     return SimulationSettings(
-        groups=draw(
-            st.sampled_from([(full,), (window,), (full, window), (full, full), (window, full, window), (chunk,)])
-        ),
+        groups=groups,
+        partial_reuse=groups == (full,) and draw(st.booleans()),
         batching=draw(st.sampled_from(["continuous", "continuous", "static"])),
         allocation=draw(st.sampled_from(["paged", "paged", "contiguous"])),
         reserve=draw(st.sampled_from(["longest", "power", "exact"])),
