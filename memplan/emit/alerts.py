@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from memplan.admission import busy_from
 from memplan.domain.emission import Emission, EmitSubject, EmittedFile
 from memplan.emit import sizing
 from memplan.emit.nested_yaml import Fields, Items, document, field
@@ -102,7 +103,7 @@ def _queue_alerts(subject: EmitSubject, asked: Signals) -> Iterator[Alert]:
     waiting = sizing.max_waiting(subject)
     yield Alert(
         name="LlmQueueGrows",
-        expression=f"{asked.gauge('waiting')} > {max(1, waiting.value // 2)}",
+        expression=f"{asked.gauge('waiting')} > {busy_from(waiting.value)}",
         lasts="5m",
         severity="warning",
         summary="Requests wait for a place",

@@ -1,41 +1,23 @@
 """What a gateway in front of the engine may let through, from what the cache holds: tiers, sessions, queue, fallback.
 
-No engine reads this file; a gateway's author does. The engine's own admission options are named where it has them.
-Every tier's requests of full length fit into the cache together: that is what the numbers are for.
+No engine reads this file; a gateway's author does, or a program that lets `memplan.admission` count. The engine's own
+admission options are named where it has them. Every tier's requests of full length fit into the cache together: that is
+what the numbers are for.
 """
 
 from __future__ import annotations
 
+from memplan.admission import RETRY_AFTER_S, Tier, one_tier, usual_tiers
 from memplan.catalog.rules import parse_release
 from memplan.domain.emission import Emission, EmitSubject, EmittedFile
 from memplan.emit import sizing
 from memplan.emit.nested_yaml import Fields, Items, document, field
 from memplan.emit.words import header
 from memplan.emit.yaml_text import Entry
-from memplan.records import dataclass
 
 SCHEMA = "memplan.limits/1"
-# Assumed, and said so in the file: which part of the cache a tier gets, and which part of the context.
-_TIERS = (("premium", 0.5, 1.0), ("standard", 0.3, 0.5), ("free", 0.2, 0.25))
-_OUTPUT_SHARE = 4
 _SUMMARIZE_SHARE = 0.75
 _KEPT_SHARE = 0.25
-_STEP_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
-    """One class of users: what one request may reach, and how many of such requests may run at once."""
-
-    name: str
-    context_tokens: int
-    output_tokens: int
-    requests: int
-    share: float
-
-    @property
-    def reserved_tokens(self) -> int:
-        return self.context_tokens * self.requests
 
 
 def emit(subject: EmitSubject) -> Emission:
@@ -58,37 +40,11 @@ def emit(subject: EmitSubject) -> Emission:
 
 
 def tiers(subject: EmitSubject) -> tuple[Tier, ...]:
-    """Return the tiers whose requests of full length have room together: a tier without room for one is left out.
-
-    A cache without room for one request of the whole context gets a single tier of what it holds.
-    """
+    """Return the tiers of `memplan.admission` for what this setup holds."""
     pool, context = sizing.pool_tokens(subject), sizing.context_tokens(subject)
     if not pool:
-        return (_named("standard", context, sizing.admitted(subject).value, 1.0),)
-    granted: list[Tier] = []
-    left = pool
-    for name, share, part in _TIERS:
-        length = _rounded(context * part)
-        requests = min(left // length, max(1, int(pool * share) // length))
-        if requests:
-            granted.append(_named(name, length, requests, share))
-            left -= granted[-1].reserved_tokens
-    return tuple(granted) or (_named("standard", pool, 1, 1.0),)
-
-
-def _named(name: str, context: int, requests: int, share: float) -> Tier:
-    return Tier(
-        name=name,
-        context_tokens=context,
-        output_tokens=max(1, context // _OUTPUT_SHARE),
-        requests=requests,
-        share=share,
-    )
-
-
-def _rounded(tokens: float) -> int:
-    """Down to a multiple of 256, which every page size divides; short contexts as they are."""
-    return max(1, int(tokens) // _STEP_TOKENS * _STEP_TOKENS or int(tokens))
+        return (one_tier("standard", context, sizing.admitted(subject).value, 1.0),)
+    return usual_tiers(pool, context)
 
 
 def _tiers_why(subject: EmitSubject, granted: tuple[Tier, ...]) -> str:
@@ -131,7 +87,7 @@ def _admission(subject: EmitSubject) -> Fields:
             429,
             "with Retry-After, once that many wait: a queue that nobody sees the end of helps nobody",
         ),
-        field("retry_after_seconds", 5),
+        field("retry_after_seconds", RETRY_AFTER_S),
     ]
     option = own_queue_option(subject)
     if option:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from memplan.admission import nearly_full
 from memplan.catalog.engine_metrics import EngineMetrics, engine_metrics
 from memplan.domain.emission import EmitSubject
 from memplan.emit import sizing
@@ -62,8 +63,7 @@ def signals(subject: EmitSubject) -> Signals:
 def kv_threshold(subject: EmitSubject) -> tuple[float, str]:
     """The part of the cache above which one more request of the whole context has no room, between 0.7 and 0.95."""
     pool, context = sizing.pool_tokens(subject), sizing.context_tokens(subject)
-    share = 1 - context / pool if pool else 0.9
-    bounded = min(0.95, max(0.7, round(share, 2)))
+    share, bounded = 1 - context / pool if pool else 0.9, nearly_full(pool, context)
     why = f"above it, one more request of {context:,} tokens has no room in the {pool:,} that the cache holds"
     return bounded, why if bounded == round(share, 2) else f"{why} ({share:.2f}, kept between 0.7 and 0.95)"
 

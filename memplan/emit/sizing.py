@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from memplan.admission import waiting_limit
 from memplan.budget.storage import checkpoint_bytes
 from memplan.domain.emission import EmitSubject
 from memplan.records import dataclass
@@ -114,7 +115,7 @@ def admitted(subject: EmitSubject) -> Sized:
 
 def max_waiting(subject: EmitSubject) -> Sized:
     """How many requests may wait: as many as run, so that nobody waits for longer than one turn."""
-    count = max(4, admitted(subject).value)
+    count = waiting_limit(admitted(subject).value)
     return Sized(value=count, why=f"one turn: as many as are served at once ({admitted(subject).why})")
 
 
