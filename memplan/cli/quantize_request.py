@@ -77,17 +77,18 @@ def ask(given: Given) -> AskedQuantization:
     if "target" in given:
         request, target_note = fitted_to(str(given["target"]), spec, request, given)
     fallbacks, keeps_base = _fallbacks(given, request)
+    target_bytes = _target(given, request)
     output = output or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-').replace(':', '-')}")
     return AskedQuantization(
         name=name,
         spec=spec,
         folder=weights_folder(name, revision=revision),
         request=request,
-        forecast=forecast(spec, request),
+        forecast=forecast(spec, request, target_bytes=target_bytes),
         limits=limits_of(given, output),
         output=output,
         max_increase_fraction=parse_fraction(str(given.get("max_perplexity_increase", "2%"))),
-        target_bytes=_target(given, request),
+        target_bytes=target_bytes,
         target_note=target_note,
         fallbacks=fallbacks,
         keeps_base=keeps_base,
@@ -102,7 +103,8 @@ def with_time(asked: AskedQuantization) -> AskedQuantization:
         return asked
     from memplan.quantize.speed import probe
 
-    return replace(asked, forecast=forecast(asked.spec, asked.request, speed=probe(asked.request.device)))
+    speed = probe(asked.request.device)
+    return replace(asked, forecast=forecast(asked.spec, asked.request, speed=speed, target_bytes=asked.target_bytes))
 
 
 def _fallbacks(given: Given, request: QuantizeRequest) -> tuple[tuple[QuantizeRequest, ...], bool]:

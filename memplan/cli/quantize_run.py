@@ -25,6 +25,7 @@ from memplan.records import replace
 if TYPE_CHECKING:
     from memplan.domain.quality import QualityReport
     from memplan.quantize.memory_watch import MemoryWatch
+    from memplan.quantize.mix import Choice
     from memplan.quantize.pipeline import Quantization
     from memplan.quantize.ranks import Ranks
     from memplan.quantize.workspace import Workspace
@@ -83,7 +84,7 @@ def _attempt(asked: AskedQuantization, given: Given, ranks: Ranks, missed: list[
 
     start = time.monotonic()
     with MemoryWatch() as watch:
-        work, notes = _quantization(asked, given, ranks)
+        work, notes, mix = _quantization(asked, given, ranks)
         workspace = Workspace(asked.output, work.identity(), rank=ranks.rank)
         if ranks.is_first and given.get("resume") and workspace.was_accepted(len(work.skeleton.blocks)):
             workspace.clear()
@@ -116,6 +117,7 @@ def _attempt(asked: AskedQuantization, given: Given, ranks: Ranks, missed: list[
         seconds=time.monotonic() - start,
         peak_bytes=_peak_bytes(asked.request.device, watch),
         memory=tuple(watch.samples),
+        mix=mix,
         notes=(*([asked.target_note] if asked.target_note else []), *missed, *notes, *_notes(workspace.blocks)),
     )
     with _kept(workspace, len(work.skeleton.blocks)):
@@ -178,7 +180,10 @@ def _kept(workspace: Workspace, num_blocks: int) -> Iterator[None]:
         )
 
 
-def _quantization(asked: AskedQuantization, given: Given, ranks: Ranks) -> tuple[Quantization, list[str]]:
+def _quantization(
+    asked: AskedQuantization, given: Given, ranks: Ranks
+) -> tuple[Quantization, list[str], tuple[Choice, ...]]:
+    """The work to be done, what is to be known of it, and the widths of layers where each has its own."""
     from memplan.quantize.pipeline import Quantization
     from memplan.quantize.text_sets import read_set
     from memplan.quantize.windows import calibration_windows, check_enough, load_tokenizer
@@ -204,17 +209,15 @@ def _quantization(asked: AskedQuantization, given: Given, ranks: Ranks) -> tuple
     # Experts are measured in fewer passes where there is room; what comes out is the same.
     work.pool_bytes += asked.spare_bytes // 2
     notes += work.notes()
-    if asked.target_bytes is not None:
-        notes.append(_mix(asked, work, asked.target_bytes))
-    return work, notes
+    mix = () if asked.target_bytes is None else _mix(asked, work, asked.target_bytes)
+    return work, notes, mix
 
 
-def _mix(asked: AskedQuantization, work: Quantization, target_bytes: int) -> str:
+def _mix(asked: AskedQuantization, work: Quantization, target_bytes: int) -> tuple[Choice, ...]:
     from memplan.quantize.auto import mixed
 
-    assert asked.output is not None
     measured = asked.output.with_name(asked.output.name + ".sensitivity.json")
-    with progress("measuring block", lines=True) as step:
+    with progress("measuring block", lines=work.ranks.is_first) as step:
         return mixed(work, asked.spec, target_bytes, measured, step)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from memplan.domain.model import ModelSpec
 from memplan.errors import UsageError
-from memplan.quantize.mix import Unit, fitting, weights_when_loaded
+from memplan.quantize.mix import Choice, Unit, fitting, weights_when_loaded, windows_measured
 from memplan.quantize.pipeline import Quantization
 from memplan.quantize.sensitivity import measure_units
 from memplan.quantize.width import Width
@@ -22,16 +22,18 @@ from memplan.quantize.workspace import write_whole
 from memplan.units import format_gib
 
 _SCHEMA = "memplan.sensitivity/1"
-_WINDOWS = 16  # a unit's damage varies little from window to window
+_NO_MATTER = ("request", "number of processes")  # to what is measured
 
 Progress = Callable[[int, int, str], None]
 
 
-def mixed(work: Quantization, spec: ModelSpec, target_bytes: int, keep_in: Path, progress: Progress) -> str:
+def mixed(
+    work: Quantization, spec: ModelSpec, target_bytes: int, keep_in: Path, progress: Progress
+) -> tuple[Choice, ...]:
     """Give the layers of `work` the widths of least damage whose weights take `target_bytes` once vLLM loaded them.
 
-    Returns what became of it in words. Raises: DoesNotFit when the smallest widths take more;
-    UsageError when they fit as they are.
+    Of several processes the first measures, and hands the damages on. Raises: DoesNotFit when the smallest widths take
+    more; UsageError when they fit as they are.
     """
     request = work.request
     plain_bytes = weights_when_loaded(spec, None)
@@ -43,12 +45,9 @@ def mixed(work: Quantization, spec: ModelSpec, target_bytes: int, keep_in: Path,
     widths = tuple(
         dict.fromkeys((Width(request.bits, request.group_size), Width(request.bits, 32), Width(8), Width(16)))
     )
-    units = _known(keep_in, work, widths)
-    if units is None:
-        tokens_BN = torch.cat(list(work.tokens_BN))
-        every = -(-tokens_BN.shape[0] // _WINDOWS)
-        units = measure_units(work.skeleton, tokens_BN[::every], widths, kept=request.kept, progress=progress)
-        write_whole(keep_in, json.dumps(_plain(units, work, widths), indent=1).encode())
+    measured = _measured(work, widths, keep_in, progress) if work.ranks.is_first else ()
+    _, facts = work.ranks.hand_on(0, (), {"units": [_plain(unit) for unit in measured]})
+    units = tuple(_unit(unit) for unit in facts["units"])
 
     def loaded_bytes(chosen: Sequence[Width]) -> int:
         work.set_mix(_by_module(units, chosen))
@@ -56,11 +55,19 @@ def mixed(work: Quantization, spec: ModelSpec, target_bytes: int, keep_in: Path,
 
     chosen = fitting(units, target_bytes, loaded_bytes)
     work.set_mix(_by_module(units, chosen))
-    counts = {
-        width: sum(len(unit.modules) for unit, each in zip(units, chosen, strict=True) if each == width)
-        for width in widths
-    }
-    return "auto: " + ", ".join(f"{count} layers in {width.name}" for width, count in counts.items() if count)
+    return tuple(Choice(unit=unit, width=width) for unit, width in zip(units, chosen, strict=True))
+
+
+def _measured(work: Quantization, widths: Sequence[Width], keep_in: Path, progress: Progress) -> tuple[Unit, ...]:
+    """The units with their damages, as they are known, or measured now and kept."""
+    units = _known(keep_in, work, widths)
+    if units is None:
+        tokens_BN = torch.cat(list(work.all_tokens_BN))
+        _, every = windows_measured(tokens_BN.shape[0])
+        units = measure_units(work.skeleton, tokens_BN[::every], widths, kept=work.request.kept, progress=progress)
+        facts = {"schema": _SCHEMA, "identity": _identity(work, widths), "units": [_plain(unit) for unit in units]}
+        write_whole(keep_in, json.dumps(facts, indent=1).encode())
+    return units
 
 
 def _by_module(units: Sequence[Unit], widths: Sequence[Width]) -> dict[str, Width]:
@@ -68,20 +75,24 @@ def _by_module(units: Sequence[Unit], widths: Sequence[Width]) -> dict[str, Widt
 
 
 def _identity(work: Quantization, widths: Sequence[Width]) -> dict[str, Any]:
-    facts = {name: value for name, value in work.identity().items() if name != "request"}
+    facts = {name: value for name, value in work.identity().items() if name not in _NO_MATTER}
     return {**facts, "keeps": list(work.request.keeps), "widths": [[width.bits, width.group_size] for width in widths]}
 
 
-def _plain(units: Sequence[Unit], work: Quantization, widths: Sequence[Width]) -> dict[str, Any]:
-    facts = [
-        {
-            "modules": list(unit.modules),
-            "shapes": [list(shape) for shape in unit.shapes],
-            "damage": [[width.bits, width.group_size, damage] for width, damage in unit.damage.items()],
-        }
-        for unit in units
-    ]
-    return {"schema": _SCHEMA, "identity": _identity(work, widths), "units": facts}
+def _plain(unit: Unit) -> dict[str, Any]:
+    return {
+        "modules": list(unit.modules),
+        "shapes": [list(shape) for shape in unit.shapes],
+        "damage": [[width.bits, width.group_size, damage] for width, damage in unit.damage.items()],
+    }
+
+
+def _unit(facts: Mapping[str, Any]) -> Unit:
+    return Unit(
+        modules=tuple(facts["modules"]),
+        shapes=tuple((num_out, num_in) for num_out, num_in in facts["shapes"]),
+        damage={Width(bits, group): damage for bits, group, damage in facts["damage"]},
+    )
 
 
 def _known(path: Path, work: Quantization, widths: Sequence[Width]) -> tuple[Unit, ...] | None:
@@ -90,13 +101,6 @@ def _known(path: Path, work: Quantization, widths: Sequence[Width]) -> tuple[Uni
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if found["schema"] != _SCHEMA or found["identity"] != _identity(work, widths):
             return None
-        return tuple(
-            Unit(
-                modules=tuple(unit["modules"]),
-                shapes=tuple((num_out, num_in) for num_out, num_in in unit["shapes"]),
-                damage={Width(bits, group): damage for bits, group, damage in unit["damage"]},
-            )
-            for unit in found["units"]
-        )
+        return tuple(_unit(facts) for facts in found["units"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -60,10 +60,16 @@ class Forecast:
 
 
 def forecast(
-    spec: ModelSpec, request: QuantizeRequest, *, proof_tokens: int = PROOF_TOKENS, speed: MachineSpeed | None = None
+    spec: ModelSpec,
+    request: QuantizeRequest,
+    *,
+    proof_tokens: int = PROOF_TOKENS,
+    speed: MachineSpeed | None = None,
+    target_bytes: int | None = None,
 ) -> Forecast:
     """Return what quantizing `spec` takes, with the proof on `proof_tokens`; `speed` is the machine's, for the time.
 
+    `target_bytes` is what a mix of widths may take: the checkpoint is as large then, if not smaller than in 16 bit.
     Not modelled: attention that is written out (a mask of N x N for every head), media towers, which are left alone.
     """
     tokens = request.num_samples * request.window_tokens
@@ -75,7 +81,7 @@ def forecast(
     steps = steps_of(spec, request, widest, proof_tokens=proof_tokens)
     on_host = request.device == "cpu"
     peak_bytes = (RUNTIME_BYTES if on_host else _CONTEXT_BYTES) + max(step.total_bytes for step in steps)
-    output_bytes = _output_bytes(spec, request)
+    output_bytes = max(_output_bytes(spec, request), min(target_bytes or 0, checkpoint_bytes(spec)))
     blocks, proof = work_of(spec, request, tokens=tokens, proof_tokens=proof_tokens)
     beside_bytes = RUNTIME_BYTES + max(steps[0].total_bytes, 2 * widest.num_parameters * ITEM_BYTES)
     return Forecast(

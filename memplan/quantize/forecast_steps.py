@@ -1,14 +1,16 @@
 """What each step of a quantization holds at its peak, on the widest block. Torch is not known here.
 
-The steps are those of `pipeline`, `block` and `forward`, the sizes what they hold: a Hessian is in features squared in
-float32, GPTQ holds two of them and the weights in float32, statistics for a scaling hold one for every input of the
-block, the proof holds a block in float32 and the logits of a batch of two models.
+The steps are those of `sensitivity`, `pipeline`, `block` and `forward`, the sizes what they hold: a Hessian is in
+features squared in float32, GPTQ makes its factor in the same memory and rounds some rows at a time in float32,
+statistics for a scaling hold a Hessian for every input of the block, the proof holds a block in float32 and the logits
+of a batch of two models.
 """
 
 from __future__ import annotations
 
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.tensors import Role
+from memplan.quantize.mix import WINDOWS_AT_ONCE, windows_measured
 from memplan.quantize.request import POOL_BYTES, QuantizeRequest
 from memplan.records import dataclass
 from memplan.units import MIB
@@ -24,6 +26,9 @@ PIECE_BYTES = 128 * MIB
 _CHUNK_TOKENS, _CHUNK_COPIES = 64, 6
 # Rows that are worked on at a time, and how many copies of them are made: rows.py.
 _ROWS, _ROW_COPIES = 1024, 4
+# A Hessian's factor is made in its place, with a product of a quarter of its size: factor.py. Rows that GPTQ rounds at
+# once, in float32 as they were and as they become, with codes of a byte in two orders: gptq.py.
+_FACTOR_QUARTERS, _GPTQ_ROWS, _GPTQ_WEIGHT_BYTES = 5, 8192, 2 * 4 + 2
 _ROUNDED = frozenset({Role.ATTENTION, Role.STATE, Role.MLP, Role.EXPERT, Role.SHARED_EXPERT})
 
 
@@ -52,6 +57,11 @@ class Reading:
     def weights(self) -> int:
         """How many weights the layers of one copy have."""
         return self.num_in * sum(self.outs)
+
+    @property
+    def hessian_bytes(self) -> int:
+        """The Hessian of one copy's input."""
+        return self.num_in**2 * FLOAT_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,12 +95,12 @@ class Widths:
     @property
     def hessian_bytes(self) -> int:
         """The Hessians of all inputs but those of experts."""
-        return sum(each.num_in**2 for each in self.readings if each.copies == 1) * FLOAT_BYTES
+        return sum(each.hessian_bytes for each in self.readings if each.copies == 1)
 
     @property
     def expert_hessian_bytes(self) -> int:
         """The Hessians of the inputs of experts that are measured together: of one at least, all where they are few."""
-        sizes = [(each.num_in**2 * FLOAT_BYTES, each.copies) for each in self.readings if each.copies > 1]
+        sizes = [(each.hessian_bytes, each.copies) for each in self.readings if each.copies > 1]
         return min(sum(size * copies for size, copies in sizes), max(POOL_BYTES, sum(size for size, _ in sizes)))
 
     @property
@@ -115,12 +125,16 @@ def widths_of(layer: Layer) -> Widths:
 def steps_of(spec: ModelSpec, request: QuantizeRequest, layer: Layer, *, proof_tokens: int) -> tuple[Step, ...]:
     """Return the steps on the block `layer`, the widest."""
     widths = widths_of(layer)
-    steps = [_first_inputs(spec, request, widths)]
+    steps = [_sensitivity(spec, request, layer, widths)] if request.method.name == "auto" else []
+    steps.append(_first_inputs(spec, request, widths))
     if request.method.scaling != "none":
         steps.append(_trial(layer, widths))
     if request.method.needs_calibration:
         steps.append(_statistics(spec, request, layer, widths))
-    steps.append(_rounding(request, layer, widths))
+    if request.method.rounding == "gptq":
+        steps += _gptq(request, layer, widths)
+    else:
+        steps.append(_rounding(request, layer, widths))
     if request.method.needs_calibration:
         holds = {**_rounded(request, layer, widths), "a batch": _pass_bytes(spec, request, widths)}
         steps.append(Step(name="outputs", holds=holds))
@@ -136,6 +150,22 @@ def _first_inputs(spec: ModelSpec, request: QuantizeRequest, widths: Widths) -> 
     others = sum(tensor.num_elements for tensor in spec.shared if tensor.role not in read_by_rows) * ITEM_BYTES
     rows_bytes = 3 * _batch_tokens(request) * spec.hidden_size * ITEM_BYTES
     return Step(name="first inputs", holds={"norms and other tables": others, "rows of embeddings": rows_bytes})
+
+
+def _sensitivity(spec: ModelSpec, request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
+    """A block in float32, one unit of it at a time rounded, with what goes in and out of it for all windows."""
+    windows, _ = windows_measured(request.num_samples)
+    unit = max((each.weights * each.copies for each in widths.readings), default=0)
+    at_once = min(WINDOWS_AT_ONCE, windows) * request.window_tokens
+    holds = {
+        "a block": layer.num_parameters * FLOAT_BYTES,
+        "a unit put aside": unit * FLOAT_BYTES,
+        "a layer on its grid": widths.largest * (FLOAT_BYTES + 1),
+        "inputs and outputs": 2 * windows * request.window_tokens * spec.hidden_size * FLOAT_BYTES,
+        "a batch": at_once * (2 * spec.hidden_size + 3 * widths.widest) * FLOAT_BYTES,
+        "rows at work": _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES,
+    }
+    return Step(name="sensitivity", holds=holds)
 
 
 def _trial(layer: Layer, widths: Widths) -> Step:
@@ -157,22 +187,35 @@ def _statistics(spec: ModelSpec, request: QuantizeRequest, layer: Layer, widths:
         **(_rounded(request, layer, widths) if not together else {"the block": layer.num_parameters * ITEM_BYTES}),
         "Hessians": hessian_bytes if together or method.rounding == "gptq" else 0,
         "a batch": _pass_bytes(spec, request, widths),
-        "inputs in float32": 2 * _batch_tokens(request) * widths.widest * FLOAT_BYTES,
+        "inputs in float32": _batch_tokens(request) * widths.widest * FLOAT_BYTES,
     }
     return Step(name="statistics", holds=holds)
 
 
 def _rounding(request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
-    method = request.method
-    hessian_bytes = widths.widest**2 * FLOAT_BYTES
     holds = {**_rounded(request, layer, widths), "weights in float32": widths.largest * FLOAT_BYTES}
-    if method.rounding == "gptq":
-        waiting = widths.hessian_bytes - hessian_bytes if method.scaling == "awq" else 0
-        holds["Hessians"] = 2 * hessian_bytes + max(0, waiting, widths.expert_hessian_bytes - hessian_bytes)
-    elif method.scaling == "awq":
+    if request.method.scaling == "awq":
         holds["Hessians"] = max(widths.hessian_bytes, widths.expert_hessian_bytes)
     holds["rows at work"] = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
     return Step(name="rounding", holds=holds)
+
+
+def _gptq(request: QuantizeRequest, layer: Layer, widths: Widths) -> tuple[Step, Step]:
+    """The two halves of the work on one input: its factor, then rows on their grid. With AWQ later inputs' wait."""
+    held = _rounded(request, layer, widths)
+    factoring = rounding = (0, 0)
+    for place, each in enumerate(widths.readings):
+        later = [other for other in widths.readings[place + 1 :] if other.copies == 1]
+        waiting = sum(other.hessian_bytes for other in later) if request.method.scaling == "awq" else 0
+        if each.copies > 1:
+            waiting = max(0, widths.expert_hessian_bytes - each.hessian_bytes)
+        factoring = max(factoring, (each.hessian_bytes * _FACTOR_QUARTERS // 4 + waiting, 0))
+        rows_bytes = min(_GPTQ_ROWS, sum(each.outs)) * each.num_in * _GPTQ_WEIGHT_BYTES
+        rounding = max(rounding, (each.hessian_bytes + waiting, rows_bytes), key=sum)
+    return (
+        Step(name="factor", holds={**held, "Hessians": factoring[0]}),
+        Step(name="rounding", holds={**held, "Hessians": rounding[0], "rows at work": rounding[1]}),
+    )
 
 
 def _proof(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from memplan.domain.model import Layer, ModelSpec
 from memplan.quantize.forecast_steps import Reading, widths_of
+from memplan.quantize.mix import windows_measured
 from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
 
@@ -18,6 +19,7 @@ _REPORT_ROWS = 256
 # Passes over the elements of a matrix that one rounding to its grid takes.
 _ROUNDING_PASSES = 8
 _COLUMNS = 128
+_WIDTHS = 3  # that a unit is tried in: auto.py
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,8 @@ def work_of(spec: ModelSpec, request: QuantizeRequest, *, tokens: int, proof_tok
     blocks = Work()
     for layer, copies in spec.distinct_layers():
         blocks += _block(layer, request, tokens).times(copies)
+        if request.method.name == "auto":
+            blocks += _sensitivity(layer, request).times(copies)
     passes = 2 * 2 * proof_tokens * spec.active_parameters
     proof = Work(float_flops=passes) if request.device == "cpu" else Work(half_flops=passes)
     unpacking = 2 * _ROUNDING_PASSES * sum(layer.num_parameters * copies for layer, copies in spec.distinct_layers())
@@ -103,6 +107,16 @@ def _block(layer: Layer, request: QuantizeRequest, tokens: int) -> Work:
     for reading in widths.readings:
         work += _reading(reading, request, tokens).times(reading.copies)
     return work
+
+
+def _sensitivity(layer: Layer, request: QuantizeRequest) -> Work:
+    """Every unit of a block rounded in every width but 16 bits, and the block run with it, in float32."""
+    windows, _ = windows_measured(request.num_samples)
+    readings = widths_of(layer).readings
+    one_pass = Work(float_flops=2 * windows * request.window_tokens * layer.num_parameters)
+    weights = sum(each.weights * each.copies for each in readings)
+    work = one_pass.times(1 + _WIDTHS * len(readings))
+    return work + Work(elements=_WIDTHS * 2 * _ROUNDING_PASSES * weights)
 
 
 def _reading(reading: Reading, request: QuantizeRequest, tokens: int) -> Work:

@@ -16,6 +16,8 @@ from memplan.quantize.width import Width
 from memplan.records import dataclass, replace
 from memplan.units import format_gib
 
+# Of the calibration, evenly spaced: a unit's damage varies little from window to window. So many run at once.
+WINDOWS, WINDOWS_AT_ONCE = 16, 2
 _ENGINE, _GPU = "vllm", "h100-80g"
 _ENDLESS = 1 << 44
 
@@ -39,6 +41,25 @@ class Unit:
                 kept.pop()
             kept.append(option)
         return tuple(kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The width that a unit was given."""
+
+    unit: Unit
+    width: Width
+
+    @property
+    def damage(self) -> float:
+        """What it does to the unit's block."""
+        return self.unit.damage[self.width]
+
+
+def windows_measured(num_windows: int) -> tuple[int, int]:
+    """How many of so many windows a damage is measured on, and that they are every so many-th."""
+    every = -(-num_windows // WINDOWS)
+    return -(-num_windows // every), every
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Quantization:
                 f"{len(tokens_BN)} batches are too few for {ranks.size} processes", hint="a smaller --batch-size"
             )
         self.ranks = ranks
-        self._all_tokens = tokens_BN
+        self.all_tokens_BN = tokens_BN
         self.skeleton = Skeleton(source, device=request.device)
         self.tokens_BN = ranks.share(tokens_BN)
         self.format = format_named(request.format)
@@ -95,7 +95,7 @@ class Quantization:
     def identity(self) -> dict[str, str]:
         """What must be the same for unfinished work to go on."""
         texts = hashlib.sha256()
-        for batch_BN in self._all_tokens:
+        for batch_BN in self.all_tokens_BN:
             texts.update(batch_BN.to(torch.int64).numpy().tobytes())
         model = hashlib.sha256()
         for name, shape in self.skeleton.checkpoint.shapes.items():
@@ -135,7 +135,7 @@ class Quantization:
         """
         self.skeleton.load_outside_blocks()
         surroundings = Surroundings(self.skeleton)
-        trial = surroundings.calls(self._all_tokens[0][:1, :_TRIAL_TOKENS])
+        trial = surroundings.calls(self.all_tokens_BN[0][:1, :_TRIAL_TOKENS])
         by_size: dict[int, list[Call]] = {}
         found: list[list[Call]] = []
 

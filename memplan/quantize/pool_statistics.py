@@ -11,6 +11,7 @@ Axes: T tokens of a batch, N tokens that an expert is shown, H hidden features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -57,45 +58,63 @@ def collect_pool(
             name = f"{pool.name}.{number}.{leaf}"
             found[name] = Statistics.empty(weight_OI.shape[1], weight_OI.device, with_hessian=with_hessian)
     tokens = ExpertTokens(own=dict.fromkeys(group, 0), added=dict.fromkeys(group, 0))
-    watch = _Watch(pool, found, tokens, sample_tokens(num_runs))
+    device = weight_of(experts.expert(group[0]).get_submodule(of[0])).device
+    watch = _Watch(pool, found, tokens, min_tokens, ranks.total(num_runs, device), ranks)
+    missing = ranks.missing(num_runs, device)
     experts.watch = watch
     try:
-        for index, run in enumerate(runs):
-            watch.due = -(-min_tokens * (index + 1) // (num_runs * ranks.size))
-            try:
+        for run in runs:
+            with suppress(StopRun):
                 run()
-            except StopRun:
-                continue
     finally:
         experts.watch = None
+    for _ in range(missing):
+        watch.listen(experts, ())
     for statistics in found.values():
         statistics.finish(ranks)
-    device = weight_of(experts.expert(group[0]).get_submodule(of[0])).device
-    for number in group:
-        tokens.own[number] = ranks.total(tokens.own[number], device)
-        tokens.added[number] = ranks.total(tokens.added[number], device)
     return found, tokens
 
 
 class _Watch:
-    """Takes the statistics of some experts when a block reaches them, and ends its run."""
+    """Takes the statistics of some experts when a block reaches them, and ends its run.
 
-    def __init__(self, pool: Pool, found: dict[str, Statistics], tokens: ExpertTokens, keep: int) -> None:
-        self.pool, self.found, self.tokens, self.keep = pool, found, tokens, keep
-        self.due = 0
+    Every process counts the tokens of all; the statistics of an expert are made by one.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        found: dict[str, Statistics],
+        tokens: ExpertTokens,
+        min_tokens: int,
+        num_runs: int,
+        ranks: Ranks,
+    ) -> None:
+        self.pool, self.found, self.tokens, self.ranks = pool, found, tokens, ranks
+        self.keep = sample_tokens(num_runs)
+        self._min_tokens, self._num_runs, self._seen = min_tokens, num_runs, 0
 
     def __call__(self, experts: SplitExperts, hidden_TH: Tensor, routing: list[Tensor]) -> None:
         """Add a batch. Raises: StopRun."""
-        for number, token_N, _ in experts.shares(hidden_TH, routing):
-            if number in self.tokens.own:
-                other_N = self._others(experts, hidden_TH, number, token_N.numel())
-                self._add(experts, number, hidden_TH[torch.cat((token_N, other_N))])
+        self.listen(experts, (hidden_TH, *routing))
         raise StopRun
+
+    def listen(self, experts: SplitExperts, given: Sequence[Tensor]) -> None:
+        """Add the batch that every process has been given; this one's is what its experts read, or nothing."""
+        device = weight_of(experts.expert(0).get_submodule("down_proj")).device
+        for hidden_TH, *routing in self.ranks.of_each(given, device):
+            self._seen += 1
+            for number, token_N, _ in experts.shares(hidden_TH, routing):
+                if number in self.tokens.own:
+                    other_N = self._others(experts, hidden_TH, number, token_N.numel())
+                    if number % self.ranks.size == self.ranks.rank:
+                        self._add(experts, number, hidden_TH[torch.cat((token_N, other_N))])
 
     def _others(self, experts: SplitExperts, hidden_TH: Tensor, number: int, num_own: int) -> Tensor:
         """The rows of other tokens that an expert is shown, so that it has what is due by now."""
         self.tokens.own[number] += num_own
-        missing = self.due - self.tokens.own[number] - self.tokens.added[number]
+        due = -(-self._min_tokens * self._seen // self._num_runs)
+        missing = due - self.tokens.own[number] - self.tokens.added[number]
         row_T = experts.tokens(hidden_TH)
         missing = min(max(0, missing), row_T.numel())
         self.tokens.added[number] += missing

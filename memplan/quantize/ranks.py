@@ -1,7 +1,8 @@
 """Several processes at one quantization: each sees its share of the calibration, and rounds its share of the layers.
 
-Sums over tokens are added up over the processes, so every one works with the statistics of all; what one has rounded
-the others are handed. A process alone is one of one, and nothing is exchanged.
+What layers read in one process all are handed, batch by batch, and each makes its part of the sums over tokens, so that
+every one works with the statistics of all, and with the same that a process alone has. What one has rounded the others
+are handed too. A process alone is one of one, and nothing is exchanged.
 
 Axes: N rows, I in features, O out features, G groups.
 """
@@ -9,7 +10,7 @@ Axes: N rows, I in features, O out features, G groups.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -45,10 +46,30 @@ class Ranks:
         for value in values if self.size > 1 else ():
             dist.all_reduce(value)
 
-    def largest(self, value: Tensor) -> None:
-        """Make a tensor the largest of all processes' tensors, entry by entry, in place."""
-        if self.size > 1:
-            dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    def in_turns(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The parts of some work that are this process's; forth and back, for later parts are smaller."""
+        for place, item in enumerate(items):
+            turn, owner = divmod(place, self.size)
+            if (self.size - 1 - owner if turn % 2 else owner) == self.rank:
+                yield item
+
+    def of_each(self, tensors: Sequence[Tensor], device: torch.device | str) -> Iterator[list[Tensor]]:
+        """The tensors of one process after another, on all of them; a process may have none.
+
+        Batches are dealt out in turns (`share`), so that round by round these are all batches in their order.
+        """
+        for owner in range(self.size):
+            found, _ = self.hand_on(owner, tensors, {"device": device})
+            if found:
+                yield found
+
+    def missing(self, num_runs: int, device: torch.device | str) -> int:
+        """How many runs fewer than the first process this one has: after its own it only hears of others' batches."""
+        if self.size == 1:
+            return 0
+        most = torch.tensor([num_runs], dtype=torch.int64, device=device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return int(most) - num_runs
 
     def total(self, count: int, device: torch.device) -> int:
         """The sum of a number over all processes."""

@@ -9,6 +9,7 @@ from typing import Any
 from memplan.domain.quality import QualityReport
 from memplan.quantize.forecast import Forecast
 from memplan.quantize.gate import GateResult
+from memplan.quantize.mix import Choice
 from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
 
@@ -19,7 +20,8 @@ class QuantizeResult:
 
     `folder` is where the checkpoint lies: the output, or beside it when the gate was missed. `blocks` has each block's
     errors as `quantization_report.json` keeps them; `peak_bytes` is the most memory that the process held, and
-    `memory` what it held over time: seconds, bytes, and the block or phase that was worked on.
+    `memory` what it held over time: seconds, bytes, and the block or phase that was worked on. `mix` has the widths of
+    layers where each has its own, with the damage that it does.
     """
 
     model_name: str
@@ -33,6 +35,7 @@ class QuantizeResult:
     seconds: float
     peak_bytes: int | None
     notes: tuple[str, ...] = ()
+    mix: tuple[Choice, ...] = ()
     memory: tuple[tuple[float, int, str], ...] = ()
 
 

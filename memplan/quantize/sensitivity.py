@@ -19,12 +19,10 @@ from memplan.quantize.anatomy import inspect_block
 from memplan.quantize.calls import Call, Surroundings
 from memplan.quantize.grid import Grid, round_to_nearest
 from memplan.quantize.linears import set_weight, weight_of
-from memplan.quantize.mix import Unit
+from memplan.quantize.mix import WINDOWS_AT_ONCE, Unit
 from memplan.quantize.skeleton import Skeleton
 from memplan.quantize.width import Width
 from memplan.records import dataclass
-
-_WINDOWS_AT_ONCE = 2
 
 Progress = Callable[[int, int, str], None]
 
@@ -46,7 +44,7 @@ def measure_units(
     try:
         skeleton.load_outside_blocks()
         surroundings = Surroundings(skeleton)
-        found = [surroundings.calls(part_BN) for part_BN in token_BN.split(_WINDOWS_AT_ONCE)]
+        found = [surroundings.calls(part_BN) for part_BN in token_BN.split(WINDOWS_AT_ONCE)]
         hidden, calls = [hidden_BNH for hidden_BNH, _ in found], [each for _, each in found]
         skeleton.drop("")
         units: list[Unit] = []

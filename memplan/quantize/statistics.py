@@ -1,11 +1,16 @@
 """What the calibration tokens say of the inputs of linear layers.
 
+Of several processes each runs its share of the batches, and hands what a layer reads to all. Every part of a sum is one
+process's, which adds the batches in their order: the sums are those of a process alone, to the last bit. GPTQ needs
+that, for one rounding that turns over turns thousands after it.
+
 Axes: T tokens of a batch, N tokens that are kept, I in features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,9 +18,12 @@ from torch import Tensor, nn
 
 from memplan.errors import MemplanError
 from memplan.quantize.ranks import ALONE, Ranks
+from memplan.quantize.rows import row_slices
 from memplan.records import dataclass
 
 _SAMPLE_TOKENS = 512
+# Rows of a Hessian that are summed by one product, from the diagonal on: the rest is the same, mirrored.
+_PARTS, _LEAST_ROWS = 8, 256
 
 
 class BrokenNumbers(MemplanError):
@@ -32,8 +40,8 @@ class StopRun(Exception):
 class Statistics:
     """What the tokens that a subset of linear layers read have in common.
 
-    `hessian_II` is the sum of x x^T over tokens and `magnitude_I` that of |x|; `finish` makes means of them.
-    `largest_I` is the largest |x|, `sample_NI` some of the tokens.
+    `hessian_II` is the sum of x x^T over tokens and `magnitude_I` that of |x|; `finish` makes means of them, and the
+    Hessian whole, of which there is one triangle until then. `largest_I` is the largest |x|, `sample_NI` some tokens.
     """
 
     hessian_II: Tensor | None
@@ -49,27 +57,34 @@ class Statistics:
         zeros_I = torch.zeros(num_in, device=device)
         return Statistics(hessian_II, zeros_I, zeros_I.clone(), torch.zeros((0, num_in), device=device))
 
-    def add(self, input_TI: Tensor, keep: int) -> None:
-        """Add tokens, of which `keep`, evenly spaced, stay in the sample."""
+    def add(self, input_TI: Tensor, keep: int, ranks: Ranks = ALONE) -> None:
+        """Add tokens to the parts of the sums that are this process's; `keep`, evenly spaced, stay in the sample.
+
+        Raises: BrokenNumbers for tokens that are not finite, in every process.
+        """
         input_TI = input_TI.to(torch.float32)
-        if not bool(torch.isfinite(input_TI).all()):
+        size_I = torch.linalg.vector_norm(input_TI, 1, dim=0)
+        if not bool(torch.isfinite(size_I).all()):
             raise BrokenNumbers("NaN or infinite activations in calibration", hint="is the model sound in 16 bit?")
         if self.hessian_II is not None:
-            self.hessian_II.addmm_(input_TI.t(), input_TI)
-        size_TI = input_TI.abs()
-        self.magnitude_I += size_TI.sum(0)
-        torch.maximum(self.largest_I, size_TI.amax(0), out=self.largest_I)
+            for rows in ranks.in_turns(_parts(self.hessian_II.shape[0])):
+                self.hessian_II[rows, rows.start :].addmm_(input_TI[:, rows].t(), input_TI[:, rows.start :])
+        if not ranks.is_first:
+            return
+        self.magnitude_I += size_I
+        torch.maximum(self.largest_I, torch.maximum(input_TI.amax(0), input_TI.amin(0).neg_()), out=self.largest_I)
         if keep:
             every = max(1, input_TI.shape[0] // keep)
             self.sample_NI = torch.cat([self.sample_NI, input_TI[::every][:keep]])
         self.num_tokens += input_TI.shape[0]
 
     def finish(self, ranks: Ranks) -> None:
-        """Make means of the sums over all processes, in place."""
+        """Put the parts of all processes together, and make means of the sums, in place."""
         if self.hessian_II is not None:
             ranks.add_up(self.hessian_II)
-        ranks.add_up(self.magnitude_I)
-        ranks.largest(self.largest_I)
+            for rows in _parts(self.hessian_II.shape[0]):
+                self.hessian_II[rows.stop :, rows] = self.hessian_II[rows, rows.stop :].t()
+        ranks.add_up(self.magnitude_I, self.largest_I)
         self.sample_NI = ranks.rows_of_all(self.sample_NI)
         self.num_tokens = ranks.total(self.num_tokens, self.magnitude_I.device)
         if self.hessian_II is not None:
@@ -105,7 +120,7 @@ def collect(
     with_hessian: bool,
     ranks: Ranks = ALONE,
 ) -> dict[str, Statistics]:
-    """Return the statistics of the inputs of the linear layers `names` over all `runs` of the block.
+    """Return the statistics of the inputs of the linear layers `names` over all `runs` of the block, in all processes.
 
     A run ends when the last of them has been reached. Raises: BrokenNumbers for activations that are not finite.
     """
@@ -113,22 +128,35 @@ def collect(
         name: Statistics.empty(size, device, with_hessian=with_hessian)
         for name, size in zip(names, num_in, strict=True)
     }
-    keep = sample_tokens(num_runs)
-    hooks = [
-        block.get_submodule(name).register_forward_pre_hook(
-            _adding(found[name], keep, name == names[-1]), with_kwargs=True
-        )
-        for name in names
-    ]
+    keep, missing = sample_tokens(ranks.total(num_runs, torch.device(device))), ranks.missing(num_runs, device)
+    read: list[str] = []  # in one run, in the order in which every process reads them
+
+    def add(name: str, input_TI: Tensor | None) -> None:
+        for tokens_TI in ranks.of_each(() if input_TI is None else (input_TI,), device):
+            found[name].add(tokens_TI[0], keep, ranks)
+
+    def adding(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            input_BNI: Tensor = args[0] if args else next(iter(kwargs.values()))
+            read.append(name)
+            add(name, input_BNI.reshape(-1, input_BNI.shape[-1]))
+            if name == names[-1]:
+                raise StopRun
+
+        return hook
+
+    hooks = [block.get_submodule(name).register_forward_pre_hook(adding(name), with_kwargs=True) for name in names]
     try:
         for run in runs:
-            try:
+            read.clear()
+            with suppress(StopRun):
                 run()
-            except StopRun:
-                continue
     finally:
         for hook in hooks:
             hook.remove()
+    for _ in range(missing):
+        for name in read:
+            add(name, None)
     for statistics in found.values():
         statistics.finish(ranks)
     return found
@@ -139,11 +167,6 @@ def sample_tokens(num_runs: int) -> int:
     return -(-_SAMPLE_TOKENS // max(1, num_runs))
 
 
-def _adding(statistics: Statistics, keep: int, is_last: bool) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        input_BNI: Tensor = args[0] if args else next(iter(kwargs.values()))
-        statistics.add(input_BNI.reshape(-1, input_BNI.shape[-1]), keep)
-        if is_last:
-            raise StopRun
-
-    return hook
+def _parts(size: int) -> Iterator[slice]:
+    """The rows of a Hessian in parts that hang on nothing but its size."""
+    return row_slices(size, max(_LEAST_ROWS, -(-size // _PARTS)))

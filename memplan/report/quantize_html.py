@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from memplan.domain.quality import DomainQuality
+from memplan.quantize.mix import Choice
 from memplan.quantize.result import QuantizeResult
 from memplan.report.html_figures import drawing
 from memplan.report.html_parts import data_table, escape, figure, notes, page, pairs, table_row, titled
-from memplan.report.quantize_text import describe, duration
+from memplan.report.quantize_text import describe, duration, unit_name
 from memplan.units import GIB, format_gib
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 64, 12, 16, 28
@@ -38,6 +39,7 @@ def quantization_page(result: QuantizeResult) -> str:
         f"{escape(said)}</p></div>",
         titled("Quality", _quality(result)),
         titled("What it took", pairs(_took(result))),
+        *([titled("Mix of widths", _mix(result.mix))] if result.mix else []),
         titled("Error of every layer", _errors(layers)),
         titled("Outliers", _outliers(layers)),
         titled("Memory over time", _memory(result)),
@@ -109,6 +111,20 @@ def _errors(layers: Sequence[tuple[str, dict[str, float | None]]]) -> str:
     )
     svg = drawing("errors", _HEIGHT, "Error of every layer", said, "".join(drawn))
     return figure("From the first layer to the last; powers of ten upwards", svg, key)
+
+
+def _mix(mix: Sequence[Choice]) -> str:
+    """Every unit with its width, and the damage that each width does."""
+    widths = list(dict.fromkeys(width for choice in mix for width in choice.unit.damage))
+    head = ("layers", "width", *(width.name for width in widths))
+    right = range(2, len(head))
+    rows = []
+    for choice in mix:
+        damages = [choice.unit.damage.get(width) for width in widths]
+        shown = ["" if damage is None else f"{damage:.2e}" for damage in damages]
+        rows.append(table_row([unit_name(choice.unit), choice.width.name, *shown], right=right))
+    caption = "Damage of every width: the error of the block's output over its square, with these layers alone rounded"
+    return data_table(caption, head, rows, right=right, kind="wide")
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:

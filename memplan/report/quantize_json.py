@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.quantize.forecast import Forecast, scheme_name
+from memplan.quantize.mix import Choice
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.result import QuantizeResult
+from memplan.quantize.width import Width
 from memplan.report.json_report import dump
 from memplan.report.quality_json import quality_object
 
@@ -36,9 +38,23 @@ def result_object(result: QuantizeResult) -> dict[str, Any]:
         "memory": [{"seconds": at, "bytes": held, "phase": phase} for at, held, phase in result.memory],
         "verdict": result.gate.verdict,
         "quality": quality_object(result.quality, result.gate),
+        "mix": [_choice(choice) for choice in result.mix],
         "blocks": list(result.blocks),
         "notes": list(result.notes),
     }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    return {
+        "layers": list(choice.unit.modules),
+        **_width(choice.width),
+        "damage": choice.damage,
+        "damage_by_width": [{**_width(width), "damage": damage} for width, damage in choice.unit.damage.items()],
+    }
+
+
+def _width(width: Width) -> dict[str, int]:
+    return {"bits": width.bits, "group_size": width.group_size}
 
 
 def request_facts(request: QuantizeRequest) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from memplan.quantize.forecast import Forecast
+from memplan.quantize.mix import Choice, Unit
 from memplan.quantize.request import QuantizeRequest
 from memplan.quantize.result import QuantizeResult
 from memplan.report.layout import Style
@@ -63,6 +66,7 @@ def render_result(result: QuantizeResult, style: Style) -> str:
     if result.peak_bytes is not None and result.forecast.device == "cpu":
         forecast = format_gib(result.forecast.host_bytes)
         lines.append(f"  {'memory at its peak':<{_NAME}}{format_gib(result.peak_bytes):>12}   forecast {forecast}")
+    lines += _mix(result.mix)
     worst = _worst_layers(result)
     if worst:
         lines += ["", "  most noise added (error over signal)"]
@@ -72,6 +76,26 @@ def render_result(result: QuantizeResult, style: Style) -> str:
     if result.gate.verdict == "passed":
         lines += ["", "hint: memplan emit-config > vllm.yaml"]
     return "\n".join(lines) + "\n"
+
+
+def _mix(mix: Sequence[Choice]) -> list[str]:
+    """How many layers have which width and the damage of each, then the units that suffer most from theirs."""
+    if not mix:
+        return []
+    lines = ["", "  mix of least damage (error of the block's output over its square)"]
+    for width in sorted({choice.width for choice in mix}, key=lambda width: (width.bits, -width.group_size)):
+        chosen = [choice for choice in mix if choice.width == width]
+        count, damage = sum(len(choice.unit.modules) for choice in chosen), sum(choice.damage for choice in chosen)
+        lines.append(f"  {width.name:<{2 * _NAME}}{damage:>10.2e}   {count} layers")
+    for choice in sorted(mix, key=lambda choice: -choice.damage)[:_WORST]:
+        lines.append(f"  {unit_name(choice.unit):<{2 * _NAME}}{choice.damage:>10.2e}   {choice.width.name}")
+    return lines
+
+
+def unit_name(unit: Unit) -> str:
+    """The first layer of a unit, and how many others are with it."""
+    others = len(unit.modules) - 1
+    return unit.modules[0] + (f" and {others} more" if others else "")
 
 
 def _worst_layers(result: QuantizeResult) -> list[tuple[float, float, str]]:

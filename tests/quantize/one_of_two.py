@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
 from small_models import windows
 
 from memplan.quantize.output import accept, write_checkpoint
@@ -17,9 +16,8 @@ from memplan.quantize.workspace import Workspace
 
 def main(source: Path, output: Path, method: str) -> None:
     """Quantize with the others; the first process writes."""
-    torch.set_num_threads(1)
     with joined("cpu") as ranks:
-        work = Quantization(quantize_request(method, group_size=32), source, windows(4, 4, 32), ranks=ranks)
+        work = Quantization(quantize_request(method, group_size=32), source, windows(3, 4, 32), ranks=ranks)
         workspace = Workspace(output, work.identity(), rank=ranks.rank)
         if ranks.is_first:
             workspace.open(resume=False, force=False)

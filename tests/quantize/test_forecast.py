@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from memplan.budget.storage import checkpoint_bytes
 from memplan.introspect.resolve import resolve_model
 from memplan.quantize.forecast import RUNTIME_BYTES, forecast, scheme_name
 from memplan.quantize.forecast_time import MachineSpeed
@@ -12,11 +13,13 @@ from memplan.quantize.request import quantize_request
 from memplan.units import GIB
 
 
-def test_gptq_holds_two_hessians_of_the_widest_layer() -> None:
+def test_gptq_holds_one_hessian_of_the_widest_layer_and_a_quarter_while_it_is_factorised() -> None:
     spec = resolve_model("llama-70b", offline=True)
     found = forecast(spec, quantize_request("gptq"))
     assert found.hungriest.name == "rounding"
-    assert found.hungriest.holds["Hessians"] == 2 * 28672**2 * 4
+    assert found.hungriest.holds["Hessians"] == 28672**2 * 4
+    factor = next(step for step in found.steps if step.name == "factor")
+    assert factor.holds["Hessians"] == 5 * 28672**2
     assert found.host_bytes == RUNTIME_BYTES + found.hungriest.total_bytes
     assert found.host_bytes < 12 * GIB
 
@@ -68,3 +71,17 @@ def test_a_proof_on_more_text_takes_longer_and_more_disk_but_no_more_memory() ->
 def test_a_forecast_needs_no_torch() -> None:
     code = "import sys, memplan.cli.quantize_request, memplan.report.quantize_text; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_mix_is_forecast_with_its_measurement_and_as_large_as_it_may_be() -> None:
+    spec = resolve_model("llama-8b", offline=True)
+    mix, plain = (forecast(spec, quantize_request(method)) for method in ("auto", "awq+gptq"))
+    step = mix.steps[0]
+    assert step.name == "sensitivity"
+    assert step.holds["a block"] == 4 * max(layer.num_parameters for layer in spec.layers)
+    assert step.holds["inputs and outputs"] == 2 * 16 * 512 * 4096 * 4
+    assert mix.flops > plain.flops
+    assert mix.output_bytes == plain.output_bytes
+    assert forecast(spec, quantize_request("auto"), target_bytes=8 << 30).output_bytes == 8 << 30
+    whole = forecast(spec, quantize_request("auto"), target_bytes=1 << 40).output_bytes
+    assert whole == checkpoint_bytes(spec)

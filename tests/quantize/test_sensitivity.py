@@ -39,7 +39,7 @@ def test_layers_that_are_fused_are_one_unit_and_fewer_bits_do_more_damage(llama:
 def test_batches_change_nothing(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for size in (1, 4):
-        monkeypatch.setattr(sensitivity, "_WINDOWS_AT_ONCE", size)
+        monkeypatch.setattr(sensitivity, "WINDOWS_AT_ONCE", size)
         found.append(measure_units(Skeleton(llama), windows()[0], WIDTHS, kept=lambda name: False))
     for one, other in zip(*found, strict=True):
         assert one.damage[Width(4, 32)] == pytest.approx(other.damage[Width(4, 32)], rel=1e-4)
