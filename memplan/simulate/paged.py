@@ -24,6 +24,8 @@ class PagedCache:
     def __init__(self, settings: SimulationSettings, chains: Chains) -> None:
         self.groups = settings.groups
         self.copied_blocks = 0
+        # over the tables of all that run: their length, and how many blocks are in them
+        self.entries = self.held = 0
         self._chains = chains
         self._partial: PartialBlocks | None = None
         if settings.partial_reuse and settings.prefix_caching:
@@ -38,6 +40,7 @@ class PagedCache:
             most_blocks(group, settings.max_num_batched_tokens, settings.context_tokens) for group in settings.groups
         ]
         self._step_tokens = lcm(*(group.block_tokens for group in settings.groups))
+        self._edges = [(group.block_tokens, _edges(group)) for group in settings.groups]
         kinds: dict[CacheGroup, list[int]] = {}
         for place, group in enumerate(settings.groups):
             kinds.setdefault(group, []).append(place)
@@ -114,10 +117,13 @@ class PagedCache:
         if self._needed(request, tokens, found, known) + margin > self.pool.free:
             return False
         request.tables, request.registered = [], []
+        request.looked_at = -2
         for group, blocks in zip(self.groups, found, strict=True):
             skipped = skipped_tokens(group, known) // group.block_tokens
             kept = blocks[skipped:]
             self.pool.touch(kept)
+            self.entries += skipped + len(kept)
+            self.held += len(kept) - kept.count(NULL)
             request.tables.append([NULL] * skipped + kept)
             request.registered.append(skipped + len(kept))
         if self._partial is not None and not request.restored and known % self.groups[0].block_tokens:
@@ -128,6 +134,15 @@ class PagedCache:
 
     def grow(self, request: Served, new: int) -> bool:
         """Give a running request slots for `new` tokens more. What has left its windows is let go of in any case."""
+        computed = request.computed
+        if (
+            new == 1
+            and request.looked_at == computed - 1
+            and all(computed % size not in at for size, at in self._edges)
+        ):
+            request.looked_at = computed  # inside a block, and so is the edge of every window
+            return True
+        request.looked_at = computed
         for group, table in zip(self.groups, request.tables, strict=True):
             self._let_go(table, skipped_tokens(group, request.computed) // group.block_tokens)
         tokens = min(request.computed + new, self._longest)
@@ -141,6 +156,8 @@ class PagedCache:
         """Let go of all blocks, the last ones to be handed out first."""
         for table in request.tables:
             self.pool.give(reversed(table))
+            self.entries -= len(table)
+            self.held -= len(table) - table.count(NULL)
         request.tables, request.registered = [], []
 
     def held_blocks(self, request: Served) -> int:
@@ -155,6 +172,7 @@ class PagedCache:
             gone.append(table[place])
             table[place] = NULL
         self.pool.give(gone)
+        self.held -= len(gone)
 
     def _needed(
         self, request: Served, tokens: int, found: Sequence[list[Block]], known: int, *, capped: bool = False
@@ -177,7 +195,10 @@ class PagedCache:
 
     def _extend(self, request: Served, tokens: int) -> None:
         for group, table in zip(self.groups, request.tables, strict=True):
-            table.extend(self.pool.take(max(0, ceil_div(tokens, group.block_tokens) - len(table))))
+            more = max(0, ceil_div(tokens, group.block_tokens) - len(table))
+            table.extend(self.pool.take(more))
+            self.entries += more
+            self.held += more
 
     def _register(self, request: Served, tokens: int) -> None:
         """Make the blocks that `tokens` fill findable: those of this step too, which it is about to fill."""
@@ -209,3 +230,13 @@ class PagedCache:
 
 def _keeps_all(group: CacheGroup) -> bool:
     return group.window_tokens is None and group.chunk_tokens is None
+
+
+def _edges(group: CacheGroup) -> frozenset[int]:
+    """Lengths, modulo the block's size, at which the next token begins, fills or lets go of a block."""
+    edges = {0, group.block_tokens - 1}
+    if group.window_tokens is not None:
+        edges.add((group.window_tokens - 1) % group.block_tokens)
+    if group.chunk_tokens is not None and group.chunk_tokens % group.block_tokens:
+        edges.update(range(group.block_tokens))
+    return frozenset(edges)

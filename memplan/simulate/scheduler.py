@@ -15,7 +15,6 @@ from math import lcm
 
 from memplan.domain.simulation import SimulationSettings
 from memplan.records import dataclass
-from memplan.simulate.blocks import NULL
 from memplan.simulate.contiguous import ContiguousCache
 from memplan.simulate.paged import PagedCache
 from memplan.simulate.room import RoomSums, State
@@ -220,11 +219,11 @@ class Scheduler:
             free = cache.room_tokens - reserved
             self.room.add_contiguous(stored=stored, later=later, reserved=reserved, free=free, refused=refused)
             return
-        held = empty = 0
-        for request in self.running:
-            for group, table in zip(cache.groups, request.tables, strict=True):
-                held += len(table) - table.count(NULL)
-                empty += (len(table) * group.block_tokens - request.computed) * (unit // group.block_tokens)
+        empty = cache.entries * unit - stored * sum(unit // group.block_tokens for group in cache.groups)
         self.room.add_paged(
-            used=cache.used_blocks, cached=cache.cached_blocks, held=held, empty=empty, blocks=cache.pool.num_blocks
+            used=cache.used_blocks,
+            cached=cache.cached_blocks,
+            held=cache.held,
+            empty=empty,
+            blocks=cache.pool.num_blocks,
         )

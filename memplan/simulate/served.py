@@ -9,12 +9,13 @@ from memplan.simulate.chains import Key
 class Served:
     """What a scheduler knows of a request. `made` tokens of its answer are there, `computed` tokens are in the cache.
 
-    `restored` tokens come back from host memory, or from another replica, when it is taken in.
+    `restored` tokens come back from host memory, or from another replica, when it is taken in. `looked_at` is how many
+    tokens there were when its tables were last looked at.
     """
 
     __slots__ = (
-        "computed", "ended", "found", "index", "junction", "keys", "made", "output", "preemptions", "prompt",
-        "region", "registered", "restored", "tables",
+        "computed", "ended", "found", "index", "junction", "keys", "looked_at", "made", "output", "preemptions",
+        "prompt", "region", "registered", "restored", "tables",
     )  # fmt: skip
 
     def __init__(self, index: int, prompt: int, output: int) -> None:
@@ -26,6 +27,7 @@ class Served:
         self.restored = 0
         self.found = 0
         self.junction = 0
+        self.looked_at = -2
         self.preemptions = 0
         self.ended = False
         self.tables: list[list[Block]] = []
