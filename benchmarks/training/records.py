@@ -190,6 +190,7 @@ def torchtitan(record: Record) -> dict[str, Any]:
         "compute_bytes": 2,
         "reduce_bytes": 4,
         "expandable_segments": not is_first and "MI3" not in gpu,
+        "dispatches_experts": True,
         "saves_attention": not ("B200" in gpu and "torchao" in record["framework"]),
         "loss": "compiled" if "compiled" in str(record["cross_entropy"]) else fields_loss(record),
         # The first of its commits had one group for all that is outside of layers, and gathered logits.

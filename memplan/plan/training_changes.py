@@ -13,19 +13,11 @@ from memplan.domain.training_plan import TrainingChange
 from memplan.domain.training_question import TrainingQuestion
 from memplan.engines.training.choose import choose_training
 from memplan.engines.training.held import trained_parameters
+from memplan.engines.training.remedies import FLAGS
 from memplan.errors import MemplanError
 from memplan.records import replace
 
-_FIELDS = {
-    "--train": "method",
-    "--loss": "loss",
-    "--checkpointing": "checkpointing",
-    "--micro-batch": "micro_batch",
-    "--grad-accum": "accumulation",
-    "--optimizer": "optimizer",
-    "--optimizer-form": "optimizer_form",
-    "--sharding": "sharding",
-}
+_FIELDS = {flag: name for name, flag in FLAGS.items()}
 
 
 def changes_of(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memplan.budget.training.device import Block, Device
+from memplan.records import dataclass
 
 ACTIVATIONS, GRADIENTS, WORKSPACE = "activations", "gradients", "workspace"
 
@@ -92,6 +93,16 @@ class Node:
         self.waiting: Block | None = None
         self.run: Callable[[Block], None] | None = None
         self.takes_gradient = False  # `run` frees the gradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rerun:
+    """What was run without recording, and how it is run again: see `Graph.checkpoint`."""
+
+    body: Callable[[Tensor], Tensor]
+    stash: list[Block] | None
+    keeps_gradient: list[Block] | None
+    is_reentrant: bool
 
 
 class Graph:
@@ -243,11 +254,9 @@ class Graph:
         self.is_recording, self._stash = True, None
         kept = [] if is_offloaded else [self.device.share(entering.block)]
         node = Node(name, (entering,), (None,), kept, (), ())
-        if is_reentrant:
-            node.run = lambda grad: self._run_again(node, body, grad, keeps_gradient, stash)
-        else:
-            node.takes_gradient = True
-            node.run = lambda grad: self._run_when_wanted(node, body, grad, keeps_gradient, stash)
+        rerun = Rerun(body=body, stash=stash, keeps_gradient=keeps_gradient, is_reentrant=is_reentrant)
+        node.takes_gradient = not is_reentrant
+        node.run = lambda grad: self._run_again(node, rerun, grad)
         self._nodes.append(node)
         return Tensor(made.block, made.size_bytes, needs_grad=True, node=node)
 
@@ -329,34 +338,26 @@ class Graph:
         self.device.free(second)
         return first
 
-    def _run_again(
-        self,
-        node: Node,
-        body: Callable[[Tensor], Tensor],
-        grad: Block,
-        lasting: list[Block] | None,
-        stash: list[Block] | None,
-    ) -> None:
-        again, made, inner = self._rerun(node, body, stash)
-        if made.node is not None:
-            made.node.waiting = self.device.share(grad)
+    def _run_again(self, node: Node, rerun: Rerun, grad: Block) -> None:
+        """The body once more, recorded, and then backwards."""
+        device = self.device
+        start = device.position
+        again, made, inner = self._rerun(node, rerun)
+        if rerun.is_reentrant:
+            if made.node is not None:
+                made.node.waiting = device.share(grad)
+        else:
+            device.free(made.block)
+            device.undo(max(self._last_kept, start))
+            self._go_to_kept(made, inner, grad, start)
         while inner:
             self._run(inner.pop())
-        self.device.free(made.block)
-        self._hand_on(node.inputs[0], again, lasting)
+        if rerun.is_reentrant:
+            device.free(made.block)
+        self._hand_on(node.inputs[0], again, rerun.keeps_gradient)
 
-    def _run_when_wanted(
-        self,
-        node: Node,
-        body: Callable[[Tensor], Tensor],
-        grad: Block,
-        lasting: list[Block] | None,
-        stash: list[Block] | None,
-    ) -> None:
-        start = self.device.position
-        again, made, inner = self._rerun(node, body, stash)
-        self.device.free(made.block)
-        self.device.undo(max(self._last_kept, start))
+    def _go_to_kept(self, made: Tensor, inner: list[Node], grad: Block, start: int) -> None:
+        """What goes backwards before the first kept tensor is wanted has happened before the body was run again."""
         middle = self.device.position
         if made.node is not None:
             made.node.waiting = grad
@@ -365,13 +366,8 @@ class Graph:
         while inner and not inner[-1].kept:
             self._run(inner.pop())
         self.device.swap(start, middle)
-        while inner:
-            self._run(inner.pop())
-        self._hand_on(node.inputs[0], again, lasting)
 
-    def _rerun(
-        self, node: Node, body: Callable[[Tensor], Tensor], stash: list[Block] | None
-    ) -> tuple[Tensor, Tensor, list[Node]]:
+    def _rerun(self, node: Node, rerun: Rerun) -> tuple[Tensor, Tensor, list[Node]]:
         """What enters, what it makes, and the operators that this records."""
         outer, self._nodes = self._nodes, []
         entering = node.inputs[0]
@@ -380,8 +376,8 @@ class Graph:
         else:
             block = self.device.take(entering.size_bytes, ACTIVATIONS, "brought back")
         again = Tensor(block, entering.size_bytes, needs_grad=True)
-        self.is_rerunning, self._stash, self.num_products = True, stash, 0
-        made = body(again)
+        self.is_rerunning, self._stash, self.num_products = True, rerun.stash, 0
+        made = rerun.body(again)
         self.is_rerunning, self._stash = False, None
         inner, self._nodes = self._nodes, outer
         return again, made, inner

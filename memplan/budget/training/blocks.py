@@ -9,16 +9,16 @@ Notation: T tokens of the micro-batch on this rank, H hidden size, `width` bytes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from memplan.budget.training.attention import Heads, attend
 from memplan.budget.training.autograd import Graph, Parameter, Tensor
-from memplan.budget.training.kernels import Kernels, activate, gated, norm, rotate
+from memplan.budget.training.feed_forward import ExpertsBlock, MlpBlock, run_experts, run_mlp
+from memplan.budget.training.kernels import Kernels, norm, rotate, split
 from memplan.budget.training.linear import Linear
 from memplan.budget.training.recurrent import ShortConvBlock, short_convolution
 from memplan.records import dataclass
 
-_HALF, _FLOAT = 2, 4
+_HALF = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,39 +48,6 @@ class LatentBlock:
     out: Linear
     heads: Heads
     rope_width: int
-    after: Parameter | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MlpBlock:
-    """A dense feed-forward part: `ups` has the gate and the other side, one of them alone, or both fused."""
-
-    before: Parameter | None
-    ups: tuple[Linear, ...]
-    down: Linear
-    is_gated: bool
-    after: Parameter | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertsBlock:
-    """Routed experts: every token is copied for each of the `chosen` experts that it goes to.
-
-    `parts` are experts that run together, each with its up projections and its down projection: one part where all
-    run in one product, several where code goes from expert to expert. `form`: in turn, in one product of
-    tokens sorted by expert, or all experts on copies of all tokens, weighted before.
-    """
-
-    before: Parameter | None
-    router: Linear
-    parts: tuple[tuple[tuple[Linear, ...], Linear], ...]
-    is_gated: bool
-    chosen: int
-    num_experts: int
-    share: float
-    shared: MlpBlock | None = None
-    wide_router: bool = False
-    form: Literal["looped", "grouped", "dense"] = "looped"
     after: Parameter | None = None
 
 
@@ -195,7 +162,7 @@ def _attention(
         )
     ]
     if len(projected) == 1:
-        projected = _split(graph, projected[0], sizes)
+        projected = split(graph, projected[0], sizes)
     query, key, value = projected
     for weight in half.per_head_norms:
         if weight.name.rsplit(".", 1)[-1].startswith("q"):
@@ -209,13 +176,6 @@ def _attention(
     made = half.out.run(graph, out, tokens, _HALF if heads.is_narrowed else width)
     graph.drop(out, *named)
     return made
-
-
-def _split(graph: Graph, fused: Tensor, sizes: list[float]) -> list[Tensor]:
-    """Views of one tensor. Takes over what enters."""
-    parts = graph.split("split", fused, sizes)
-    graph.drop(fused)
-    return parts
 
 
 def _rotated(graph: Graph, query: Tensor, key: Tensor, part: float, kernels: Kernels) -> tuple[Tensor, Tensor]:
@@ -270,133 +230,10 @@ def _latent(graph: Graph, half: LatentBlock, normed: Tensor, tokens: float, widt
     return made
 
 
-def _mlp(graph: Graph, half: MlpBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
-    return feed_forward(graph, half.ups, half.down, normed, tokens, width, kernels, is_gated=half.is_gated)
-
-
-def feed_forward(
-    graph: Graph,
-    ups: tuple[Linear, ...],
-    down: Linear,
-    normed: Tensor,
-    tokens: float,
-    width: int,
-    kernels: Kernels,
-    *,
-    is_gated: bool,
-) -> Tensor:
-    """Up, activation, down. The caller keeps what enters."""
-    first = ups[0].run(graph, normed, tokens, width)
-    if not is_gated:
-        product = activate(graph, first, kernels)
-    elif len(ups) == 1:
-        halves = _split(graph, first, [first.size_bytes / 2, first.size_bytes / 2])
-        product = gated(graph, halves[0], lambda: halves[1], kernels)
-    else:
-        product = gated(graph, first, lambda: ups[1].run(graph, normed, tokens, width), kernels)
-    made = down.run(graph, product, tokens, width)
-    graph.drop(product)
-    return made
-
-
-def _experts(graph: Graph, half: ExpertsBlock, normed: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
-    if half.wide_router and width != _FLOAT:
-        wide = graph.op("router's cast", normed.size_bytes / width * _FLOAT, (normed,))
-        scores = half.router.run(graph, wide, tokens, _FLOAT)
-        graph.drop(wide)
-    else:
-        scores = half.router.run(graph, normed, tokens, width)
-    weights = graph.op(
-        "routing weights", tokens * half.num_experts * 4, (scores,), keeps_output=True, grads=(scores.size_bytes,)
-    )
-    graph.drop(scores)
-    made = _EXPERTS[half.form](graph, half, normed, weights, tokens, width, kernels)
-    graph.drop(weights)
-    if half.shared is not None:
-        beside = feed_forward(
-            graph, half.shared.ups, half.shared.down, normed, tokens, width, kernels, is_gated=half.shared.is_gated
-        )
-        summed = graph.op("shared experts added", made.size_bytes, (made, beside), grads=(None, None))
-        graph.drop(made, beside)
-        made = summed
-    return made
-
-
-def _routed(
-    graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
-) -> Tensor:
-    """Tokens copied for the experts that they are sent to, and what those make weighted and added up."""
-    rows = tokens * half.chosen * half.share / len(half.parts)
-    hidden_bytes = normed.size_bytes / tokens
-    made = graph.tensor(tokens * hidden_bytes, "experts' outputs summed", needs_grad=False)
-    for ups, down in half.parts:
-        sent = graph.op("tokens sent to experts", rows * hidden_bytes, (normed,))
-        each = feed_forward(graph, ups, down, sent, rows, width, kernels, is_gated=half.is_gated)
-        weighted = graph.op(
-            "experts' outputs weighted",
-            each.size_bytes,
-            (each, weights),
-            keeps=(each, weights),
-            grads=(each.size_bytes, weights.size_bytes / len(half.parts)),
-        )
-        graph.drop(sent, each)
-        summed = graph.op(
-            "experts' outputs summed",
-            made.size_bytes,
-            (made, weighted),
-            grads=(None, weighted.size_bytes),
-            in_place_of=made,
-        )
-        graph.drop(weighted, made)
-        made = summed
-    return made
-
-
-def _grouped(
-    graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
-) -> Tensor:
-    """Tokens sorted by expert, through all experts in one product, weighted, sorted back and added up."""
-    (ups, down), *_ = half.parts
-    rows = tokens * half.chosen * half.share
-    sent = graph.op("tokens sent to experts", normed.size_bytes / tokens * rows, (normed,))
-    each = feed_forward(graph, ups, down, sent, rows, width, kernels, is_gated=half.is_gated)
-    size = each.size_bytes / width * (_FLOAT if half.wide_router else width)
-    grads = (each.size_bytes, weights.size_bytes)
-    weighted = graph.op("experts' outputs weighted", size, (each, weights), keeps=(each, weights), grads=grads)
-    # It keeps the order, which is small; what matters is that it keeps anything.
-    back = graph.op("experts' outputs sorted", size, (weighted,), keeps=(weights,), backward_temporaries=(size,))
-    graph.drop(weighted, sent, each)
-    made = graph.op("experts' outputs summed", tokens / rows * size, (back,), grads=(size,))
-    graph.drop(back)
-    if not half.wide_router or width == _FLOAT:
-        return made
-    narrow = graph.op("experts' outputs", normed.size_bytes, (made,))
-    graph.drop(made)
-    return narrow
-
-
-def _dense(
-    graph: Graph, half: ExpertsBlock, normed: Tensor, weights: Tensor, tokens: float, width: int, kernels: Kernels
-) -> Tensor:
-    """All tokens, weighted, through all experts; what those make is added up."""
-    (ups, down), *_ = half.parts
-    rows = tokens * half.num_experts * half.share
-    size = normed.size_bytes * half.num_experts * half.share
-    copied = graph.op("tokens for every expert", size, (normed,))
-    sent = graph.op("tokens weighted", size, (copied, weights), keeps=(copied, weights))
-    graph.drop(copied)
-    each = feed_forward(graph, ups, down, sent, rows, width, kernels, is_gated=half.is_gated)
-    graph.drop(sent)
-    made = graph.op("experts' outputs summed", normed.size_bytes, (each,), grads=(None,))
-    graph.drop(each)
-    return made
-
-
-_EXPERTS = {"looped": _routed, "grouped": _grouped, "dense": _dense}
 _RUNNERS: Mapping[type, Callable[..., Tensor]] = {
     AttentionBlock: _attention,
     LatentBlock: _latent,
     ShortConvBlock: short_convolution,
-    MlpBlock: _mlp,
-    ExpertsBlock: _experts,
+    MlpBlock: run_mlp,
+    ExpertsBlock: run_experts,
 }

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from memplan.budget.training.attention import AttentionKernel, Heads
 from memplan.budget.training.autograd import Parameter
-from memplan.budget.training.blocks import AttentionBlock, ExpertsBlock, Half, LatentBlock, Layer, MlpBlock
+from memplan.budget.training.blocks import AttentionBlock, Half, LatentBlock, Layer
 from memplan.budget.training.families import family_of
+from memplan.budget.training.feed_forward import ExpertsBlock, MlpBlock
 from memplan.budget.training.float8 import Float8
 from memplan.budget.training.linear import Adapter, Linear
 from memplan.budget.training.recurrent import ShortConvBlock
@@ -324,12 +325,15 @@ class Builder:
             chosen=layer.mlp.experts_per_token,
             num_experts=layer.mlp.num_experts,
             share=1.0,
+            ranks=self._training.layout.expert,
             shared=shared,
             wide_router=self._family.wide_router,
             form=self._experts_form(),
         )
 
-    def _experts_form(self) -> Literal["looped", "grouped", "dense"]:
+    def _experts_form(self) -> Literal["looped", "grouped", "dense", "dispatched"]:
+        if self._training.dispatches_experts:
+            return "dispatched"
         if self._training.kernels != "transformers" or self._training.loops_experts:
             return "looped"
         return "dense" if self._family.dense_experts else "grouped"

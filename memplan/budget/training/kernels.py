@@ -251,3 +251,10 @@ def softcapped(graph: Graph, entering: Tensor) -> Tensor:
     made = graph.op("softcap", size, (bent,))
     graph.drop(bent)
     return made
+
+
+def split(graph: Graph, fused: Tensor, sizes: list[float]) -> list[Tensor]:
+    """Views of one tensor. Takes over what enters."""
+    parts = graph.split("split", fused, sizes)
+    graph.drop(fused)
+    return parts

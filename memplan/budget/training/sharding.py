@@ -23,9 +23,20 @@ GATHER_STREAM, REDUCE_STREAM = 1, 2
 
 
 class Unit:
-    """What is gathered together. Sizes are of the whole unit, before it is cut over ranks."""
+    """What is gathered together. Sizes are of the whole unit, before it is cut over ranks; `sharded_elements` are what
+    this rank keeps of the trained ones where they are cut.
+    """
 
-    __slots__ = ("computed_bytes", "grad_bytes", "grads", "live", "name", "stays", "trained_elements")
+    __slots__ = (
+        "computed_bytes",
+        "grad_bytes",
+        "grads",
+        "live",
+        "name",
+        "sharded_elements",
+        "stays",
+        "trained_elements",
+    )
 
     def __init__(self, name: str, *, stays: bool) -> None:
         self.name = name
@@ -33,6 +44,7 @@ class Unit:
         self.computed_bytes = 0.0
         self.grad_bytes = 0.0
         self.trained_elements = 0.0
+        self.sharded_elements = 0.0
         self.live: list[Block] = []
         self.grads: list[Block] = []
 
@@ -89,7 +101,8 @@ class Whole:
 
     def _kept_bytes(self, unit: Unit) -> float:
         training = self.training
-        return unit.grad_bytes / (training.layout.shards if training.sharding == "zero2" else 1)
+        is_cut = training.sharding == "zero2" and unit.trained_elements
+        return unit.grad_bytes * (unit.sharded_elements / unit.trained_elements if is_cut else 1)
 
     def clear(self) -> None:
         """Gradients are dropped after the step."""
@@ -134,20 +147,20 @@ class Fsdp1(Whole):
         self._release(unit)
 
     def _reduce(self, unit: Unit) -> None:
-        shards = self.training.layout.shards
         training = self.training
         wide = None
         if (training.reduce_bytes or training.compute_bytes) > training.compute_bytes:
             wide = self.device.take(
                 unit.trained_elements * (training.reduce_bytes or 0), BUFFERS, "gradients to reduce", REDUCE_STREAM
             )
-        reduced = self.device.take(unit.grad_bytes / shards, BUFFERS, "reduced gradient", REDUCE_STREAM)
+        part = unit.sharded_elements / unit.trained_elements
+        reduced = self.device.take(unit.grad_bytes * part, BUFFERS, "reduced gradient", REDUCE_STREAM)
         if wide is not None:
             self.device.free(wide)
         if unit.name in self.kept or training.offload_parameters:
             self.device.free(reduced)
             return
-        if self._kept_bytes(unit) * shards != unit.grad_bytes:
+        if self._kept_bytes(unit) != unit.grad_bytes * part:
             kept = self.device.take(self._kept_bytes(unit), GRADIENTS, unit.name.split(".")[0])
             self.device.free(reduced)
             reduced = kept
@@ -158,7 +171,7 @@ class Fsdp1(Whole):
         unit.grads.append(grad)
 
     def _kept_bytes(self, unit: Unit) -> float:
-        return unit.trained_elements * self.training.grad_bytes / self.training.layout.shards
+        return unit.sharded_elements * self.training.grad_bytes
 
     def _release(self, unit: Unit) -> None:
         for each in unit.live:
@@ -205,10 +218,7 @@ class Fsdp2(Fsdp1):
         for each in unit.grads:
             device.free(each)
         unit.grads = []
-        shards = training.layout.shards
-        kept = device.take(
-            unit.trained_elements * reduce_bytes / shards, GRADIENTS, unit.name.split(".")[0], REDUCE_STREAM
-        )
+        kept = device.take(unit.sharded_elements * reduce_bytes, GRADIENTS, unit.name.split(".")[0], REDUCE_STREAM)
         if unit.name in self.kept or training.offload_parameters:
             device.free(kept)
             return

@@ -122,7 +122,7 @@ class Stage:
             training.method == "qlora" and not is_adapter and unit.name.startswith("layers") and "norm" not in name
         )
         stored = elements * (_PACKED_BYTES if is_packed else width)
-        shards = training.layout.shards if self.place.gathers else 1
+        shards = self._shards_of(name) if self.place.gathers else 1.0
         if not training.offload_parameters:
             self.device.take(stored / shards, "weights", "adapters" if is_adapter else "parameters")
         is_cast = unit.name.startswith("layers") and is_gathered_cast(training, name)
@@ -136,16 +136,22 @@ class Stage:
             made.on_gradient = lambda parameter, block: self.place.arrived(unit, parameter, block)
             unit.grad_bytes += grad if self.place.gathers else kept_grad
             unit.trained_elements += elements
+            unit.sharded_elements += elements / self._shards_of(name)
             self.trained.append(made)
         return made
+
+    def _shards_of(self, name: str) -> float:
+        """Over how many ranks a weight is cut where it is. Routed experts are on some of these ranks each already."""
+        layout = self.training.layout
+        return max(layout.shards / (layout.expert if ".experts." in name else 1), 1.0)
 
     def _load_states(self) -> None:
         training = self.training
         if training.offload_optimizer:
             return
-        shards = training.layout.shards if training.sharding in ("zero1", "zero2") else 1
+        is_cut = training.sharding in ("zero1", "zero2")
         for each in self.trained:
-            elements = each.num_elements / shards
+            elements = each.num_elements / (self._shards_of(each.name) if is_cut else 1)
             for state_bytes in state_sizes(training, elements):
                 self.device.take(state_bytes, "optimizer state", training.optimizer)
             if training.master_bytes:

@@ -36,7 +36,7 @@ class Zero(Whole):
 
     def settle(self, units: list[Unit]) -> None:
         """How much of the gradients is this rank's."""
-        self._elements = sum(each.trained_elements for each in units) / self.training.layout.shards
+        self._elements = sum(each.sharded_elements for each in units)
 
     def arrived(self, unit: Unit, parameter: Parameter, grad: Block) -> None:
         """Into the bucket; what is this rank's stays, and in stage 1 the rest as well."""
@@ -54,7 +54,7 @@ class Zero(Whole):
         if training.offload_optimizer:
             return
         if parameter.name not in self.kept and unit.name not in self.kept:
-            part = parameter.num_elements * training.grad_bytes / training.layout.shards
+            part = parameter.num_elements * training.grad_bytes * unit.sharded_elements / unit.trained_elements
             self.kept[parameter.name] = self.device.take(part, GRADIENTS, parameter.name)
 
     def before_step(self) -> None:
@@ -81,7 +81,7 @@ class Zero3(Fsdp1):
 
     def settle(self, units: list[Unit]) -> None:
         training, device = self.training, self.device
-        self._elements = sum(each.trained_elements for each in units) / training.layout.shards
+        self._elements = sum(each.sharded_elements for each in units)
         if not training.bucket_elements:
             return
         device.take(training.bucket_elements * training.compute_bytes, BUFFERS, "bucket of gradients")

@@ -53,6 +53,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         attention=question.attention or preset.attention,
         **_loss(question, preset, tokens),
         wide_state=preset.widens_quantized and question.method == "qlora" and sharding not in _GATHERING,
+        dispatches_experts=preset.dispatches_experts,
         kernels="compiled" if question.compiled else preset.kernels,
         float8=choose_float8(question, sharding),
         reentrant=preset.reentrant,

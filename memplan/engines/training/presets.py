@@ -6,7 +6,7 @@ A fact is what the page shows of it, with its source. What a question asks for t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from memplan.domain.training import Checkpointing, Float8Recipe, Loss, OptimizerForm
 from memplan.domain.training_question import AskedAttention, AskedSharding, Precision, Trainer
@@ -21,7 +21,7 @@ class Preset:
     `float8` are the recipes of FP8 that it has, its own first.
     `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert. `has_selective`: it can keep some
     operators' outputs under checkpointing. `widens_quantized`: norms of models in 4 bits are kept in FP32.
-    `expandable_segments`: PyTorch's allocator is told to use them.
+    `expandable_segments`: PyTorch's allocator is told to use them. `dispatches_experts`: see `TrainingSpec`.
     """
 
     precision: Precision = "none"
@@ -42,6 +42,7 @@ class Preset:
     keeps_gradients: bool = False
     sequence_parallel: bool = False
     expandable_segments: bool = False
+    dispatches_experts: bool = False
     sharding: AskedSharding = "fsdp2"
     shardings: tuple[AskedSharding, ...] = ()
     float8: tuple[Float8Recipe, ...] = ()
@@ -63,47 +64,40 @@ _LOGITS = (
     "transformers/loss/loss_utils.py, ForCausalLMLoss of 4.49 and later",
 )
 
-PRESETS: Mapping[Trainer, Preset] = {
-    "transformers": Preset(
+
+def _of_accelerate(*facts: tuple[str, str, str], **own: Any) -> Preset:
+    """A trainer on top of accelerate, with what it does beside that."""
+    return Preset(
         shardings=_ACCELERATE,
         float8=(*_TORCHAO, "delayed"),
         cuts=("tensor",),
-        facts=(
-            _LOADED,
-            _ADAPTERS,
-            _LOGITS,
-            ("optimizer", "fused AdamW where torch is 2.8 or later", "transformers/training_args.py, default_optim"),
-            ("checkpointing", "off", "transformers/training_args.py, gradient_checkpointing"),
-        ),
+        facts=(_LOADED, _ADAPTERS, _LOGITS, *facts),
+        **own,
+    )
+
+
+PRESETS: Mapping[Trainer, Preset] = {
+    "transformers": _of_accelerate(
+        ("optimizer", "fused AdamW where torch is 2.8 or later", "transformers/training_args.py, default_optim"),
+        ("checkpointing", "off", "transformers/training_args.py, gradient_checkpointing"),
     ),
-    "trl": Preset(
+    "trl": _of_accelerate(
+        (
+            "4 bit weights",
+            "norms in FP32 unless sharded, so that what lies between layers is FP32",
+            "trl/models/utils.py 0.24, peft_module_casting_to_bf16",
+        ),
+        ("autocast", "on (bf16)", "trl/trainer/sft_config.py 0.24, bf16"),
+        ("checkpointing", "on", "trl/trainer/sft_config.py 0.24, gradient_checkpointing"),
         checkpointing="full",
         autocasts_adapters=True,
         widens_quantized=True,
-        shardings=_ACCELERATE,
-        float8=(*_TORCHAO, "delayed"),
-        cuts=("tensor",),
-        facts=(
-            _LOADED,
-            _ADAPTERS,
-            _LOGITS,
-            (
-                "4 bit weights",
-                "norms in FP32 unless sharded, so that what lies between layers is FP32",
-                "trl/models/utils.py 0.24, peft_module_casting_to_bf16",
-            ),
-            ("autocast", "on (bf16)", "trl/trainer/sft_config.py 0.24, bf16"),
-            ("checkpointing", "on", "trl/trainer/sft_config.py 0.24, gradient_checkpointing"),
-        ),
     ),
-    "axolotl": Preset(
+    "axolotl": _of_accelerate(
+        ("checkpointing", "on", "axolotl/examples: gradient_checkpointing: true"),
         attention="flash",
         checkpointing="full",
         autocasts_adapters=True,
-        shardings=_ACCELERATE,
-        float8=(*_TORCHAO, "delayed"),
-        cuts=("tensor",),
-        facts=(_LOADED, _ADAPTERS, _LOGITS, ("checkpointing", "on", "axolotl/examples: gradient_checkpointing: true")),
     ),
     "torchtitan": Preset(
         precision="bf16",
@@ -114,6 +108,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         splits_outside=True,
         sequence_parallel=True,
         expandable_segments=True,
+        dispatches_experts=True,
         shardings=("none", "ddp", "fsdp2", "hsdp"),
         float8=_TORCHAO,
         cuts=("tensor", "pipeline", "expert"),

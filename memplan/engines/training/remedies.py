@@ -45,6 +45,30 @@ class Change:
     cost: int
 
 
+# How each field is written on the command line.
+FLAGS = {
+    "method": "--train",
+    "loss": "--loss",
+    "checkpointing": "--checkpointing",
+    "micro_batch": "--micro-batch",
+    "accumulation": "--grad-accum",
+    "optimizer": "--optimizer",
+    "optimizer_form": "--optimizer-form",
+    "sharding": "--sharding",
+    "offloaded": "--offload",
+}
+
+
+def _change(cost: int, time_percent: int | None, note: str, *, now: str = "", **fields: Any) -> Change:
+    """`now` is the sharding that needs no mention; None in a field takes back what was asked for."""
+    words = [
+        f"{FLAGS[name]} {value if isinstance(value, (str, int)) else ','.join(value)}"
+        for name, value in fields.items()
+        if value is not None and value != now
+    ]
+    return Change(flags=" ".join(words), fields=fields, time_percent=time_percent, note=note, cost=cost)
+
+
 def find_remedies(
     spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured: Measured, free_bytes: int | None
 ) -> tuple[TrainingRemedy, ...]:
@@ -92,38 +116,15 @@ def _remedy(change: Change, measured: Measured, made: Measured) -> TrainingRemed
 def _changes(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured: Measured) -> Iterator[Change]:
     training = measured.training
     if training.optimizer_form != "fused" and training.optimizer == "adamw":
-        yield Change(
-            flags="--optimizer-form fused",
-            fields={"optimizer_form": "fused"},
-            time_percent=0,
-            note="no temporaries at the step",
-            cost=0,
-        )
+        yield _change(0, 0, "no temporaries at the step", optimizer_form="fused")
     if training.loss not in ("linear", "compiled"):
-        yield Change(
-            flags="--loss linear",
-            fields={"loss": "linear"},
-            time_percent=0,
-            note="head and loss in one kernel, never all logits",
-            cost=1,
-        )
+        yield _change(1, 0, "head and loss in one kernel, never all logits", loss="linear")
     yield from _checkpointing(training.checkpointing, has_selective=PRESETS[question.trainer].has_selective)
     if training.optimizer == "adamw" and question.trainer != "megatron" and _state_share(measured) >= _LEAST_SHARE:
-        yield Change(
-            flags="--optimizer adamw-8bit",
-            fields={"optimizer": "adamw-8bit"},
-            time_percent=0,
-            note="moments of 8 bits",
-            cost=5,
-        )
+        yield _change(5, 0, "moments of 8 bits", optimizer="adamw-8bit")
         if training.method != "full":
-            yield Change(
-                flags="--optimizer paged-adamw-8bit",
-                fields={"optimizer": "paged-adamw-8bit"},
-                time_percent=None,
-                note="moments of 8 bits that move to the host when memory is short",
-                cost=6,
-            )
+            note = "moments of 8 bits that move to the host when memory is short"
+            yield _change(6, None, note, optimizer="paged-adamw-8bit")
     yield from _offloads(spec, gpu, question, measured)
     yield from _methods(question)
 
@@ -136,13 +137,8 @@ def _smaller_batch(question: TrainingQuestion, measured: Measured, tried: Try) -
     while number > 1:
         factor = 2 if number % 2 == 0 else number
         number, accumulation = number // factor, accumulation * factor
-        change = Change(
-            flags=f"--micro-batch {number} --grad-accum {accumulation}",
-            fields={"micro_batch": number, "accumulation": accumulation},
-            time_percent=None,
-            note="the same batch in smaller products",
-            cost=3,
-        )
+        note = "the same batch in smaller products"
+        change = _change(3, None, note, micro_batch=number, accumulation=accumulation)
         made = tried(_with(question, [change]))
         if made is not None and measured.allocated_bytes - made.allocated_bytes >= _LEAST_BYTES:
             found = change, _remedy(change, measured, made)
@@ -159,80 +155,40 @@ def _state_share(measured: Measured) -> float:
 
 def _checkpointing(now: str, *, has_selective: bool) -> Iterator[Change]:
     if now == "none" and has_selective:
-        yield Change(
-            flags="--checkpointing selective",
-            fields={"checkpointing": "selective"},
-            time_percent=_SELECTIVE_PERCENT,
-            note="cheap operators run twice",
-            cost=2,
-        )
+        yield _change(2, _SELECTIVE_PERCENT, "cheap operators run twice", checkpointing="selective")
     if now != "full":
-        yield Change(
-            flags="--checkpointing full",
-            fields={"checkpointing": "full"},
-            time_percent=_RECOMPUTE_PERCENT,
-            note="every layer's forward pass runs twice",
-            cost=4,
-        )
+        yield _change(4, _RECOMPUTE_PERCENT, "every layer's forward pass runs twice", checkpointing="full")
 
 
 def _methods(question: TrainingQuestion) -> Iterator[Change]:
     if question.method == "full":
-        yield Change(
-            flags="--train lora",
-            fields={"method": "lora", "precision": None},
-            time_percent=-_RECOMPUTE_PERCENT,
-            note="adapters alone are trained: another result; no weight gradients",
-            cost=8,
-        )
+        note = "adapters alone are trained: another result; no weight gradients"
+        yield _change(8, -_RECOMPUTE_PERCENT, note, method="lora", precision=None)
     if question.method in ("full", "lora", "dora"):
-        yield Change(
-            flags="--train qlora",
-            fields={"method": "qlora", "precision": None},
-            time_percent=_DEQUANTIZE_PERCENT,
-            note="adapters on 4 bit weights: another result",
-            cost=9,
-        )
+        note = "adapters on 4 bit weights: another result"
+        yield _change(9, _DEQUANTIZE_PERCENT, note, method="qlora", precision=None)
 
 
 def _offloads(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measured: Measured) -> Iterator[Change]:
-    training = measured.training
+    training, offloaded = measured.training, question.offloaded
     if training.checkpointing == "full" and not training.offload_activations:
-        yield Change(
-            flags="--checkpointing full --offload activations",
-            fields={"checkpointing": "full", "offloaded": (*question.offloaded, "activations")},
-            time_percent=None,
-            note="what enters each layer waits on the host",
-            cost=7,
-        )
+        note = "what enters each layer waits on the host"
+        yield _change(7, None, note, checkpointing="full", offloaded=(*offloaded, "activations"))
     if training.offload_optimizer or training.method != "full":
         return
     kinds = PRESETS[question.trainer].shardings
     width = training.master_bytes + 2 * training.state_bytes + training.grad_bytes + training.weight_bytes
     moved = trained_parameters(spec, training) * width / training.layout.ranks
     seconds = moved / pcie_bytes_per_s(gpu)
-    zero = training.sharding if training.sharding in ("zero1", "zero2", "zero3") else "zero2"
+    now = training.sharding
+    zero = now if now in ("zero1", "zero2", "zero3") else "zero2"
     if zero in kinds:
-        yield Change(
-            flags=f"{_sharding(training.sharding, zero)}--offload optimizer",
-            fields={"sharding": zero, "offloaded": (*question.offloaded, "optimizer")},
-            time_percent=None,
-            note=f"the step runs on the host: {format_gib(moved)} there, {seconds:.1f} s of PCIe",
-            cost=10,
-        )
-    gathered = training.sharding if training.sharding in ("zero3", "fsdp1", "fsdp2") else "fsdp2"
+        note = f"the step runs on the host: {format_gib(moved)} there, {seconds:.1f} s of PCIe"
+        yield _change(10, None, note, now=now, sharding=zero, offloaded=(*offloaded, "optimizer"))
+    gathered = now if now in ("zero3", "fsdp1", "fsdp2") else "fsdp2"
     if gathered in kinds:
-        yield Change(
-            flags=f"{_sharding(training.sharding, gathered)}--offload optimizer,parameters",
-            fields={"sharding": gathered, "offloaded": (*question.offloaded, "optimizer", "parameters")},
-            time_percent=None,
-            note="weights come over PCIe layer by layer, twice a micro-batch",
-            cost=11,
-        )
-
-
-def _sharding(now: str, then: str) -> str:
-    return f"--sharding {then} " if then != now else ""
+        note = "weights come over PCIe layer by layer, twice a micro-batch"
+        yield _change(11, None, note, now=now, sharding=gathered, offloaded=(*offloaded, "optimizer", "parameters"))
 
 
 def _together(

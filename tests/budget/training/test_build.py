@@ -10,7 +10,7 @@ from memplan.budget.training.families import FAMILIES, kernels_of
 from memplan.budget.training.kernels import Kernels
 from memplan.budget.training.step import Step
 from memplan.domain.model import ModelSpec
-from memplan.domain.training import TrainingSpec
+from memplan.domain.training import TrainingLayout, TrainingSpec
 from memplan.errors import UnsupportedModel, UsageError
 from memplan.pipeline import load_model
 from memplan.records import replace
@@ -102,3 +102,13 @@ def test_norms_in_float_before_4_bit_layers_make_what_is_checkpointed_twice_as_l
     )
     one_state = 2048 * spec.hidden_size * 2
     assert abs(wide - narrow - (spec.num_layers - 1) * one_state) <= 2 * one_state
+
+
+def test_expert_parallelism_moves_experts_and_keeps_what_a_rank_holds_of_them():
+    spec = model("olmoe-1b-7b")
+    step = TrainingSpec(sharding="fsdp2", layout=TrainingLayout(data=8), sequence_tokens=1024, dispatches_experts=True)
+    apart = replace(step, layout=TrainingLayout(data=8, expert=4))
+    whole, cut = (Step(spec, each).run() for each in (step, apart))
+    assert abs(cut[0].after_bytes - whole[0].after_bytes) < 0.01 * whole[0].after_bytes
+    gathered = [sum(size for (name, _), size in each[1].held.items() if "gathered" in name) for each in (whole, cut)]
+    assert gathered[1] < gathered[0] / 2
