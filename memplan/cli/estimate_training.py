@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from memplan.cli.options import Given
 from memplan.cli.output import answer_with
 from memplan.cli.serving_options import parse_devices
 from memplan.cli.training_options import check_training, training_question
 from memplan.domain.training_budget import TrainingBudget
+from memplan.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from memplan.engines.training.answer import TrainingAsked
 
 
 def answer_training_command(given: Given, here: Given) -> set[str]:
@@ -18,7 +23,7 @@ def answer_training_command(given: Given, here: Given) -> set[str]:
     """
     check_training(given, here)
     from memplan.cli.state import remember
-    from memplan.engines.training.answer import TrainingAsked, answer_training
+    from memplan.engines.training.answer import TrainingAsked
     from memplan.pipeline import load_model
 
     training_question(given, num_gpus=None)  # before a model is read
@@ -29,11 +34,12 @@ def answer_training_command(given: Given, here: Given) -> set[str]:
         introspect=given.get("introspect", "auto"),
         trust_remote_code=given.get("trust_remote_code", False),
     )
+    answer = answerer(given)
     devices = parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=given.get("gpu_free"))
     if devices:
         left_out: tuple[str, ...] = ()
         budgets = [
-            answer_training(
+            answer(
                 TrainingAsked(
                     spec=spec,
                     gpu=device.gpu,
@@ -47,10 +53,30 @@ def answer_training_command(given: Given, here: Given) -> set[str]:
     else:
         from memplan.engines.training.holders import find_training_holders
 
-        budgets, left_out = find_training_holders(spec, training_question(given, num_gpus=None))
+        budgets, left_out = find_training_holders(spec, training_question(given, num_gpus=None), answer)
     answer_with(given, _render(given, budgets, left_out if not devices else None))
     remember(given)
     return {each.verdict for each in budgets} if devices else set()
+
+
+def answerer(given: Given) -> Callable[[TrainingAsked], TrainingBudget]:
+    """What answers: formulas; for pictures, and for layers that these do not know, a profile of the model's code."""
+    from memplan.engines.training.answer import answer_training
+
+    def profiled(asked: TrainingAsked) -> TrainingBudget:
+        from memplan.cli.training_profile import ProfiledAnswers
+
+        return ProfiledAnswers(given).answer(asked)
+
+    def answer(asked: TrainingAsked) -> TrainingBudget:
+        if asked.question.images or asked.question.resolution is not None or not asked.spec.is_generative:
+            return profiled(asked)
+        try:
+            return answer_training(asked)
+        except UnsupportedModel:
+            return profiled(asked)
+
+    return answer
 
 
 def _render(given: Given, budgets: Sequence[TrainingBudget], left_out: tuple[str, ...] | None) -> str:

@@ -118,6 +118,8 @@ TRAINING_OPTIONS = tuple(
         ("attention", str, "sdpa, flash, efficient, math or eager.", ()),
         ("compile", bool, "torch.compile.", ("--compile",)),
         ("offload", str, "To the host: optimizer, parameters, activations; several with commas.", ()),
+        ("resolution", int, "Side of a picture in pixels: vision and diffusion models.", ()),
+        ("images", int, "Pictures in every sequence of a model that sees.", ()),
         ("trainer", str, "transformers, trl, torchtitan, torchtune, litgpt, megatron, deepspeed or axolotl.", ()),
     )
 )
@@ -202,6 +204,7 @@ PROFILE_OPTIONS = (
     Option(name="output_tokens", help="Tokens of an answer.", is_workload=False),
     Option(name="mean_length", help="Mean length, for what padding wastes.", is_workload=False),
     Option(name="resolution", kind=int, help="Side of a picture in pixels.", is_workload=False),
+    Option(name="images", kind=int, help="Pictures in every text that a model that sees trains on.", is_workload=False),
     Option(name="dtype", help="auto, float16, bfloat16, float32.", is_workload=False),
     Option(name="attention", help="auto, flash, efficient, math, eager or paged; several too.", is_workload=False),
     Option(name="cache", help="dynamic or static.", is_workload=False),

@@ -54,6 +54,7 @@ def ask_profiles(given: Given, *, remembered: frozenset[str] = frozenset()) -> A
         "phases": phases,
         "output_tokens": _count(given, "output_tokens") or _USUAL_OUTPUT,
         "resolution": given.get("resolution"),
+        "images": given.get("images") or 0,
         "dtype": parse_compute_dtype(given.get("dtype", "auto")),
         "weights": _word(given, "weights", get_args(Weights)),
         "cache": _word(given, "cache", CACHE_KINDS),

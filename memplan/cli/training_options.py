@@ -28,6 +28,7 @@ _INSTEAD = {
     "config": "give the options themselves",
     "sharing": "--gpu-free says what others leave of a card",
 }
+_LARGEST_SIDE, _MOST_IMAGES = 16384, 1024
 _MOST_SEQUENCES, _MOST_MICRO_BATCHES, _HIGHEST_RANK = 65536, 1 << 20, 4096
 
 
@@ -51,6 +52,8 @@ def training_question(given: Given, *, num_gpus: int | None) -> TrainingQuestion
         attention=_one(given, "attention", AskedAttention),
         compiled=given.get("compile", False),
         offloaded=tuple(_chosen(name, "offload", Offloaded) for name in _names(given, "offload")),
+        resolution=_whole(given, "resolution", _LARGEST_SIDE),
+        images=_whole(given, "images", _MOST_IMAGES) or 0,
         tensor=_whole(given, "tp", 4096) or 1,
         pipeline=_whole(given, "pp", 4096) or 1,
         data=_whole(given, "dp", 4096) or 1,

@@ -20,7 +20,9 @@ class TrainingQuestion:
     """A training run as it was asked for. `None` means the trainer's own default.
 
     `micro_batch` sequences of `sequence_tokens` go through one rank at a time; `accumulation` micro-batches make a
-    step. `num_gpus` is None where the ranks that were asked for say it. `expert` cuts routed experts whole over ranks.
+    step. `resolution` is the side of a picture in pixels, `images` how many are in every sequence of a model of texts
+    and pictures. `num_gpus` is None where the ranks that were asked for say it. `expert` cuts routed experts whole over
+    ranks.
     """
 
     method: Method
@@ -40,6 +42,8 @@ class TrainingQuestion:
     attention: AskedAttention | None = None
     compiled: bool = False
     offloaded: tuple[Offloaded, ...] = ()
+    resolution: int | None = None
+    images: int = 0
     tensor: int = 1
     pipeline: int = 1
     data: int = 1

@@ -133,6 +133,19 @@ def find_config(name: str, *, revision: str | None, offline: bool) -> tuple[Mapp
         return read_object(found, CONFIG_FILE), found.label
 
 
+def find_running_config(name: str, *, revision: str | None, offline: bool) -> tuple[Mapping[str, object], str]:
+    """The raw config of what runs in every step: of a folder with a diffusion pipeline its denoiser's.
+
+    Raises: as `resolve_model`.
+    """
+    folder = Path(name)
+    if (folder / PIPELINE_FILE).is_file():
+        for part in ("transformer", "unet"):
+            if (folder / part / CONFIG_FILE).is_file():
+                return find_config(str(folder / part), revision=None, offline=offline)
+    return find_config(name, revision=revision, offline=offline)
+
+
 def weights_folder(name: str, *, revision: str | None = None) -> Path | None:
     """Return the folder on this disk that holds the safetensors of a model, None when they are not at hand.
 

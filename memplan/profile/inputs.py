@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from memplan.errors import UnsupportedModel
+from memplan.profile.pictures import noise_inputs, text_with_pictures
 from memplan.profile.request import ProfileRequest
 from memplan.profile.subject import Subject
 
@@ -24,7 +25,10 @@ _LATENT_RATIO = 8
 
 def training_inputs(subject: Subject, request: ProfileRequest) -> dict[str, Any]:
     """Inputs of one forward pass, with labels where the model computes its own loss."""
-    made = _MAKERS[subject.kind](subject, request)
+    if request.images:
+        made = text_with_pictures(subject, request)
+    else:
+        made = _MAKERS[subject.kind](subject, request)
     if request.trains and _computes_loss(subject):
         labels = _labels(subject, made)
         if labels is not None:
@@ -93,6 +97,9 @@ def _sound(subject: Subject, request: ProfileRequest) -> dict[str, Any]:
 
 
 def _denoiser(subject: Subject, request: ProfileRequest) -> dict[str, Any]:
+    others = noise_inputs(subject, request)
+    if others is not None:
+        return others
     config = subject.config
     side = request.resolution // _LATENT_RATIO if request.resolution else int(_first(config.sample_size))
     shape = (request.batch, int(config.in_channels), side, side)

@@ -20,6 +20,7 @@ EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 CACHE_KINDS: tuple[CacheKind, ...] = get_args(CacheKind)
 INFERENCE: tuple[Phase, ...] = ("load", "prefill", "decode")
+_LARGEST_SIDE = 16384
 TRAINING: tuple[Phase, ...] = ("load", "forward", "backward", "optimizer")
 
 
@@ -35,7 +36,8 @@ class ProfileRequest:
     in PYTORCH_CUDA_ALLOC_CONF, `capacity_bytes` None does not limit the device. `compute_capability` is the GPU's that
     is simulated: cuBLAS sizes its workspace by it, and kernels choose by it. `lora_targets` are last names of the
     modules that get an adapter, none for every linear layer but the output head. `resolution` is the side of a picture
-    in pixels, None for the model's own. `sharing` says how `num_ranks` processes share the model; each has a batch of
+    in pixels, None for the model's own; `images` pictures are in every text that a model of texts and pictures trains
+    on. `sharing` says how `num_ranks` processes share the model; each has a batch of
     its own, but under `tp`, where all have the same. FSDP gathers weights in `mixed_precision` and computes in it, if
     it is named, and reduces gradients in `reduced_in` then; `reshard` frees gathered weights after the forward pass.
     `bucket_view` lets DDP's gradients lie in its buckets.
@@ -51,6 +53,7 @@ class ProfileRequest:
     prompt_tokens: int = 2048
     output_tokens: int = 128
     resolution: int | None = None
+    images: int = 0
     dtype: DType | None = None
     weights: Weights = "dummy"
     attention: Kernel = "auto"
@@ -107,6 +110,7 @@ def check_request(request: ProfileRequest) -> None:
         if getattr(request, name) < 1:
             raise UsageError(f"not a count: `{name}` is {getattr(request, name)}", hint="give 1 or more")
     _check_sharing(request)
+    _check_images(request)
     _check_execution(request)
     if request.warmup < 0:
         raise UsageError(f"not a count: `warmup` is {request.warmup}", hint="give 0 or more")
@@ -122,6 +126,13 @@ def check_request(request: ProfileRequest) -> None:
         raise UsageError(f"no such attention on the CPU: `{request.attention}`", hint="give auto, math or eager")
     if request.trains and request.dtype is not None and not request.dtype.is_float:
         raise UsageError(f"not a type to train in: {request.dtype.value}", hint="give bfloat16, float16 or float32")
+
+
+def _check_images(request: ProfileRequest) -> None:
+    if request.images < 0:
+        raise UsageError(f"not a count: `images` is {request.images}", hint="give 0 or more")
+    if request.resolution is not None and not 1 <= request.resolution <= _LARGEST_SIDE:
+        raise UsageError(f"--resolution out of range: {request.resolution}", hint=f"give 1 to {_LARGEST_SIDE}")
 
 
 def _check_sharing(request: ProfileRequest) -> None:

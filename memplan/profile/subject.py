@@ -11,7 +11,6 @@ import importlib
 import inspect
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ import torch
 from memplan.catalog.models import find_model
 from memplan.errors import MissingExtra, SourceNotFound, UnsupportedModel, UsageError
 from memplan.introspect.bytesource import show
-from memplan.introspect.resolve import find_config
+from memplan.introspect.resolve import find_running_config
 from memplan.introspect.torch_meta import build_model, quiet_transformers, read_config
 from memplan.profile.kernels import FUSED, register_fused
 from memplan.profile.recorder import local
@@ -74,7 +73,7 @@ def load_subject(request: ProfileRequest, *, runs_as: str, device: str | None = 
 
     if device is None:
         device = "meta" if request.device == "simulated" else request.device
-    raw, source = _find_config(request)
+    raw, source = find_running_config(request.model, revision=request.revision, offline=request.offline)
     with quiet_transformers(transformers), _placed(request, device):
         if "_class_name" in raw:
             config, model = _denoiser(raw, request, device)
@@ -115,16 +114,6 @@ def _placed(request: ProfileRequest, device: str) -> Iterator[None]:
     accelerate: Any = importlib.import_module("accelerate")
     with accelerate.init_empty_weights(include_buffers=False):
         yield
-
-
-def _find_config(request: ProfileRequest) -> tuple[Mapping[str, object], str]:
-    """The raw config of a request's model; of a diffusion pipeline, that of the part which runs at every step."""
-    folder = Path(request.model)
-    if (folder / "model_index.json").is_file():
-        for part in ("transformer", "unet"):
-            if (folder / part / "config.json").is_file():
-                return find_config(str(folder / part), revision=None, offline=request.offline)
-    return find_config(request.model, revision=request.revision, offline=request.offline)
 
 
 def _denoiser(raw: Mapping[str, object], request: ProfileRequest, device: str) -> tuple[Any, Any]:

@@ -35,6 +35,11 @@ def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
     return known
 
 
+def with_value(value: torch.Tensor, device: str) -> torch.Tensor:
+    """A tensor of a device that holds `value`; the meta device knows it too."""
+    return _on_meta(value) if device == "meta" else value.to(device)
+
+
 def note_value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
     """Compute beside an operator of the meta device what it makes, if that is whole numbers and its inputs are known.
 

@@ -22,7 +22,7 @@ from memplan.engines.training.working import formula_of
 from memplan.records import dataclass, replace
 from memplan.units import MIB, format_gib
 
-_NAMES: dict[Category, str] = {
+NAMES: dict[Category, str] = {
     "weights": "weights",
     "adapters": "adapters",
     "gathered_weights": "gathered weights",
@@ -96,7 +96,7 @@ def _answer(asked: TrainingAsked) -> TrainingBudget:
         host=host_lines(training, trained, spec.parameters, load_fitted().host_base_gib),
         verdict=measured.verdict,
         shortfall_bytes=measured.shortfall_bytes,
-        reasons=tuple(_reasons(measured, phases, step_peak)),
+        reasons=tuple(reasons_of(measured, phases, step_peak)),
         warnings=(*notes(question, training), *_warnings(spec, training), *spec.notes),
         facts=PRESETS[question.trainer].facts,
         price=gpu.price,
@@ -171,14 +171,14 @@ def _lines(spec: ModelSpec, measured: Measured, peak: Phase, trained: int) -> tu
     below = measured.allocated_bytes - measured.low_bytes
     above = measured.high_bytes - measured.allocated_bytes
     lines = []
-    for category in _NAMES:
+    for category in NAMES:
         size = sums.get(category, 0)
         if not size:
             continue
         part = 0.0 if category in _STATES else size / moving
         lines.append(
             TrainingLine(
-                name=_NAMES[category],
+                name=NAMES[category],
                 category=category,
                 size_bytes=size,
                 low_bytes=max(0, size - round(below * part)),
@@ -188,10 +188,11 @@ def _lines(spec: ModelSpec, measured: Measured, peak: Phase, trained: int) -> tu
                 source="docs/training.md",
             )
         )
-    return (*lines, *_beside(measured))
+    return (*lines, *beside(measured))
 
 
-def _beside(measured: Measured) -> list[TrainingLine]:
+def beside(measured: Measured) -> list[TrainingLine]:
+    """What is not allocated by torch's own count: unused parts of segments, the context, NCCL."""
     spare = measured.reserved_bytes - measured.allocated_bytes
     width = round(load_fitted().outside_width_mib * MIB)
     rows: list[tuple[str, Category, int, int, str, str]] = [
@@ -222,7 +223,8 @@ def _beside(measured: Measured) -> list[TrainingLine]:
     ]
 
 
-def _reasons(measured: Measured, phases: tuple[Phase, ...], peak: Phase) -> list[str]:
+def reasons_of(measured: Measured, phases: tuple[Phase, ...], peak: Phase) -> list[str]:
+    """Why a verdict is what it is."""
     room = measured.room_bytes
     said = []
     if measured.verdict != "fits":

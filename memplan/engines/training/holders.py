@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from memplan.catalog.gpus import usual_gpus
 from memplan.domain.model import ModelSpec
 from memplan.domain.training_budget import TrainingBudget
@@ -10,7 +12,9 @@ from memplan.engines.training.answer import TrainingAsked, answer_training
 from memplan.errors import MemplanError
 
 
-def find_training_holders(spec: ModelSpec, question: TrainingQuestion) -> tuple[list[TrainingBudget], tuple[str, ...]]:
+def find_training_holders(
+    spec: ModelSpec, question: TrainingQuestion, answer: Callable[[TrainingAsked], TrainingBudget] = answer_training
+) -> tuple[list[TrainingBudget], tuple[str, ...]]:
     """The budget on every usual GPU that does not refuse it, the smallest first, and the names of the others.
 
     The number of GPUs is what the question's own ranks make. Raises: MemplanError where no GPU can be asked at all.
@@ -20,7 +24,7 @@ def find_training_holders(spec: ModelSpec, question: TrainingQuestion) -> tuple[
     refused: MemplanError | None = None
     for gpu in usual_gpus():
         try:
-            budget = answer_training(TrainingAsked(spec=spec, gpu=gpu, question=question, with_remedies=False))
+            budget = answer(TrainingAsked(spec=spec, gpu=gpu, question=question, with_remedies=False))
         except MemplanError as error:
             refused = error
             left_out.append(gpu.name)

@@ -94,16 +94,25 @@ def measure(
     """Run the step without numbers, and put what a process takes beside torch. `in_full` says what is held, too."""
     full = run_in_full(spec, training) if in_full else None
     step = full.step if full else run_step(spec, training, with_held=False)
+    return measured_on(training, step, gpu, free_bytes, reserved_bytes=full.reserved_bytes if full else None)
+
+
+def measured_on(
+    training: TrainingSpec, step: StepHeld, gpu: GpuSpec, free_bytes: int | None, *, reserved_bytes: int | None = None
+) -> Measured:
+    """A step that has run, on one GPU; what is reserved is looked for where it is not known and matters."""
     low, high = load_fitted().intervals[group_of(training)]
     allocated = step.peak.peak_bytes
     context = context_bytes(gpu, load_transformers())
     nccl = _nccl_bytes(gpu, training.layout)
     memory = free_bytes or gpu.memory_bytes
     is_out = allocated * (1 + low) > memory - context - nccl
+    if reserved_bytes is None:
+        reserved_bytes = allocated if is_out else step.find_reserved()
     return Measured(
         training=training,
         step=step,
-        reserved_bytes=full.reserved_bytes if full else allocated if is_out else step.find_reserved(),
+        reserved_bytes=reserved_bytes,
         context_bytes=context,
         nccl_bytes=nccl,
         low_bytes=round(allocated * (1 + low)),
