@@ -71,7 +71,8 @@ def search_scaling(
 def awq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, *, clips: bool = True) -> Quantized:
     """Quantize a matrix whose in features are scaled already: round to nearest, with ranges clipped where it pays.
 
-    Ranges of queries and keys are best left whole (`clips=False`): a product of two errors follows them.
+    Without `clips` ranges stay whole. AutoAWQ leaves those of queries and keys whole, for a product of two errors
+    follows them; with the exact error of their outputs clipping them pays as well (docs/quantize.md).
     """
     weight_OI = weight_OI.to(torch.float32)
     if not clips:
