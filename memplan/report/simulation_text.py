@@ -97,11 +97,11 @@ def _side_by_side(answer: SimulationAnswer, style: Style) -> str:
     head, texts = words.side_by_side(answer)
     rows: list[list[Cell]] = [[(name, _DIM) for name in head]]
     rows += [[*row] for row in texts]
-    if "served so" in head:
-        place = head.index("served so")
+    if "kept" in head:
+        place = head.index("kept")
         for row, setup in zip(rows[1:], answer.setups, strict=True):
             row[place] = (str(row[place]), "32" if setup.keeps else "31")
-    shown = table(rows, style, right=words.right_columns(head), narrowest_first=12)
+    shown = table(rows, style, right=words.right_columns(head), narrowest_first=18)
     return f"{title}\n{shown}\n{paragraph(words.LEGEND, style)}"
 
 

@@ -12,15 +12,15 @@ from memplan.report.words import engine, gpus, scheme
 TIMES = ("", "mean", "p50", "p90", "p95", "p99", "longest")
 TIMES_RIGHT = frozenset(range(1, 7))
 COLUMNS = (
-    *("setup", "GPUs", "blocks", "req/s", "good/s", "served so", "tok/s", "ttft p95", "tpot p95", "in use", "wasted"),
-    *("put back", "rejected"),
+    *("setup", "GPUs", "blocks", "req/s", "good/s", "kept", "tok/s", "ttft p95", "tpot p95", "in use", "wasted"),
+    *("back", "rejected"),
 )
-_WITHOUT_LIMITS = frozenset({"good/s", "served so"})
-_IF_DIFFERENT = frozenset({"GPUs", "blocks", "put back", "rejected"})
+_WITHOUT_LIMITS = frozenset({"good/s", "kept"})
+_IF_DIFFERENT = frozenset({"GPUs", "blocks", "back", "rejected"})
 LEGEND = (
-    "req/s: requests finished a second, good/s: those within the limits; served so: their share of all; "
+    "req/s: requests finished a second, good/s: those within the limits; kept: their share of all; "
     "ttft, tpot: the wait for the first token and for each further one; in use: mean part of the cache that "
-    "requests hold, wasted: what of that holds no token; put back: preemptions"
+    "requests hold, wasted: what of that holds no token; back: requests put back and computed again"
 )
 WASTES = {
     "tokens": ("tokens", "stored, to be read by requests that run"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,15 @@ def test_names_that_hold_markup_are_shown_as_they_are(memplan_here: Memplan) -> 
     page = memplan_here("simulate", *MODEL, "--trace", str(trace), "--rate", "1", "--html").stdout
     assert "<b>.csv" not in page
     assert "&lt;b&gt;.csv" in page
+
+
+def test_the_admission_example_of_the_page_holds(memplan_here: Memplan) -> None:
+    """The page's own command and code, run one after the other in one directory."""
+    page = (SCHEMA.parents[1] / "simulate.md").read_text(encoding="utf-8")
+    section = page[page.index("## Admission") :]
+    command = re.search(r"```sh\nmemplan (.*)\n```", section)
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert command is not None
+    assert code is not None
+    assert memplan_here(*command[1].split(), "--offline").returncode == 0
+    exec(compile(code[1], "docs/simulate.md", "exec"), {})
