@@ -4,10 +4,15 @@
 
 A record is one JSON object a line: model, GPU, settings as far as they were printed, and `verdict`: `starts`, or how it
 failed. A false `fits` is a failure that memplan calls `fits`; a false `does not fit` is a start that it refuses.
-`tight` is neither, and counted. A record that does not name its model, its GPU, how many of them, or its release cannot
-be asked; it is listed with what is missing, never dropped in silence. A report in vLLM's own tracker that names no
-release is dated by its number. Other programs on the card are taken as the record describes them: a part of the card,
-or a second engine like the first.
+`tight` is neither, and counted. A record that does not name its model, its GPU, or its release cannot be asked; it is
+listed with what is missing, never dropped in silence. What else it leaves out:
+
+- how many GPUs: one, which is vLLM's default, unless several workers are spoken of;
+- the release of a report in vLLM's own tracker: dated by its number;
+- utilization, batch and type of the cache: those of another run of the same author's, model, build and cards, if the
+  runs that print them agree;
+- other programs on the card are taken as the record describes them: a part of the card, or a second engine like the
+  first.
 """
 
 from __future__ import annotations
@@ -45,13 +50,35 @@ def missing(record: Record) -> str | None:
         return "the model is not named"
     if not record.get("gpu") and not record.get("total_gpu_memory_gib"):
         return "the GPU is not named"
-    if not record.get("tensor_parallel_size") and not record.get("gpu_count"):
-        return "the number of GPUs is not named"
+    if not record.get("tensor_parallel_size") and not record.get("gpu_count") and _several(record):
+        return "the number of GPUs is not named, and there were several"
     if version_of(record) is None:
         return "the release is not named"
     if record["verdict"] not in ("starts",) and not record["verdict"].endswith(("oom", "blocks", "len")):
         return f"no outcome: {record['verdict']}"
     return None
+
+
+def _several(record: Record) -> bool:
+    """Whether the record speaks of more workers than one, or of machines."""
+    text = f"{record.get('quote')} {record.get('notes')}"
+    return re.search(r"multi-worker|\bworkers\b|\branks\b|\bnodes\b", text) is not None
+
+
+# What makes two records runs of one set-up, and what they may complete each other by.
+_SAME = ("source", "engine_version", "model", "quantization", "gpu", "gpu_count", "tensor_parallel_size",
+         "pipeline_parallel_size", "data_parallel_size")  # fmt: skip
+_SHARED = ("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "total_gpu_memory_gib")
+
+
+def completed(record: Record, records: list[Record]) -> Record:
+    """The record with what it leaves out taken from its author's other runs. A run of no named build has none."""
+    if not record.get("engine_version"):
+        return record
+    others = [each for each in records if each is not record and all(each.get(k) == record.get(k) for k in _SAME)]
+    found = {key: {each[key] for each in others if each.get(key) is not None} for key in _SHARED}
+    taken = {key: values.pop() for key, values in found.items() if record.get(key) is None and len(values) == 1}
+    return {**record, **taken}
 
 
 def version_of(record: Record) -> str | None:
@@ -92,9 +119,9 @@ def gpu_name(record: Record) -> str | None:
 
 
 def model_name(record: Record, configs: Path | None) -> str:
-    """The folder of the model's config where there is one, else its name."""
+    """The folder of the model's config where there is one, else its name, without the bits of a scheme behind it."""
     folder = configs / record["model"].replace("/", "__") / "config.json" if configs else None
-    return str(folder) if folder and folder.is_file() else record["model"]
+    return str(folder) if folder and folder.is_file() else re.sub(r"\s+\d[ -]?bit$", "", record["model"])
 
 
 def _cap(record: Record) -> int | None:
@@ -190,7 +217,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     lines = options.records.read_text(encoding="utf-8").splitlines()
-    rows = [judge(json.loads(line), options.configs) for line in lines if line.strip()]
+    records = [json.loads(line) for line in lines if line.strip()]
+    rows = [judge(completed(record, records), options.configs) for record in records]
     if options.json:
         print(json.dumps({"summary": summary(rows), "rows": rows}))
         return 0

@@ -1,11 +1,13 @@
 """Fit the constants of the vLLM model on recorded start-ups.
 
-    python benchmarks/vllm/fit.py RECORDS.jsonl ... --configs DIR [--only NAME ...] [--rounds N] [--write]
+    python benchmarks/vllm/fit.py RECORDS.jsonl ... --configs DIR [--only NAME ...] [--start NAME=VALUE ...]
+        [--rounds N] [--write]
 
 One constant at a time is moved while that makes the whole smaller: the weighted sum of the errors of non-torch memory,
 CUDA graphs and the KV cache, in GiB, the cache without what the weights are off by. An error counts linearly up to
 1 GiB and not at all beyond it: such a run had a setting that it did not print, and no constant should follow it.
-Without --write the result is only shown.
+Constants that records tell apart badly have several valleys: --start says where to begin. Without --write the result is
+only shown.
 """
 
 from __future__ import annotations
@@ -90,12 +92,14 @@ def main() -> int:
     parser.add_argument("records", type=Path, nargs="+")
     parser.add_argument("--configs", type=Path, required=True)
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--start", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     start = load_fitted()
     names = options.only or [name for name in Fitted.__annotations__ if name not in _NOT_FITTED]
-    found = descend(weighted_questions(options.records, options.configs), start, names, options.rounds)
+    begin = replace(start, **{name: float(value) for name, value in (each.split("=") for each in options.start)})
+    found = descend(weighted_questions(options.records, options.configs), begin, names, options.rounds)
     for name in names:
         if getattr(found, name) != getattr(start, name):
             if options.write:

@@ -269,7 +269,7 @@ def _gates(
     counted = settings.kv_cache_memory_bytes is None and _counts_others(settings, rules)
     # A length that follows the cache never misses it.
     needed = 0 if settings.fitted_length and asked.workload.concurrency == 1 else capacity.needed_bytes
-    gates.append(_cache_gate(plan, widths.sum_bytes, needed, gpu.memory_bytes - free if counted else 0))
+    gates.append(_cache_gate(plan, widths.rest, needed, gpu.memory_bytes - free if counted else 0))
     return [*gates, *_slack_gates(gpu, settings, plan, widths, free)]
 
 
@@ -311,16 +311,19 @@ def _reduces_by_nccl(gpu: GpuSpec, settings: VllmSettings) -> bool:
     return settings.generation == "v0" and gpu.vendor == "nvidia" and settings.layout.tensor > 2 and not has_link
 
 
-def _cache_gate(plan: RankPlan, spread: int, needed_bytes: int, others: int) -> Gate:
+def _cache_gate(plan: RankPlan, width: Width, needed_bytes: int, others: int) -> Gate:
     """The cache must hold the asked requests; `others` is memory of other processes that the release counts as its
-    own.
+    own. Where it does, what is in doubt is how much less may be left, else how much more.
     """
     available = plan.kv_bytes - others
     if available <= 0:
         reason = f"{format_gib(-available)} are missing before any KV cache"
     else:
         reason = f"the KV cache gets {format_gib(available)}, the requests need {format_gib(needed_bytes)}"
-    return Gate(margin_bytes=available - needed_bytes, spread_bytes=spread, reason=reason)
+    margin = available - needed_bytes
+    return Gate(
+        margin_bytes=margin, spread_bytes=width.below_bytes if margin >= 0 else width.above_bytes, reason=reason
+    )
 
 
 def _checks_free_memory(settings: VllmSettings, rules: Rules) -> bool:

@@ -1,7 +1,7 @@
 """What vLLM makes of a checkpoint's quantized matrices when it loads them, where that differs from the file.
 
 Most formats keep their size: Marlin repacks int4 and FP8 in place, scales stay as they are. Not so bitsandbytes, whose
-scales are themselves quantized while loading until a release that expands them again, and FP4 experts, of which some
+scales are themselves quantized while loading until a release that expands them again, and NVFP4 experts, of which some
 releases kept a reordered copy. Where a model's values are its keys (Gemma 4's full layers), the projection is loaded
 twice, into the two parts of one merged parameter.
 
@@ -71,7 +71,7 @@ def _restored(tensor: Tensor, change: Callable[[Storage], Storage]) -> Tensor:
 
 def copied_bytes(layers: tuple[Layer, ...], spec: ModelSpec, rules: Rules, ranks: int) -> tuple[int, ...]:
     """Second copies that a release keeps beside what it loaded, as allocations of one rank."""
-    if rules["fp4_experts"] != "copied" or "fp4" not in (spec.quantization or ""):
+    if rules["nvfp4_experts"] != "copied" or not (spec.quantization or "").startswith("nvfp4"):
         return ()
     return tuple(
         tensor.num_parameters // 2 // ranks

@@ -23,6 +23,7 @@ _KNOWN = (
     "flashinfer_sampler",
     "quantization",
     "speculative_config",
+    "use_v1",
     "v2_model_runner",
 )
 # Values of max_model_len for: as long as the cache holds.
@@ -58,6 +59,12 @@ def check_options(asked: ServingSettings, gpu: GpuSpec, rules: Rules) -> None:
     if fits_length(asked) and not rules["fits_length"]:
         raise UsageError(
             f"vLLM {rules.version} does not know max-model-len auto", hint="leave it out for the model's own maximum"
+        )
+    chosen = asked.engine_options.get("use_v1")
+    if isinstance(chosen, bool) and rules["generation"] == ("v0" if chosen else "v1"):
+        raise UsageError(
+            f"use_v1={str(chosen).lower()} with vLLM {rules.version}",
+            hint="0.8 to 0.10 run V0 or V1, older releases V0 and newer ones V1",
         )
     size = asked.block_size
     choices, step = rules["block_sizes"], rules["block_step"]

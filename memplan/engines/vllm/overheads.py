@@ -36,7 +36,7 @@ def outside_torch(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fi
     accounting = rules["accounting_v1"] if settings.generation == "v1" else rules["accounting"]
     context = context_bytes(gpu, fitted)
     nccl, growth = nccl_bytes(gpu, settings, rules, fitted, routed=routed)
-    own = _own_bytes(gpu, settings, fitted)
+    own = _own_bytes(gpu, settings, fitted, from_start=settings.generation == "v0" or accounting == "allocated")
     if rules["graph_residue"] and _captures_whole(gpu, settings):
         own += round(fitted.graph_residue_mib * MIB)
     charged, uncharged = own, 0
@@ -67,20 +67,23 @@ def _captures_whole(gpu: GpuSpec, settings: VllmSettings) -> bool:
     return gpu.vendor == "nvidia" and on_trial and settings.layout.pipeline == 1
 
 
-def _own_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted) -> int:
+def _own_bytes(gpu: GpuSpec, settings: VllmSettings, fitted: Fitted, *, from_start: bool) -> int:
     """Libraries and kernels that a process loads after the snapshot.
 
-    V0's snapshot comes before any kernel has run, and the first ones make the driver set local memory aside for every
-    thread that the multiprocessors can hold.
+    The first kernels make the driver set local memory aside for every thread that the multiprocessors can hold. That
+    counts `from_start` of the process on: with V0, whose snapshot comes before any kernel has run, and where there is
+    no snapshot.
     """
     if gpu.vendor == "amd":
         is_data_centre = gpu.architecture.startswith("cdna")
         return round((fitted.own_cdna_mib if is_data_centre else fitted.own_amd_mib) * MIB)
-    if settings.generation == "v0":
+    own = fitted.own_v1_mib
+    if from_start:
         threads = (gpu.num_multiprocessors or _MULTIPROCESSORS) * _threads(gpu.cuda_capability or 9.0)
-        return round((fitted.own_v0_mib + fitted.own_v0_mib_per_1024_threads * threads / 1024) * MIB)
-    is_hopper = gpu.cuda_capability in (9.0, 10.0, 10.3)
-    return round((fitted.own_v1_mib + (fitted.own_hopper_mib if is_hopper else 0.0)) * MIB)
+        own = fitted.own_v0_mib + fitted.own_v0_mib_per_1024_threads * threads / 1024
+    if settings.generation == "v1" and gpu.cuda_capability in (9.0, 10.0, 10.3):
+        own += fitted.own_hopper_mib
+    return round(own * MIB)
 
 
 def _threads(capability: float) -> int:

@@ -65,7 +65,7 @@ def plan_rank(
     layers = stage_layers(spec, layout.pipeline, stage)
     is_last = stage == layout.pipeline - 1
     weights = rank_weights(spec, layout, WeightRules(dtype=settings.dtype), stage)
-    tables = rotary_bytes(spec, settings, rules)
+    tables = rotary_bytes(spec, settings, rules, len(layers))
     copies = copied_bytes(layers, spec, rules, layout.tensor)
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
     kept = (predictor_buffer_bytes(spec, settings),) if is_last else ()
@@ -123,12 +123,15 @@ def _unquantized(tensor: Tensor) -> Tensor:
     return tensor if tensor.storage is None else replace(tensor, storage=None, dtype=None)
 
 
-def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules) -> tuple[int, ...]:
-    """The rotary tables of a model, in its compute type."""
+def rotary_bytes(spec: ModelSpec, settings: VllmSettings, rules: Rules, num_layers: int) -> tuple[int, ...]:
+    """The rotary tables of a model, in its compute type: one for all layers that need the same, or one for each."""
     element_bytes = settings.dtype.bits // 8
+    owners = rules["tables_of_layers"]
+    copies = num_layers if spec.model_type in owners or "all" in owners else 1
     return tuple(
         table.positions * table.width * element_bytes * (rules["multimodal_positions"] if table.is_multimodal else 1)
         for table in spec.rotary
+        for _ in range(copies)
     )
 
 

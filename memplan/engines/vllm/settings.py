@@ -152,12 +152,15 @@ def _kv_dtype(spec: ModelSpec, asked: ServingSettings, rules: Rules) -> str | No
 
 
 def _generation(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules) -> Literal["v0", "v1"]:
-    """V0 or V1: the releases between 0.8 and 0.10 fall back to V0 for what V1 could not do yet.
+    """V0 or V1: the releases between 0.8 and 0.10 fall back to V0 for what V1 could not do yet, or when told to.
 
-    Source: EngineArgs._is_v1_supported_oracle, 0.8.1 to 0.10.2.
+    Source: EngineArgs._is_v1_supported_oracle, 0.8.1 to 0.10.2; VLLM_USE_V1.
     """
     if rules["generation"] in ("v0", "v1"):
         return "v0" if rules["generation"] == "v0" else "v1"
+    chosen = asked.engine_options.get("use_v1")
+    if isinstance(chosen, bool):
+        return "v1" if chosen else "v0"
     release = rules.release
     capability = gpu.cuda_capability or 9.0
     caches = [cache for layer in spec.layers for cache in layer.caches]

@@ -11,6 +11,7 @@ from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import load_fitted
 from memplan.engines.vllm.loading import as_loaded, copied_bytes
 from memplan.engines.vllm.overheads import Outside, has_multicast, outside_torch
+from memplan.engines.vllm.rank import rotary_bytes
 from memplan.engines.vllm.replay import Habits, habits_of, reserved_by_profiling
 from memplan.units import MIB
 
@@ -51,6 +52,14 @@ def test_multicast_needs_hopper_and_a_switch(gpu: str, found: bool) -> None:
     assert has_multicast(start("0.19.0", gpu).gpu) is found
 
 
+def test_v1_counted_what_the_first_kernels_set_aside_until_it_took_a_snapshot() -> None:
+    """Source: determine_available_memory of v1/worker/gpu_worker.py: all outside torch at 0.8.2, growth at 0.9.1."""
+    small, large = (outside("0.8.2", gpu) for gpu in ("a10g", "l40s"))
+    assert large.charged_bytes - large.context_bytes > small.charged_bytes - small.context_bytes
+    small, large = (outside("0.9.2", gpu) for gpu in ("a10g", "l40s"))
+    assert large.charged_bytes == small.charged_bytes
+
+
 @pytest.mark.parametrize(("version", "bits"), [("0.9.1", 4 + 8 / 64 + 32 / (64 * 256)), ("0.9.2", 4 + 32 / 64)])
 def test_scales_of_bitsandbytes_are_expanded_from_0_9_2_on(version: str, bits: float) -> None:
     """Source: dequantize_dq of bitsandbytes_loader.py: scales of 64 weights, nested in 8 bits or plain in 32."""
@@ -66,12 +75,35 @@ def test_a_plain_model_is_loaded_as_it_is() -> None:
     assert as_loaded(at.spec, at.rules, at.gpu, at.asked.layout) is at.spec
 
 
-def test_experts_in_fp4_were_copied_until_0_11_1() -> None:
+def test_experts_in_nvfp4_were_copied_until_0_11_1() -> None:
     """Source: process_weights_after_loading of compressed_tensors_moe.py and modelopt.py."""
     spec = model("nvidia/DeepSeek-V3.2-NVFP4")
     layer = next(layer for layer in spec.layers if any(tensor.role is Role.EXPERT for tensor in layer.tensors))
     assert sum(copied_bytes((layer,), spec, start("0.10.2").rules, 8)) > 0
     assert copied_bytes((layer,), spec, start("0.11.2").rules, 8) == ()
+
+
+def test_experts_in_mxfp4_were_not_copied() -> None:
+    """Source: quantization/mxfp4.py of 0.10 repacks in place; a public log of 0.10 says 65.9651 GiB."""
+    spec = model("openai/gpt-oss-120b")
+    assert copied_bytes(spec.layers, spec, start("0.11.0").rules, 1) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "owners"),
+    [
+        (DENSE, "0.2.1", 32),
+        (DENSE, "0.2.3", 1),
+        ("google/gemma-2-9b-it", "0.5.4", 42),
+        ("google/gemma-2-9b-it", "0.5.5", 1),
+    ],
+)
+def test_layers_that_made_rotary_tables_of_their_own(name: str, version: str, owners: int) -> None:
+    """Source: layers/attention.py of 0.2.2, models/gemma2.py of 0.5.4. Sliding layers ask for the same table."""
+    at = start(version, name=name)
+    tables = rotary_bytes(at.spec, at.settings, at.rules, len(at.spec.layers))
+    assert len(tables) == owners * len(at.spec.rotary)
+    assert len(set(tables)) == 1
 
 
 @pytest.mark.parametrize("version", ["0.2.7", "0.5.4", "0.6.3"])

@@ -74,3 +74,16 @@ def test_no_length_fits_a_card_that_the_weights_fill() -> None:
     budget = start("0.33.0", "l4", "meta-llama/Llama-3.3-70B-Instruct", engine_options={"max_model_len": -1}).budget
     assert budget.verdict == "does_not_fit"
     assert budget.settings["max_model_len"] == 131072
+
+
+@pytest.mark.parametrize("version", ["0.8.5", "0.10.2"])
+def test_v0_may_be_chosen_where_the_release_has_both(version: str) -> None:
+    """Source: VLLM_USE_V1, 0.8 to 0.10."""
+    chosen = {value: start(version, engine_options={"use_v1": value}).settings.generation for value in (False, True)}
+    assert chosen == {False: "v0", True: "v1"}
+
+
+@pytest.mark.parametrize(("version", "use_v1"), [("0.11.0", False), ("0.7.3", True)])
+def test_an_engine_that_the_release_lacks_is_refused(version: str, use_v1: bool) -> None:
+    with pytest.raises(UsageError, match=f"use_v1={str(use_v1).lower()} with vLLM {version}"):
+        _ = start(version, engine_options={"use_v1": use_v1}).budget
