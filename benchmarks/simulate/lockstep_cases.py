@@ -59,6 +59,8 @@ def scheduler_cases() -> list[dict[str, Any]]:
         ("hybrid", "hybrid-sliding", 420, True, {}, {"longest": 1500}),
         ("hybrid, no caching", "hybrid-sliding", 420, False, {}, {"longest": 1500}),
         ("hybrid, small steps", "hybrid-sliding", 300, True, {"max_num_batched_tokens": 96}, {"longest": 1000}),
+        ("asynchronous", "grouped-query", 120, True, {}, {}),
+        ("asynchronous, overload", "grouped-query", 80, True, {"max_num_seqs": 24}, {"every": 1.0, "count": 300}),
         ("talks", "grouped-query", 150, True, {}, {"talks": 40, "every": 6.0}),
     ]
     found = []
@@ -77,6 +79,7 @@ def scheduler_cases() -> list[dict[str, Any]]:
                 },
                 "scheduler": {"max_num_batched_tokens": 512, "max_num_seqs": 16, **scheduler},
                 "block_tokens": 16,
+                "asynchronous": name.startswith("asynchronous"),
                 "pool_blocks": blocks,
                 "prefix_caching": caching,
                 "traffic": mixed(

@@ -1,6 +1,8 @@
 """Writes down what vLLM's scheduler did, step by step, in a form that a test can replay without vLLM.
 
     python benchmarks/simulate/record_lockstep.py --vllm-python PYTHON > tests/simulate/vllm_steps.jsonl
+    python benchmarks/simulate/record_lockstep.py --vllm-python PYTHON --asynchronous \
+        > benchmarks/simulate/vllm_steps_asynchronous.jsonl
 
 PYTHON is an interpreter with vLLM (0.32, CPU build). The small models are made on the way.
 """
@@ -26,9 +28,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vllm-python", required=True)
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--asynchronous", action="store_true", help="the scheduler that is a step ahead of its tokens")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [case for case in cases() if arguments.only in case["name"]]
+        wanted = [
+            case
+            for case in cases()
+            if arguments.only in case["name"] and case.get("asynchronous", False) == arguments.asynchronous
+        ]
         for shape in {case["shape"] for case in wanted}:
             made = [sys.executable, str(_HERE.parent / "engines" / "tiny_models.py"), shape, f"{folder}/{shape}"]
             Path(folder, shape).mkdir()

@@ -220,7 +220,14 @@ class SchedulerAlone:
             for group in cache.kv_cache_groups
         ]
         config.cache_config.block_size = block
-        self._scheduler = type(base)(
+        self._is_async = case.get("asynchronous", False)
+        made = type(base)
+        if self._is_async:
+            from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+            made = AsyncScheduler
+            config.scheduler_config.async_scheduling = True
+        self._scheduler = made(
             vllm_config=config,
             kv_cache_config=cache,
             structured_output_manager=base.structured_output_manager,
@@ -235,6 +242,7 @@ class SchedulerAlone:
         self._answers: dict[str, list[int]] = {}
         self.version, self.groups, self.block_tokens = describe(self._scheduler)
         self.cached: dict[int, int] = {}
+        self._in_flight: Any = None
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -259,17 +267,28 @@ class SchedulerAlone:
         return self._scheduler.get_num_unfinished_requests() > 0
 
     def step(self) -> list[tuple[int, list[int]]]:
+        output = self._scheduler.schedule()
+        if not self._is_async:
+            return self._update(output)
+        # the engine's queue of two: a step is scheduled before the tokens of the one before are known
+        before, self._in_flight = self._in_flight, output if output.total_num_scheduled_tokens else None
+        return self._update(before) if before is not None else []
+
+    def _update(self, output: Any) -> list[tuple[int, list[int]]]:
+        """Hand the tokens of a step back, and return what has ended."""
         from vllm.v1.outputs import ModelRunnerOutput
 
-        output = self._scheduler.schedule()
         for new in output.scheduled_new_reqs:
             self.cached.setdefault(int(new.req_id), new.num_computed_tokens)
         names = list(output.num_scheduled_tokens)
         requests = {name: self._scheduler.requests[name] for name in names}
+        starts = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        cached = output.scheduled_cached_reqs
+        starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         sampled = []
         for name in names:
             request = requests[name]
-            made = request.num_computed_tokens >= request.num_tokens
+            made = starts[name] + output.num_scheduled_tokens[name] >= request.num_tokens
             sampled.append([self._answers[name][request.num_output_tokens]] if made else [])
         self._scheduler.update_from_output(
             output,
