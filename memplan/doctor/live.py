@@ -37,7 +37,7 @@ def _pressure(before: Scrape, after: Scrape, seconds: float) -> Iterator[Diagnos
         yield Diagnosis(
             cause="preemption",
             severity="warning",
-            sentence=f"{again:,.0f} requests lost their cache within {seconds:g} s and are computed again "
+            sentence=f"{again:,.0f} requests lost their cache within {seconds:.1f} s and are computed again "
             f"({ever:,.0f} since the start); the KV cache is {100 * usage:.0f} % full, {waiting:,.0f} requests wait",
             because="more requests run than the cache holds once their answers grow",
             mends=_relief(after, usage),
@@ -54,7 +54,7 @@ def _pressure(before: Scrape, after: Scrape, seconds: float) -> Iterator[Diagnos
         yield Diagnosis(
             cause="preemption",
             severity="note",
-            sentence=f"{ever:,.0f} requests lost their cache since the start, none within the last {seconds:g} s",
+            sentence=f"{ever:,.0f} requests lost their cache since the start, none within the last {seconds:.1f} s",
             mends=_relief(after, usage),
         )
     elif usage >= _NEARLY:

@@ -48,7 +48,7 @@ PATTERNS = (
     pattern(
         "smi_process",
         "MiB |",
-        r"^\|\s+(?P<index_n>\d+)\s+(?:(?:N/A|\d+)\s+(?:N/A|\d+)\s+)?(?P<pid>\d+)\s+(?P<type>[CGM+]+)\s+(?P<process>\S.{0,80}?)\s+(?P<used_mib>\d+)MiB \|",
+        r"^\|\s+(?P<index_n>\d+)\s+(?:(?:N/A|\d+)\s+(?:N/A|\d+)\s+)?(?P<pid_n>\d+)\s+(?P<type>[CGM+]+)\s+(?P<process>\S.{0,80}?)\s+(?P<used_mib>\d+)MiB \|",
     ),
     pattern("smi_mig", "MIG", r"MIG (?:devices|M\.)"),
     pattern(
@@ -57,8 +57,4 @@ PATTERNS = (
         r"^(?P<gpu>[^,]{2,60}), (?P<total_mib>\d+) MiB, (?P<used_mib>\d+) MiB(?:, (?P<free_mib>\d+) MiB)?",
     ),
     pattern("smi_persist", "Disp.A", r"Disp\.A"),
-)
-CUES = (
-    rb"illed process|oom-kill|oom-killer|memory: usage|swap|OOMKilled|\b137\b|Killed|SIGKILL|signal 9|low on memory|"
-    rb"NVIDIA-SMI|MiB /|MiB \||\|   \d| MiB, |MIG |Disp\.A|"
 )

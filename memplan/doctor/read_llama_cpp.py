@@ -124,9 +124,3 @@ PATTERNS = (
     ),
     pattern("ollama_died", "runner process has terminated", r"llama runner process has terminated"),
 )
-CUES = (
-    rb"llama|llm_load|ggml_|load_tensors|ollama|general\.name|\.gguf|n_ctx|n_batch|n_ubatch|flash_attn|layers to GPU|buffer size|"
-    rb"KV self size|cells|MiB free|VRAM:|listening|slots are idle|Malloc failed|kv.cache|compute.{0,12}buffer|unable to allocate|"
-    rb"retrying without|mmproj|memory slot|free space in the KV|available context|nsufficient Memory|DeviceMemory|Device memory|"
-    rb"projected to use|free memory target|fit params|system memory|memory\.required|runner process|"
-)

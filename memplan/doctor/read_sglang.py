@@ -94,7 +94,3 @@ PATTERNS = (
         r"#running-req: (?P<running_n>\d+)[^\n]{0,80}?token usage: (?P<usage_x>[\d.]+)(?:[^\n]{0,120}?#queue-req: (?P<waiting_n>\d+))?",
     ),
 )
-CUES = (
-    rb"sglang|SGLang|server_args=|mem.fraction.static|Load weight|Cache is allocated|emory pool end|apture|max_total_num_tokens=|"
-    rb"fired up|leave no GPU|lower your batch|alloc_req_slots|etract|unbalanced|allowed length|token usage|"
-)

@@ -78,8 +78,3 @@ PATTERNS = (
         r"Requested amount of GPU memory \((?P<wanted_bytes>\d+) bytes\) could not be allocated",
     ),
 )
-CUES = (
-    rb"TensorRT-LLM|TRT-LLM|trtllm-|tensorrt_llm|engine size|model weights|execution context|runtime buffers|for decoder|"
-    rb"paged kv cache|paged KV cache|usage profiling|primary pool|tokens per block|reduced to|sequence length|cudaMalloc|"
-    rb"primary blocks|InPrimaryPool|ree_gpu_mem|orkspace|Requested amount|"
-)

@@ -150,10 +150,4 @@ PATTERNS = (
     pattern("progress", "it/s", r"(?P<done_n>\d+)/(?P<all_n>\d+) \[[\d:]+<"),
     pattern("progress", "s/it", r"(?P<done_n>\d+)/(?P<all_n>\d+) \[[\d:]+<"),
 )
-CUES = (
-    rb"[Oo]ut of memory|OutOfMemory|ried to allocate|total capac|allocated by PyTorch|in use|allowed memory|urrently allocated|"
-    rb"Requested  |Device limit|according to CUDA|ErrorMemoryAllocation|ERROR_OUT_OF_MEMORY|ALLOC_FAILED|NOT_INITIALIZED|"
-    rb"AlignedAllocator|posix_fallocate|out of resource|RESOURCE_EXHAUSTED|allocate memory|not enough memory|Unable to allocate|/dev/shm|shared memory|"
-    rb"Bus error|, in \w|backward|torch/optim|cross_entropy|accelerate launch|"
-)
 OTHER_PROCESS = r"Process (?P<pid>\d+) has (?P<used_size>[\d.]+ ?(?:bytes?|[KMGT]i?B)) (?:memory )?in use"

@@ -246,10 +246,3 @@ PATTERNS = (
     pattern("vllm_media", "ncoder cache will", r"[Ee]ncoder cache will be initialized"),
     pattern("vllm_consequence", "ngine core init", r"Engine core initialization failed|EngineCore failed to start"),
 )
-CUES = (
-    rb"LLM engine|Cannot find|vLLM|vllm|EngineCore|max_seq_len=|non-default args|Chunked prefill is enabled|max_num_seqs|took [\d.]|gpu_memory|"
-    rb"weights take|non_torch|activation peak|KV [Cc]ache|kv_cache|free memory|ree memory|for weight|blocks|"
-    rb"aximum concurrency|CUDA graph|Graph capturing|apturing|startup complete|Uvicorn running|max seq len|maximum model length|"
-    rb"single request|max_model_len|memory profiling|warming up|_dummy_sampler_run|max_num_batched|swap space|attention heads|"
-    rb"quantiz|unrecognized arg|unexpected keyword|preempt|multi-modal|"
-)

@@ -72,4 +72,3 @@ PATTERNS = (
     ),
     pattern("command_kv", "kv-cache-dtype", r"--kv-cache-dtype[ =](?P<kv_dtype>\w+)"),
 )
-CUES = rb"OOM|oom|memory|aptur|cuda_?graph|--enforce-eager|eights|KV|kv.cache|orks|ucceed|erves|tarted|able to|utili|max.model.len|parallel|max.num|--model"

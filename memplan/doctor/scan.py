@@ -21,12 +21,17 @@ from memplan.records import dataclass, field
 
 _READERS = (read_torch, read_vllm, read_sglang, read_llama_cpp, read_tensorrt_llm, read_host)
 _STRICT = tuple(each for reader in _READERS for each in reader.PATTERNS)
-_CUE = re.compile(b"".join(reader.CUES for reader in _READERS) + read_words.CUES)
+_STACK = b", in "
+_CUES = tuple({each.cue.encode() for each in _STRICT} | {_STACK, b" in use"})
+_HEAD_BYTES = 1 << 16  # of a text that is read line by line, whatever its lines hold
+_LOGGED = re.compile(r"[\[(]?(?:\w{2,12} )?(?:INFO|DEBUG|WARNING)\b|\[?\d{4}-\d\d-\d\d[ T]\d\d:")
 _OTHER = re.compile(read_torch.OTHER_PROCESS)
 _MOST_PROCESSES = 32
-_MOST_WORDS = 4000  # lines of prose that are looked at: an issue is short, a log is not
+_MOST_WORDS = 400  # lines of prose that are looked at: an issue is short, a log is not
 _OOM = ("oom", "oom_short", "oom_driver", "oom_exceeds", "oom_mps", "vllm_sampler", "cublas_alloc", "llama_alloc")
+# What was met so often tells no more; only statistics still do. That bounds the work on a log of nothing else.
 _MATCHED_OFTEN = 20_000
+_COUNTED_ALWAYS = ("_stats", "_preempted", "_retract")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +61,14 @@ class Scanned:
 
 def scan(pieces: Iterator[bytes]) -> Scanned:
     """Read a text to its end, whatever its size; what is kept of it does not grow with it."""
-    lines = CuedLines(as_utf8(pieces), _CUE)
+    lines = CuedLines(as_utf8(pieces), _CUES, head_bytes=_HEAD_BYTES)
     seen, phase = Sightings(), Phase()
     processes: dict[int, int] = {}
     lists: dict[str, list[Sighting]] = {"smi_memory": [], "smi_process": [], "smi_csv": [], "llama_weights": []}
     oom: tuple[int, Stage] | None = None
-    often: set[str] = set()
     active = _STRICT
     for number, text in lines:
-        if ", in " in text or "File " in text or "in " in text:
+        if " in " in text or "graph" in text:
             phase.stacked(number, text)
         for one in see(active, number, text):
             seen.add(one)
@@ -74,13 +78,13 @@ def scan(pieces: Iterator[bytes]) -> Scanned:
             kept = lists.get(one.name)
             if kept is not None and len(kept) < 64:
                 kept.append(one)
-            if seen.count(one.name) == _MATCHED_OFTEN and one.name.startswith("at_"):
-                often.add(one.name)
-                active = tuple(each for each in _STRICT if each.name not in often)
+            if seen.count(one.name) == _MATCHED_OFTEN and not one.name.endswith(_COUNTED_ALWAYS):
+                active = tuple(each for each in active if each.name != one.name)
+                lines.look_for({each.cue.encode() for each in active} | {_STACK})
         if "has" in text and "Process " in text and len(processes) < _MOST_PROCESSES:
             for match in _OTHER.finditer(text):
                 processes[int(match["pid"])] = parse_size(match["used_size"]) or 0
-        if seen.count("_prose") < _MOST_WORDS:
+        if seen.count("_prose") < _MOST_WORDS and not _LOGGED.match(text):
             seen.add(Sighting("_prose", number, {}, ""))
             for one in see(read_words.PATTERNS, number, text):
                 seen.add(one)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from memplan.doctor.secrets import redact, shown
-from memplan.records import dataclass
+from memplan.records import dataclass, field
 from memplan.units import GIB, KIB, MIB
 
 Value = int | float | str
@@ -37,12 +37,17 @@ def pattern(name: str, cue: str, expression: str) -> Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """One place where a pattern was met: its line, its figures, and the line as it may be repeated."""
+    """One place where a pattern was met: its line, its figures, and what stands there, which may hold secrets."""
 
     name: str
     line: int
     values: Mapping[str, Value]
-    text: str
+    raw: str = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The line as it may be repeated."""
+        return shown(self.raw)
 
     def number(self, key: str) -> float | None:
         """A figure of it; None where the text did not have it."""
@@ -113,7 +118,7 @@ def see(patterns: Iterable[Pattern], number: int, line: str) -> list[Sighting]:
             continue
         match = each.expression.search(line)
         if match is not None:
-            found.append(Sighting(each.name, number, _values(match), shown(_around(line, match))))
+            found.append(Sighting(each.name, number, _values(match), _around(line, match)))
     return found
 
 

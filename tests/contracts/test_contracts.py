@@ -63,6 +63,7 @@ def run_python(code: str, *, home: Path) -> subprocess.CompletedProcess[str]:
         ["emit-config", "llama-70b", "--gpu", "a100-80g"],
         ["emit-config", "llama-8b", "--gpu", "l40s", "--format", "kubernetes"],
         ["plan", "llama-8b", "--gpu", "l4", "--context", "8192"],
+        ["doctor", str(Path(__file__).resolve().parents[1] / "doctor" / "refused.log"), "--gpu", "h100"],
         ["models"],
         ["gpus"],
     ],

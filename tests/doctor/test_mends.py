@@ -1,0 +1,133 @@
+"""Mends: as typed for the engine and release, each computed again by the budget or from the log's own figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from memplan.cli.doctor_budget import known_model, reckon
+from memplan.doctor.diagnose_log import report_of
+from memplan.doctor.facts import Facts, gather
+from memplan.doctor.scan import scan
+from memplan.domain.diagnosis import DoctorReport, Mend
+from memplan.units import GIB
+
+REFUSED = """Initializing an LLM engine (v0.6.4) with config: model='meta-llama/Llama-3.1-8B-Instruct', dtype=torch.bfloat16, max_seq_len=29000, tensor_parallel_size=1, quantization=None, enforce_eager=False
+Loading model weights took 14.9888 GB
+Memory profiling results: total_gpu_memory=23.58GiB initial_memory_usage=15.34GiB peak_torch_memory=17.98GiB memory_usage_post_profile=15.35GiB non_torch_memory=0.35GiB kv_cache_size=2.89GiB gpu_memory_utilization=0.90
+ValueError: The model's max seq len (29000) is larger than the maximum number of tokens that can be stored in KV cache (23648)."""  # noqa: E501
+
+
+def facts_of(text: str) -> Facts:
+    return gather(scan(iter([text.encode()])))
+
+
+def report(text: str, **given: object) -> DoctorReport:
+    facts = facts_of(text)
+    reckoned, _ = reckon(facts, given)
+    return report_of(facts) if reckoned is None else report_of(facts, reckoned.budget, reckoned.recompute)
+
+
+def changes(answer: DoctorReport) -> dict[str, Mend]:
+    assert answer.main is not None
+    return {mend.change: mend for mend in answer.main.mends}
+
+
+def test_the_budget_stands_beside_what_the_log_measured_term_by_term() -> None:
+    answer = report(REFUSED)
+    assert answer.main is not None
+    lines = {line.term: line for line in answer.main.why}
+    for term in ("weights", "activations at the peak", "KV cache available"):
+        budget, measured = lines[term].budget, lines[term].measured
+        assert budget is not None
+        assert measured is not None
+        assert budget == pytest.approx(measured, rel=0.02)
+    assert answer.budget_of == "meta-llama/Llama-3.1-8B-Instruct on rtx-3090, vLLM 0.6.4"
+
+
+def test_mends_are_computed_again_and_those_that_are_enough_come_first() -> None:
+    answer = report(REFUSED)
+    assert answer.main is not None
+    mends = answer.main.mends
+    enough = [mend.mends for mend in mends]
+    assert enough == sorted(enough, key=lambda each: {True: 0, None: 1, False: 2}[each])
+    assert all(mend.basis == "budget" for mend in mends if mend.mends)
+    found = changes(answer)
+    assert found["--gpu-memory-utilization 0.95"].effect_bytes == pytest.approx(0.05 * 23.58 * GIB, rel=0.01)
+    assert found["--kv-cache-dtype fp8"].risk == "medium"
+    assert found["--max-model-len 23632"].mends is True
+
+
+def test_the_utilization_that_is_proposed_is_the_least_that_is_enough() -> None:
+    text = (
+        "total_gpu_memory (79.20GiB) x gpu_memory_utilization (0.50) = 39.60GiB\n"
+        "vLLM ValueError: To serve at least one request with the model's max seq len (32768), (4.00 GiB KV cache "
+        "is needed, "
+        "which is larger than the available KV cache memory (2.00 GiB)."
+    )
+    found = changes(report(text))
+    raised = next(mend for name, mend in found.items() if name.startswith("--gpu-memory-utilization"))
+    assert raised.change == "--gpu-memory-utilization 0.54"
+    assert raised.mends is True
+    assert raised.basis == "log"
+
+
+def test_without_a_model_the_logs_own_figures_are_enough_for_a_length() -> None:
+    text = (
+        "vLLM ValueError: To serve at least one request with the models's max seq len (1048576), (24.00 GiB KV "
+        "cache is "
+        "needed, which is larger than the available KV cache memory (9.97 GiB)."
+    )
+    found = changes(report(text))
+    assert found["--max-model-len 435456"].mends is True
+    assert found["--kv-cache-dtype fp8"].mends is False
+
+
+def test_flags_are_those_of_the_release() -> None:
+    free = "ValueError: Free memory on device (31.44/47.38 GiB) on startup is less than desired GPU memory "
+    "utilization (0.95, 45.01 GiB)."
+    old, new = (changes(report(f"vLLM version {release}\n{free}")) for release in ("0.9.1", "0.11.0"))
+    assert not any("--kv-cache-memory-bytes" in change for change in old)
+    assert any("--kv-cache-memory-bytes" in change for change in new)
+    assert "--gpu-memory-utilization 0.65" in old
+    capture = "sglang {0}\nException: Capture cuda graph failed: CUDA out of memory. Tried to allocate 256.00 MiB."
+    older, newer = (changes(report(capture.format(release))) for release in ("0.4.6", "0.5.23"))
+    assert any(change.startswith("--cuda-graph-max-bs ") for change in older)
+    assert any(change.startswith("--cuda-graph-max-bs-decode ") for change in newer)
+
+
+def test_other_processes_are_named_before_anything_is_changed() -> None:
+    text = (
+        "CUDA out of memory. Tried to allocate 86.00 MiB. GPU 0 has a total capacity of 23.64 GiB of which "
+        "264.00 MiB is free. "
+        "Including non-PyTorch memory, this process has 8.04 GiB memory in use. Process 2797307 has 14.85 GiB "
+        "memory in use. "
+        "Of the allocated memory 7.63 GiB is allocated by PyTorch, and 40.11 MiB is reserved by PyTorch but "
+        "unallocated."
+    )
+    answer = report(text)
+    assert answer.main is not None
+    assert answer.main.cause == "other_process"
+    assert "2797307" in answer.main.mends[0].change
+    assert answer.main.mends[0].effect_bytes == round(14.85 * GIB)
+
+
+def test_a_process_that_names_itself_is_not_another_one() -> None:
+    text = (
+        "CUDA out of memory. Tried to allocate 1.58 GiB. GPU 0 has a total capacity of 23.69 GiB of which 115.69 "
+        "MiB is free. "
+        "Process 21422 has 23.57 GiB memory in use. Of the allocated memory 22.99 GiB is allocated by PyTorch, "
+        "and 10.35 MiB "
+        "is reserved by PyTorch but unallocated."
+    )
+    assert facts_of(text).others_bytes == 0
+    answer = report(text)
+    assert answer.main is not None
+    assert answer.main.cause == "capacity"
+
+
+def test_a_model_that_a_log_names_reaches_no_disk_and_no_network() -> None:
+    assert known_model("meta-llama/Llama-3.1-8B-Instruct") == "meta-llama/Llama-3.1-8B-Instruct"
+    assert known_model("/models/Qwen3-32B") == "Qwen3-32B"
+    assert known_model("/etc/passwd") is None
+    assert known_model("nobody/no-such-model") is None
+    assert known_model("demo") is None
