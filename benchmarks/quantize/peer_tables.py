@@ -25,7 +25,7 @@ def tables(rows: Rows) -> str:
 
 def quality_table(rows: Rows) -> str:
     """The rise of perplexity by setting and library, and ours less theirs."""
-    lines = ["| model | bits | group | method | library | perplexity | ours less theirs | divergence | seeds |"]
+    lines = ["| model | bits | group | method | library | rise of perplexity | ours less theirs | divergence | seeds |"]
     lines += ["|---|---:|---:|---|---|---:|---:|---:|---:|"]
     for (model, bits, group, method, _), libraries in _settings(rows).items():
         if method == "int8":
@@ -40,7 +40,7 @@ def quality_table(rows: Rows) -> str:
 
 def int8_table(rows: Rows) -> str:
     """The rise of perplexity of 8 bits."""
-    lines = ["| model | `int8` | library | perplexity | ours less theirs | divergence | seeds |"]
+    lines = ["| model | `int8` | library | rise of perplexity | ours less theirs | divergence | seeds |"]
     lines += ["|---|---|---|---:|---:|---:|---:|"]
     for (model, _, _, method, weights_only), libraries in _settings(rows).items():
         for library, found in libraries.items() if method == "int8" else ():
