@@ -151,17 +151,34 @@ def _run_all(cases: list[_Case], traffic: AskedTraffic, promise: Promise, step: 
     made: dict[int, Traffic] = {}
     found: list[SimulatedSetup] = []
     for number, case in enumerate(cases):
-        step(number, len(cases), case.name)
         context = case.settings.context_tokens
         if context not in made:
             made = {context: traffic.make(context)}
-        found.append(_simulated(case, case.settings, made[context], promise))
+        found.append(
+            _simulated(case, case.settings, made[context], promise, _shown(step, number, cases, made[context]))
+        )
     step(len(cases), len(cases))
     return found
 
 
-def _simulated(case: _Case, settings: SimulationSettings, traffic: Traffic, promise: Promise) -> SimulatedSetup:
-    result = simulate(settings, traffic)
+def _shown(step: Step, number: int, cases: list[_Case], traffic: Traffic) -> Callable[[int], None]:
+    """Show how many requests of all setups have arrived, and which setup it is."""
+
+    def told(arrived: int) -> None:
+        step(number * traffic.num_requests + arrived, len(cases) * traffic.num_requests, cases[number].name)
+
+    told(0)
+    return told
+
+
+def _simulated(
+    case: _Case,
+    settings: SimulationSettings,
+    traffic: Traffic,
+    promise: Promise,
+    told: Callable[[int], None] | None = None,
+) -> SimulatedSetup:
+    result = simulate(settings, traffic, told=told)
     goodput = goodput_of(result, traffic, promise)
     layout = case.question.settings.layout
     gpus = layout.tensor * layout.pipeline * (settings.replicas + settings.prefill_replicas)

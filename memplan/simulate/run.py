@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 from memplan.domain.simulation import (
@@ -28,17 +29,24 @@ from memplan.simulate.served import Served
 
 _FINISHED, _REJECTED, _UNFINISHED = (OUTCOMES.index(name) for name in OUTCOMES)
 _NEVER = 1 << 100
+_TOLD_EVERY = 1000
 
 
-def simulate(settings: SimulationSettings, traffic: Traffic, *, stepwise: bool = False) -> SimulationResult:
+def simulate(
+    settings: SimulationSettings,
+    traffic: Traffic,
+    *,
+    stepwise: bool = False,
+    told: Callable[[int], None] | None = None,
+) -> SimulationResult:
     """Serve `traffic` with one deployment and return what came of it. The same arguments give the same answer.
 
     `stepwise` runs every step one by one; without it, stretches of equal steps are jumped over where the settings
-    allow it, with the same result.
+    allow it, with the same result. `told` is called now and then with the number of requests that have arrived.
     Raises: UsageError when settings make no sense together.
     """
     _check(settings, traffic)
-    run = _Run(settings, traffic, stepwise)
+    run = _Run(settings, traffic, stepwise, told)
     run.serve()
     return run.result()
 
@@ -46,8 +54,11 @@ def simulate(settings: SimulationSettings, traffic: Traffic, *, stepwise: bool =
 class _Run:
     """The replicas, the requests that are still to come, and the columns that are filled."""
 
-    def __init__(self, settings: SimulationSettings, traffic: Traffic, stepwise: bool) -> None:
-        self._settings, self._traffic = settings, traffic
+    def __init__(
+        self, settings: SimulationSettings, traffic: Traffic, stepwise: bool, told: Callable[[int], None] | None
+    ) -> None:
+        self._settings, self._traffic, self._told = settings, traffic, told
+        self._arrived = 0
         count = traffic.num_requests
         self._columns = {name: array("d", [-1.0]) * count for name in ("arrived", "scheduled", "first", "finished")}
         self._outcomes = array("q", [_UNFINISHED]) * count
@@ -123,6 +134,9 @@ class _Run:
         pool, router = self._decoders, self._routers[0]
         if stage == 0:
             self._columns["arrived"][index] = ticks / TICKS_PER_S
+            self._arrived += 1
+            if self._told is not None and self._arrived % _TOLD_EVERY == 0:
+                self._told(self._arrived)
             if self._request_ticks:
                 self._note(ticks + self._request_ticks, index, 2)
                 return

@@ -17,6 +17,7 @@ from memplan.engines.registry import ENGINES, load_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "numpy", "accelerate", "datasets", "huggingface_hub", "rich", "yaml")
+_LOAD = ("--rate", "2", "--prompt-len", "300", "--output-len", "50", "--requests", "40", "--html")
 
 
 def test_every_engine_of_the_table_is_there() -> None:
@@ -63,6 +64,7 @@ def run_python(code: str, *, home: Path) -> subprocess.CompletedProcess[str]:
         ["emit-config", "llama-70b", "--gpu", "a100-80g"],
         ["emit-config", "llama-8b", "--gpu", "l40s", "--format", "kubernetes"],
         ["plan", "llama-8b", "--gpu", "l4", "--context", "8192"],
+        ["simulate", "llama-8b", "--gpu", "l4", "--context", "8192", *_LOAD],
         ["doctor", str(Path(__file__).resolve().parents[1] / "doctor" / "refused.log"), "--gpu", "h100"],
         ["models"],
         ["gpus"],
