@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from memplan.domain.simulation import CacheGroup, SimulationResult, SimulationSettings, Traffic
+from memplan.simulate.jumping import can_jump
 from memplan.simulate.run import simulate
 
 _RECORDED = Path(__file__).with_name("vllm_steps.jsonl")
@@ -26,8 +27,12 @@ def recorded() -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in rows}
 
 
-def replay(row: dict[str, Any], *, stepwise: bool) -> SimulationResult:
+def settings_of(row: dict[str, Any]) -> SimulationSettings:
     groups = tuple(CacheGroup(block_tokens=block, window_tokens=window) for block, window in row["settings"]["groups"])
+    return SimulationSettings(**{**row["settings"], "groups": groups}, max_points=10**6)
+
+
+def replay(row: dict[str, Any], *, stepwise: bool) -> SimulationResult:
     columns = row["traffic"]
     traffic = Traffic(
         arrivals=array("d", columns["arrivals"]),
@@ -38,16 +43,20 @@ def replay(row: dict[str, Any], *, stepwise: bool) -> SimulationResult:
             for name in ("prompt_tokens", "output_tokens", "prefix_of", "stream_of", "follows")
         },
     )
-    settings = SimulationSettings(**{**row["settings"], "groups": groups}, max_points=10**6)
-    return simulate(settings, traffic, stepwise=stepwise)
+    return simulate(settings_of(row), traffic, stepwise=stepwise)
 
 
 def spread(runs: list[list[int]]) -> list[int]:
     return [value for value, times in runs for _ in range(times)]
 
 
-@pytest.mark.parametrize("name", recorded())
-@pytest.mark.parametrize("stepwise", [True, False], ids=["stepwise", "jumping"])
+def ways() -> list[tuple[str, bool]]:
+    """Every recording step by step, and jumping where that is something else."""
+    found = [(name, True) for name in recorded()]
+    return found + [(name, False) for name, row in recorded().items() if can_jump(settings_of(row))]
+
+
+@pytest.mark.parametrize(("name", "stepwise"), ways())
 def test_every_step_is_the_one_that_vllm_took(name: str, stepwise: bool) -> None:
     row = recorded()[name]
     result = replay(row, stepwise=stepwise)
