@@ -28,6 +28,7 @@ class Clock:
         self._prompt: Curve | None = None
         if isinstance(steps, ModelledSteps):
             self._prompt = Curve(steps.positions, steps.prompt_s)
+            self._pass = Curve(steps.tokens, steps.pass_s)
             self._decode = Curve(steps.positions, steps.decode_s)
             self._sequence = to_ticks(steps.sequence_s)
             self.request_ticks = to_ticks(steps.request_s)
@@ -78,8 +79,7 @@ class Clock:
         """Everything but attention, by the tokens of a step."""
         ticks = self._bases.get(tokens)
         if ticks is None:
-            assert isinstance(self._steps, ModelledSteps)
-            ticks = self._bases[tokens] = Curve(self._steps.tokens, self._steps.pass_s).at(tokens)
+            ticks = self._bases[tokens] = self._pass.at(tokens)
         return ticks
 
 
