@@ -1,4 +1,5 @@
 """What a command given no MODEL works on: memplan.yaml in the working directory, else the last estimate made there.
+Where there is neither, it is what was quantized there.
 
 A command that names its MODEL never depends on either. The state of a directory is one JSON object: `directory`,
 `given` (the options of the last command that asked for a workload) and `quantized` (see QuantizedOutput).
@@ -25,7 +26,7 @@ _RECIPE = "recipe"  # the title and the expected answer of a file of recipes/
 
 def filled_in(given: Given, *, forget: frozenset[str] = frozenset(), is_told: bool = True) -> Given:
     """Return what was given; without a MODEL, on top of memplan.yaml or of the last command in this directory, of
-    which the options in `forget` are left aside.
+    which the options in `forget` are left aside; where there is neither, of what was quantized here.
 
     Says on stderr what it took, where `is_told`.
 
@@ -37,9 +38,10 @@ def filled_in(given: Given, *, forget: frozenset[str] = frozenset(), is_told: bo
     if project.is_file():
         remembered, where = read_project(project), PROJECT_FILE
     else:
-        last = _last()
+        last, where = _last(), "the last command here"
+        if not last and (own := quantized_output()) is not None:
+            last, where = {"model": str(own.output)}, "what was quantized here"
         remembered = {name: value for name, value in last.items() if name not in forget}
-        where = "the last command here"
     subject = remembered.get("model", remembered.get("config"))
     if subject is None:
         raise UsageError("no model was named", hint="write memplan estimate llama-70b --gpu a100-80g")

@@ -74,7 +74,7 @@ def render_result(result: QuantizeResult, style: Style) -> str:
     lines += [f"  note: {note}" for note in result.notes]
     lines += ["", render_quality(result.quality, style, result.gate).rstrip("\n")]
     if result.gate.verdict == "passed":
-        lines += ["", "hint: memplan emit-config > vllm.yaml"]
+        lines += ["", "hint: memplan emit-config --gpu NAME > vllm.yaml"]
     return "\n".join(lines) + "\n"
 
 

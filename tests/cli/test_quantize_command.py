@@ -73,6 +73,10 @@ def test_a_model_goes_from_weights_to_a_checkpoint_that_emit_config_knows(model:
     again = memplan_here("quantize", str(model), "--method", "awq", "--group-size", "32", *FEW, "-o", "small-awq")
     assert again.returncode == 2
     assert "--force" in again.stderr
+    emitted = memplan_here("emit-config", "--gpu", "l4", "--context", "256")
+    assert emitted.returncode == 0, emitted.stderr
+    assert "what was quantized here" in emitted.stderr
+    assert f"model: {Path('small-awq').absolute()}\n" in emitted.stdout
     estimated = memplan_here("estimate", "small-awq", "--gpu", "t4", "--json")
     assert estimated.returncode == 0, estimated.stderr
 
@@ -87,6 +91,11 @@ def test_a_mix_fits_the_size_and_is_measured_once(model: Path, memplan_here: Mem
         assert ("measuring block" in done.stderr) == (target == "150KB")
         estimated = json.loads(memplan_here("estimate", "small-auto", "--gpu", "a100-80g", "--json").stdout)
         found[target] = estimated["per_gpu"]["weights_bytes"]
+        mix = valid(done.stdout, "quantization")["mix"]
+        assert isinstance(mix, list)
+        assert sum(len(unit["layers"]) for unit in mix) == 14
+        by_width = {(each["bits"], each["group_size"]): each["damage"] for each in mix[0]["damage_by_width"]}
+        assert by_width[mix[0]["bits"], mix[0]["group_size"]] == mix[0]["damage"]
     assert found["150KB"] <= 150_000 < found["200KB"] <= 200_000
     config = json.loads(Path("small-auto/config.json").read_text())["quantization_config"]
     assert config["config_groups"]["group_1"]["targets"]
