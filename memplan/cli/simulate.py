@@ -1,8 +1,13 @@
-"""`memplan simulate`: a deployment's scheduler and cache under traffic, and the same traffic under other settings."""
+"""`memplan simulate`: a deployment's scheduler and cache under traffic, and the same traffic under other settings.
+
+Exit 1 when limits were given and the setup as asked does not keep them.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import typer
 
 from memplan.cli.options import (
     DEVICE_OPTIONS,
@@ -41,7 +46,10 @@ def simulate_command(given: Given) -> None:
     check_output(given)
     from memplan.cli.simulate_run import simulated
 
-    answer_with(given, _render(given, simulated(given)))
+    answer = simulated(given)
+    answer_with(given, _render(given, answer))
+    if answer.setups[0].keeps is False:
+        raise typer.Exit(1)
 
 
 def _render(given: Given, answer: SimulationAnswer) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, TypeVar, get_args
 
 from memplan.cli.options import Given
@@ -65,6 +66,7 @@ def asked_traffic(given: Given) -> AskedTraffic:
     count = _number(given, "requests", _USUAL_REQUESTS)
     found = arrivals
 
+    @lru_cache(maxsize=1)
     def make(context_tokens: int) -> Traffic:
         return make_traffic(_spec(given, found, count, context_tokens))
 
@@ -137,6 +139,7 @@ def _traced(given: Given, arrivals: Arrivals | None) -> AskedTraffic:
     if arrivals is not None and "trace_speed" in given:
         raise UsageError("--trace-speed goes with a trace's own times", hint="leave out --rate and --concurrency")
 
+    @lru_cache(maxsize=1)
     def make(context_tokens: int) -> Traffic:
         missing = _missing(given, trace, context_tokens)
         return replayed(trace.requests, replace(how, context_tokens=context_tokens), missing)

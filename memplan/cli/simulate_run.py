@@ -148,15 +148,10 @@ def _changed(given: Given, base: _Case, change: WhatIf) -> _Case:
 
 
 def _run_all(cases: list[_Case], traffic: AskedTraffic, promise: Promise, step: Step) -> list[SimulatedSetup]:
-    made: dict[int, Traffic] = {}
     found: list[SimulatedSetup] = []
     for number, case in enumerate(cases):
-        context = case.settings.context_tokens
-        if context not in made:
-            made = {context: traffic.make(context)}
-        found.append(
-            _simulated(case, case.settings, made[context], promise, _shown(step, number, cases, made[context]))
-        )
+        made = traffic.make(case.settings.context_tokens)
+        found.append(_simulated(case, case.settings, made, promise, _shown(step, number, cases, made)))
     step(len(cases), len(cases))
     return found
 

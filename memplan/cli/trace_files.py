@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ _MAX_LINE_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
 _LINES_TO_A_LOG = 20_000
 _Reader = Callable[[Mapping[str, Any], Lines], list[TracedRequest]]
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
 _HINT = "a trace is JSON lines, a CSV with a head, or a log with one request a line; docs/simulate.md has the layouts"
 
 
@@ -81,12 +83,15 @@ def _requests(stream: BinaryIO, path: Path, lines: Lines) -> Iterator[TracedRequ
 
 
 def _first_line(stream: BinaryIO, path: Path) -> str:
-    for number, line in _text_lines(stream, path):
-        if line.strip():
-            if "\0" in line:
-                raise UsageError(f"{path}, line {number}: binary data, not a trace", hint=_HINT)
+    """The beginning of the first line that is not empty; an array may be one line of a gigabyte."""
+    blank = 0
+    while head := stream.read(_CHUNK_BYTES):
+        if b"\0" in head:
+            raise UsageError(f"{path}, line {blank + 1}: binary data, not a trace", hint=_HINT)
+        if text := head.decode("utf-8", "replace").lstrip("\ufeff").strip():
             stream.seek(0)
-            return line.lstrip("\ufeff").strip()
+            return text.partition("\n")[0].strip()
+        blank += head.count(b"\n")
     raise UsageError(f"{path} is empty", hint=_HINT)
 
 
@@ -125,37 +130,39 @@ def _of_json_lines(stream: BinaryIO, path: Path, lines: Lines) -> Iterator[Trace
 
 def _of_array(stream: BinaryIO, path: Path, lines: Lines) -> Iterator[TracedRequest]:
     """One JSON array of objects, as ShareGPT is published: read an object at a time."""
-    decoder, text, number = json.JSONDecoder(), "", 1
-    wide = _MAX_LINE_BYTES
-    reader = _decoded(stream, path)
-    text = next(reader, "").lstrip("\ufeff").lstrip()[1:]
+    decoder, reader, number = json.JSONDecoder(), _decoded(stream, path), 1
+    text = next(reader, "")
+    at = text.index("[") + 1
     while True:
-        stripped = text.lstrip(" \t\r\n,")
-        number += text[: len(text) - len(stripped)].count("\n")
-        text = stripped
-        if text.startswith("]"):
+        begin = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        number += text.count("\n", at, begin)
+        if text.startswith("]", begin):
             return
         try:
-            entry, end = decoder.raw_decode(text) if text else (None, 0)
+            entry, at = decoder.raw_decode(text, begin) if begin < len(text) else (None, begin)
         except (ValueError, RecursionError):
-            end = 0
-        if not end:
-            more = next(reader, "")
-            if not more or len(text) > wide:
-                raise UsageError(f"{path}, line {number}: not JSON: `{text:.60}`", hint=_HINT)
-            # an object that is cut is read again from its start: wait for twice as much each time
-            while more and len(more) < len(text):
-                further = next(reader, "")
-                if not further:
-                    break
-                more += further
-            text += more
+            entry, at = None, begin
+        if at == begin:
+            more = _more(reader, len(text) - begin)
+            if not more or len(text) - begin > _MAX_LINE_BYTES:
+                raise UsageError(f"{path}, line {number}: not JSON: `{text[begin : begin + 60]}`", hint=_HINT)
+            text, at = text[begin:] + more, 0
             continue
         if not isinstance(entry, dict):
-            raise UsageError(f"{path}, line {number}: not a request: `{text[:end]:.60}`", hint=_HINT)
+            raise UsageError(f"{path}, line {number}: not a request: `{text[begin : begin + 60]}`", hint=_HINT)
         yield from _at(path, number, of_object, entry, lines)
-        number += text.count("\n", 0, end)
-        text = text[end:]
+        number += text.count("\n", begin, at)
+
+
+def _more(reader: Iterator[str], size: int) -> str:
+    """What comes next: as much again as an object that is cut has so far, because it is read from its start."""
+    parts, found = [], 0
+    for part in reader:
+        parts.append(part)
+        found += len(part)
+        if found >= size:
+            break
+    return "".join(parts)
 
 
 def _decoded(stream: BinaryIO, path: Path) -> Iterator[str]:

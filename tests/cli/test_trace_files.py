@@ -114,10 +114,14 @@ def test_every_answer_of_a_conversation_is_a_request_with_all_before_it_as_its_p
 
 
 def test_an_array_that_is_larger_than_a_read_is_read_object_by_object(tmp_path: Path) -> None:
-    many = [{"id": str(number), "conversations": DIALOGUE["conversations"]} for number in range(8000)]
-    trace = read(tmp_path, "sharegpt.json", json.dumps(many))
-    assert len(trace.requests) == 16_000
-    assert {request.session for request in trace.requests} == set(range(8000))
+    """On one line, which is longer than a line of a table may be."""
+    turns = [{**turn, "value": turn["value"] * 40} for turn in DIALOGUE["conversations"]]  # type: ignore[dict-item]
+    many = [{"id": str(number), "conversations": turns} for number in range(3100)]
+    text = json.dumps(many)
+    assert len(text) > 16 << 20
+    trace = read(tmp_path, "sharegpt.json", text)
+    assert len(trace.requests) == 6200
+    assert {request.session for request in trace.requests} == set(range(3100))
 
 
 def test_what_was_left_out_and_assumed_is_said(tmp_path: Path) -> None:
@@ -153,8 +157,7 @@ def test_an_error_names_the_line_and_what_is_wrong(tmp_path: Path, name: str, te
 
 def test_a_line_without_an_end_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "huge.jsonl"
-    with path.open("wb") as stream:
-        stream.truncate(40 << 20)
+    path.write_text('{"prompt": "' + "x" * (17 << 20))
     with pytest.raises(UsageError, match="longer than 16 MiB"):
         read_trace(path)
 
