@@ -25,8 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 from serving import completion, memplan, reported_cache, served, vllm_version
 
 HERE = Path(__file__).parent
-_OPTIONS = "--context 2048 --concurrency 2 --kv-cache-memory 12MiB --block-size 32 --max-num-seqs 24 --eager "
-"--no-prefix-caching"
+_OPTIONS = (
+    "--context 2048 --concurrency 2 --kv-cache-memory 12MiB --block-size 32 --max-num-seqs 24 --eager "
+    "--no-prefix-caching"
+)
 
 
 def main() -> int:

@@ -3,7 +3,8 @@
     python benchmarks/fuzz/fuzz_readers.py gguf --runs 300000           # guided by coverage: `pip install atheris`
     python benchmarks/fuzz/fuzz_readers.py config --plain --runs 20000  # mutations alone, with nothing to install
 
-Targets are `safetensors`, `index`, `gguf`, `config` and `headers` (a safetensors header joined with a config). Inputs
+Targets are `safetensors`, `index`, `gguf`, `config`, `headers` (a safetensors header joined with a config) and `doctor`
+(whatever `memplan doctor` is given: logs, configs, training setups, metrics, snapshots). Inputs
 grow from small valid files and from the catalogue's configs. Any exception but a MemplanError, an input that takes
 longer than `--seconds-per-input`, or memory beyond `--memory` stops the run; the input is written to the working
 directory.
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
+import pickle
 import random
 import resource
 import struct
@@ -37,6 +40,7 @@ else:
 
 with _instrumented:
     from memplan.catalog.models import list_models
+    from memplan.cli.doctor_sources import stream_report
     from memplan.errors import MemplanError
     from memplan.introspect.bytesource import MemorySource
     from memplan.introspect.checkpoint import parse_index
@@ -48,6 +52,9 @@ with _instrumented:
     from memplan.introspect.model_folder import spec_from_config
     from memplan.introspect.quantization import READERS  # noqa: F401 - imports what reads quantizations
     from memplan.introspect.safetensors import parse_safetensors
+    from memplan.report.diagnosis_html import html_diagnosis
+    from memplan.report.diagnosis_json import diagnosis_json
+    from memplan.report.diagnosis_markdown import markdown_diagnosis
 
     for family in FAMILIES:  # imported here, so that their branches are seen
         load_family(family)
@@ -93,12 +100,19 @@ def join_headers(data: bytes) -> None:
     merge_headers(spec_from_config(LLAMA, "fuzz"), parse_safetensors(MemorySource(data, "fuzz.safetensors")))
 
 
+def diagnose(data: bytes) -> None:
+    report = stream_report(io.BytesIO(data), None, {"gpu": "h100", "offline": True})
+    for render in (diagnosis_json, markdown_diagnosis, html_diagnosis):
+        render(report)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": read_safetensors,
     "index": read_index,
     "gguf": read_gguf,
     "config": read_config,
     "headers": join_headers,
+    "doctor": diagnose,
 }
 
 
@@ -157,6 +171,9 @@ def seeds(target: str) -> Iterator[bytes]:
         for model in list_models():
             yield json.dumps(model.config).encode()
         return
+    if target == "doctor":
+        yield from doctor_seeds()
+        return
     if target == "index":
         yield json.dumps({"metadata": {"total_size": 8}, "weight_map": {"a": "model.safetensors"}}).encode()
         return
@@ -188,6 +205,27 @@ def seeds(target: str) -> Iterator[bytes]:
             "model.layers.1.mlp.experts.0.w1.weight": ("BF16", (1, 2), 4),
         }
     )
+
+
+def doctor_seeds() -> Iterator[bytes]:
+    """Real failures, and a small one of everything else that the doctor reads."""
+    import yaml
+
+    cases = Path(__file__).parents[2] / "tests" / "doctor" / "cases.yaml"
+    for case in yaml.safe_load(cases.read_text(encoding="utf-8")):
+        yield case["log"].encode()
+    yield (
+        b"model: Qwen/Qwen3-32B\nswap-space: 4\nmax-model-len: 8192\nquantization: awq\nenable-prefix-caching: false\n"
+    )
+    yield b"vllm serve Qwen/Qwen3-32B --max-model-len 8192 --gpu-memory-utilization 0.98 --max-num-seqs 2048\n"
+    yield b'{"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}, "train_batch_size": 2}'
+    yield b"args = TrainingArguments(output_dir='x', per_device_train_batch_size=4, eval_strategy='steps')\n"
+    yield b"distributed_type: FSDP\nfsdp_config:\n  fsdp_sharding_strategy: FULL_SHARD\nmixed_precision: bf16\n"
+    info = b'vllm:cache_config_info{num_gpu_blocks="9"} 1\n'
+    yield b'vllm:num_requests_running{a="b"} 1.0\nvllm:kv_cache_usage_perc 0.5\n' + info
+    block = {"size": 512, "requested_size": 512, "address": 4096, "state": "active_allocated", "frames": []}
+    segment = {"device": 0, "address": 4096, "total_size": 512, "stream": 0, "segment_type": "small", "blocks": [block]}
+    yield pickle.dumps({"segments": [segment], "device_traces": [[]]})
 
 
 def mutate(target: str, data: bytes, dice: random.Random) -> bytes:

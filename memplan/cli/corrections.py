@@ -38,7 +38,8 @@ def save_correction(timeline: MemoryTimeline, gpu: GpuSpec | None) -> None:
     runs = [run for run in _read(gpu.name, timeline.model_name) if run.get("settings") != _settings(timeline)]
     runs.append(_run(timeline))
     path = _file(gpu.name, timeline.model_name)
-    content = {"gpu": gpu.name, "model": timeline.model_name, "engine": ENGINE, "runs": runs[-_MOST_RUNS:]}
+    kept = runs[-_MOST_RUNS:]
+    content: dict[str, object] = {"gpu": gpu.name, "model": timeline.model_name, "engine": ENGINE, "runs": kept}
     write_runs(path, content)
     print(f"wrote {path}: estimate --engine {ENGINE} now takes it into account", file=sys.stderr)
 

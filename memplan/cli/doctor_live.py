@@ -14,7 +14,7 @@ from memplan.doctor.metrics import Scrape, read_metrics
 from memplan.doctor.secrets import redact, shown
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.diagnosis import DoctorReport, Recognised
-from memplan.errors import MemplanError, SourceError, UsageError
+from memplan.errors import MemplanError, Offline, SourceError, UsageError
 
 _LIMIT_BYTES = 16 << 20
 _SMALL_BYTES = 1 << 20
@@ -121,6 +121,8 @@ def _got(url: str, limit_bytes: int) -> tuple[int, bytes]:
     try:
         answer = web.get(url, limit_bytes=limit_bytes)
         return answer.status, answer.body
+    except Offline as error:
+        raise Offline(error.message, hint="is the server up, and its port the right one?") from None
     finally:
         web.close()
 

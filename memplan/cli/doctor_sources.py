@@ -29,10 +29,10 @@ def report_on(given: Given) -> DoctorReport:
 
         return server_report(source, given)
     if source == "-":
-        return _report(sys.stdin.buffer, None, given)
+        return stream_report(sys.stdin.buffer, None, given)
     path = Path(source)
     with _opened(path) as stream:
-        return _report(stream, path, given)
+        return stream_report(stream, path, given)
 
 
 @contextmanager
@@ -50,7 +50,8 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         ) from None
 
 
-def _report(stream: IO[bytes], path: Path | None, given: Given) -> DoctorReport:
+def stream_report(stream: IO[bytes], path: Path | None, given: Given) -> DoctorReport:
+    """The report of an open file or pipe; `path` is its name where it has one. Raises: as `report_on`."""
     head = stream.read(HEAD_BYTES)
     if not head.strip():
         raise UsageError("nothing was given: it is empty", hint="give a log, a traceback, a config or a snapshot")

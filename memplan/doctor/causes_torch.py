@@ -130,6 +130,12 @@ def _too_little(facts: Facts) -> Diagnosis:
 def _doing(facts: Facts) -> tuple[str, str, str]:
     seen, stage = facts.seen, facts.scanned.stage
     training = any(name in seen for name in ("at_training", "trainer", "at_backward", "at_optimizer"))
+    if stage == "graphs" or "says_graphs" in seen:
+        return (
+            "cuda_graph_oom",
+            " when CUDA graphs were captured",
+            "graphs keep pools of their own, beside what is there",
+        )
     if "at_optimizer" in seen:
         return (
             "optimizer_oom",

@@ -314,7 +314,8 @@ def _stage(facts: Facts) -> tuple[str, bool]:
 
 def _by_figures(facts: Facts) -> str:
     """A large request with much else free is a step's activation; a small one on a full GPU is a weight."""
-    wanted, total, allocated = facts.wanted_bytes or 0, oom_total(facts) or 0, facts.allocated_bytes or 0
+    wanted, total = facts.wanted_bytes or 0, oom_total(facts) or 0
+    allocated = facts.allocated_bytes or total - (oom_free(facts) or 0)
     if wanted >= 1 << 30:
         return "profile"
     if total and allocated > 0.9 * total:

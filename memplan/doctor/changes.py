@@ -176,8 +176,10 @@ def smaller_steps(facts: Facts) -> Iterator[Change]:
         if now is not None and fewer < now:
             yield _step(fewer, f"from {now:,}")
             return
-    if now is None:
+    if now is None and release(facts) >= (0, 8, 0):
         yield _step(2048, "")
+    elif now is None:
+        return  # the whole context is a step there: see `chunked`
     elif now > 1024:
         yield _step(now // 2, f"from {now:,}")
 

@@ -31,6 +31,8 @@ PATTERNS = (
         r"\bvllm serve\b|vllm[./]entrypoints|[/\"]vllm/|\bimport vllm\b|from vllm import|vllm/vllm-openai|VllmWorker|\bvLLM\b",
     ),
     pattern("vllm", "vLLM", r"\bvLLM\b"),
+    pattern("vllm", "memory", r"gpu[-_]memory[-_]utilization"),
+    pattern("vllm", "enforce", r"--enforce-eager|enforce_eager"),
     pattern("vllm_v1", "EngineCore", r"EngineCore|vllm/v1/"),
     pattern("vllm_v1", "vllm/v1/", r"vllm/v1/"),
     pattern("vllm_v0", "llm_engine.py", r"vllm/engine/llm_engine\.py|llm_engine\.py:\d+"),

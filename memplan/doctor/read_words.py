@@ -38,7 +38,7 @@ PATTERNS = (
     pattern(
         "says_works",
         "",
-        r"(?i)(?:\bworks?\b(?! around)|\bsucceed(?:s|ed)?\b|\bboots? and serves?\b|\bserves? fine\b|\bstarted successfully\b|\bable to run\b|\bOK\b|\bruns? (?:fine|well|ok)\b|\b(?:no longer|(?:do|did|does)(?:n't| not) (?:get|hit|see|have)(?: an?)?) OOM|\bTPS\b|tok(?:ens)?/s\b|holds only)",
+        r"(?i)(?:(?<!not )(?<!n't )(?<!never )\b(?:works?\b(?! around)|fits\b|boots\b|launch(?:es|ed)\b(?! the)|can (?:run|serve|load) it\b|up and running\b)|\bmanaged to\b|\b(?:it|server|engine|which|model) (?:now )?starts\b|\bsolve[sd] (?:it|this|the)\b|\bload(?:s|ed) (?:fine|ok|successfully)\b|\bsucceed(?:s|ed)?\b|\bboots? and serves?\b|\bserves? fine\b|\bstarted successfully\b|\bable to run\b|\bOK\b|\bruns? (?:fine|well|ok)\b|\b(?:no longer|(?:do|did|does)(?:n't| not) (?:get|hit|see|have)(?: an?)?) OOM|\bTPS\b|tok(?:ens)?/s\b|holds only)",
     ),
     pattern(
         "says_fails",

@@ -42,18 +42,17 @@ def _one(each: Diagnosis, budget_of: str) -> list[str]:
         rows = [
             table_row(
                 (
-                    line.term,
+                    f"{line.term}, {line.note}" if line.note else line.term,
                     figure(line.budget, line.unit),
                     figure(line.measured, line.unit),
                     difference(line),
-                    line.note,
                 ),
                 right=(1, 2, 3),
             )
             for line in each.why
         ]
         caption = f"The budget of {budget_of} beside what was measured" if budget_of else "What was measured"
-        head = ("Term", "Budget", "Measured", "Off by", "")
+        head = ("Term", "Budget", "Measured", "Off by")
         parts.append(titled("Why", data_table(caption, head, rows, right=(1, 2, 3))))
     else:
         shown = [(one.term, figure(one.value, one.unit), one.where) for one in each.evidence if one.term != "said"]

@@ -28,6 +28,8 @@ def difference(line: WhyLine) -> str:
     if line.budget is None or line.measured is None:
         return ""
     off = line.measured - line.budget
+    if line.unit == "bytes" and abs(off) < MIB / 20:
+        return "0"
     sign = "+" if off > 0 else "-" if off < 0 else ""
     return f"{sign}{figure(abs(off), line.unit)}"
 

@@ -60,6 +60,8 @@ def test_messages_that_sound_alike_get_opposite_cures() -> None:
 
 
 def test_a_capture_that_failed_for_another_reason_is_not_told_to_free_memory() -> None:
-    text = "sglang/srt/model_executor/cuda_graph_runner.py\nException: Capture cuda graph failed: no kernel "
-    "image is available"
+    text = (
+        "sglang/srt/model_executor/cuda_graph_runner.py\nException: Capture cuda graph failed: no kernel "
+        "image is available"
+    )
     assert find_causes(facts_of(text))[0].cause == "graph_capture_failed"

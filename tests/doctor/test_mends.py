@@ -83,8 +83,10 @@ def test_without_a_model_the_logs_own_figures_are_enough_for_a_length() -> None:
 
 
 def test_flags_are_those_of_the_release() -> None:
-    free = "ValueError: Free memory on device (31.44/47.38 GiB) on startup is less than desired GPU memory "
-    "utilization (0.95, 45.01 GiB)."
+    free = (
+        "ValueError: Free memory on device (31.44/47.38 GiB) on startup is less than desired GPU memory "
+        "utilization (0.95, 45.01 GiB)."
+    )
     old, new = (changes(report(f"vLLM version {release}\n{free}")) for release in ("0.9.1", "0.11.0"))
     assert not any("--kv-cache-memory-bytes" in change for change in old)
     assert any("--kv-cache-memory-bytes" in change for change in new)
