@@ -148,7 +148,10 @@ def _fine(facts: Facts) -> list[Diagnosis]:
     seen = facts.seen
     has_cache = bool(facts.kv_tokens or facts.kv_blocks or (facts.available_bytes or 0) > 0)
     computed = _left_over(facts)
-    if not (has_cache or computed or "llama_ready" in seen or "vllm_ready" in seen or "says_works" in seen):
+    is_up = any(
+        name in seen for name in ("llama_ready", "vllm_ready", "sglang_ready", "sglang_pool_end", "sglang_captured")
+    )
+    if not (has_cache or computed or is_up or "says_works" in seen):
         return []
     parts = []
     if facts.available_bytes and facts.engine != "llama.cpp":

@@ -162,15 +162,24 @@ _SGLANG: Mapping[str, tuple[Changes, ...]] = {
 # llama.cpp: what is on the GPU is layers, cache and one compute buffer for each device.
 
 
+def left_for_cache(facts: Facts) -> int | None:
+    """What the weights leave of a GPU's free memory, where llama.cpp says both."""
+    if facts.free_bytes is None or facts.weights_bytes is None:
+        return None
+    return max(0, facts.free_bytes - facts.weights_bytes)
+
+
 def _shorter_c(facts: Facts) -> Iterator[Change]:
-    context = facts.integer("context")
+    context, room = facts.integer("context"), left_for_cache(facts)
     new = max(512, (context or 16384) // 2 // 256 * 256)
+    if context and room and facts.needed_bytes and "llama_kv_failed" in facts.seen and room < facts.needed_bytes:
+        new = max(512, int(0.9 * context * room / facts.needed_bytes) // 256 * 256)
     held = facts.available_bytes or (facts.needed_bytes if "llama_kv_failed" in facts.seen else None)
     yield Change(
         label=f"-c {new}",
         risk="low",
         options={"context": str(new)},
-        room_bytes=held // 2 if held else None,
+        room_bytes=int(held * (1 - new / context)) if held and context else held // 2 if held else None,
         note=f"from {context:,}" if context else "",
     )
 

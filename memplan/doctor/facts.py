@@ -14,6 +14,15 @@ from memplan.records import dataclass, field
 
 _OWNERS = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt-llm", "llama": "llama.cpp", "ollama": "llama.cpp"}
 _MOST_COUNTED = 50
+# Wordings that other programs have, too.
+_SHARED_WORDS = (
+    "trtllm_no_kv",
+    "trtllm_no_blocks",
+    "trtllm_workspace",
+    "trtllm_length_one",
+    "trtllm_fraction",
+    "trtllm_malloc",
+)
 # vLLM's names in `non-default args`, and memplan's.
 _ARGUMENTS = {
     "model": "model",
@@ -127,11 +136,9 @@ def engine_of(seen: Sightings) -> str | None:
     scores: dict[str, int] = {}
     for name in seen.names():
         owner = _OWNERS.get(name.partition("_")[0])
-        if owner is not None:
+        if owner is not None and name not in _SHARED_WORDS:
             weight = 3 if "_" in name else 1
             scores[owner] = scores.get(owner, 0) + weight * min(seen.count(name), _MOST_COUNTED)
-    if "trtllm" not in seen and "tensorrt-llm" in scores:
-        scores["tensorrt-llm"] = 1 if "trtllm_malloc" in seen else 0
     best = max(scores, key=lambda each: scores[each], default=None)
     return best if best and scores[best] else None
 
@@ -319,7 +326,8 @@ def _tensorrt_llm(seen: Sightings) -> dict[str, int | None]:
         "free_bytes": _low(seen, ("trtllm_available", "available")),
         "weights_bytes": _high(seen, ("trtllm_weights", "weights"), ("trtllm_engine", "weights")),
         "activation_bytes": _high(seen, ("trtllm_context", "context")),
-        "available_bytes": _int(last.number("kv")) if last else _low(seen, ("trtllm_peak", "available")),
+        "available_bytes": (_int(last.number("kv")) if last else None)
+        or _low(seen, ("trtllm_kv_bytes", "kv"), ("trtllm_peak", "available"), ("trtllm_available", "available")),
         "kv_tokens": _int(last.number("tokens")) if last else None,
         "kv_blocks": _low(seen, ("trtllm_blocks", "blocks")),
         "longest_tokens": _low(seen, ("trtllm_reduced", "longest")),

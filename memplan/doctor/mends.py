@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memplan.doctor.changes import Change
-from memplan.doctor.changes_by_cause import changes_for
+from memplan.doctor.changes_by_cause import changes_for, left_for_cache
 from memplan.doctor.facts import Facts
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.diagnosis import Basis, Diagnosis, Mend
@@ -79,6 +79,8 @@ def _by_log(cause: str, change: Change, facts: Facts) -> tuple[int | None, bool 
         return saved, (available is not None and needed - saved <= available) if cause in _WANT_CACHE else None
     if change.room_bytes is None:
         return None, None
+    if cause == "kv_allocation_oom" and needed and (room := left_for_cache(facts)) is not None:
+        return change.room_bytes, needed - change.room_bytes <= room
     if cause in _WANT_CACHE and needed and available is not None:
         return change.room_bytes, available + change.room_bytes >= needed
     return change.room_bytes, None

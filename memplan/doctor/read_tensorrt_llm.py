@@ -43,8 +43,11 @@ PATTERNS = (
     pattern(
         "trtllm_kv",
         "max tokens in paged KV cache",
-        r"Allocated (?P<kv_gib>[\d.]+) GiB for max tokens in paged KV cache \((?P<tokens_n>\d+)\)",
+        r"Allocated (?P<kv_gib>[\d.]+) GiB for max tokens in paged KV cache(?: \((?P<tokens_n>\d+)\))?",
     ),
+    pattern("trtllm_kv", "tokens in paged KV cache", r"Using (?P<tokens_n>\d+) tokens in paged KV cache"),
+    pattern("trtllm_kv_bytes", "k/v cache", r"Allocate (?P<kv_bytes>\d+) bytes for k/v cache"),
+    pattern("trtllm_reduced", "Adjusted max_seq_len", r"Adjusted max_seq_len to (?P<longest_n>\d+)"),
     pattern(
         "trtllm_reduced",
         "they are reduced to",

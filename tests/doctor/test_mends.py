@@ -97,6 +97,23 @@ def test_flags_are_those_of_the_release() -> None:
     assert any(change.startswith("--cuda-graph-max-bs-decode ") for change in newer)
 
 
+def test_a_context_that_fits_beside_the_weights_is_proposed_to_llama_cpp() -> None:
+    text = (
+        "llama_model_load_from_file_impl: using device CUDA0 (NVIDIA GeForce RTX 3060) - 11500 MiB free\n"
+        "load_tensors:        CUDA0 model buffer size =  4685.30 MiB\nllama_init_from_model: n_ctx         = 131072\n"
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 16384.00 MiB on device 0: cudaMalloc failed: out "
+        "of memory\n"
+        "llama_kv_cache_init: failed to allocate buffer for kv cache\n"
+    )
+    found = changes(report(text))
+    shorter = next(mend for change, mend in found.items() if change.startswith("-c "))
+    context = int(shorter.change.split()[1])
+    assert context % 256 == 0
+    assert 16384 * context / 131072 < 11500 - 4685.3
+    assert shorter.mends is True
+    assert found["-fa on -ctk q8_0 -ctv q8_0"].mends is False
+
+
 def test_other_processes_are_named_before_anything_is_changed() -> None:
     text = (
         "CUDA out of memory. Tried to allocate 86.00 MiB. GPU 0 has a total capacity of 23.64 GiB of which "
