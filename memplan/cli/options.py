@@ -104,6 +104,7 @@ TRAINING_OPTIONS = tuple(
     for name, kind, text, flags in (
         ("train", str, "Budget training: full, lora, dora or qlora.", ()),
         ("seq_len", str, "Tokens of a sequence (default 2048).", ()),
+        ("cp", int, "Context-parallel ranks: every sequence is cut over them.", ()),
         ("micro_batch", int, "Sequences that one rank works on at once (default 1).", ()),
         ("grad_accum", int, "Micro-batches of a step (default 1).", ()),
         ("optimizer", str, "adamw, adamw-8bit, paged-adamw-8bit, adafactor, sgd, lion or muon.", ()),

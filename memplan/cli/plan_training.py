@@ -33,6 +33,8 @@ _FIXES = {
     "tp": "tensor",
     "pp": "pipeline",
     "dp": "data",
+    "ep": "expert",
+    "cp": "context",
 }
 # What a plan decides: not taken from an earlier command in the directory.
 DECIDED = frozenset(_FIXES) - {"trainer", "mixed_precision", "optimizer"}
@@ -136,6 +138,8 @@ def as_training_options(found: TrainingCandidate) -> dict[str, Any]:
         "offload": ",".join(question.offloaded) or None,
         "tp": question.tensor if question.tensor > 1 else None,
         "pp": question.pipeline if question.pipeline > 1 else None,
+        "cp": question.context if question.context > 1 else None,
+        "ep": True if training.layout.expert > 1 else None,
     }
     return {name: value for name, value in options.items() if value is not None}
 

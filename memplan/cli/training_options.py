@@ -58,6 +58,7 @@ def training_question(given: Given, *, num_gpus: int | None) -> TrainingQuestion
         pipeline=_whole(given, "pp", 4096) or 1,
         data=_whole(given, "dp", 4096) or 1,
         expert=given.get("ep", False),
+        context=_whole(given, "cp", 4096) or 1,
         num_gpus=num_gpus,
     )
 

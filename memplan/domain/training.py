@@ -40,6 +40,11 @@ class TrainingLayout:
         """Over how many ranks parameters are cut."""
         return self.shard or self.data * self.context
 
+    @property
+    def copies(self) -> int:
+        """How many copies of the parameters there are beside those cuts."""
+        return self.data * self.context // self.shards
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSpec:

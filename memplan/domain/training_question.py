@@ -22,7 +22,7 @@ class TrainingQuestion:
     `micro_batch` sequences of `sequence_tokens` go through one rank at a time; `accumulation` micro-batches make a
     step. `resolution` is the side of a picture in pixels, `images` how many are in every sequence of a model of texts
     and pictures. `num_gpus` is None where the ranks that were asked for say it. `expert` cuts routed experts whole over
-    ranks.
+    ranks, `context` every sequence.
     """
 
     method: Method
@@ -48,4 +48,5 @@ class TrainingQuestion:
     pipeline: int = 1
     data: int = 1
     expert: bool = False
+    context: int = 1
     num_gpus: int | None = None

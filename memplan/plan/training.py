@@ -41,6 +41,7 @@ _LIGER = ("transformers", "trl", "axolotl")
 _HIDDEN = 0.1
 _LARGEST_MICRO_BATCH = 64
 _SHOWN = 8
+_LEAST_PART = 8192  # tokens of a sequence on one rank
 # A micro-batch of more tokens makes no product faster; a candidate stops growing there.
 _AMPLE_TOKENS = 32768
 
@@ -124,7 +125,8 @@ def _on_offer(
         for sharing in _sharings(spec, request, count, rung):
             question = replace(sharing, num_gpus=count)
             region = _region(question)
-            if has_room and question.tensor * question.pipeline > 1 and count <= _MACHINE:
+            cut = question.tensor * question.pipeline * question.context
+            if has_room and cut > 1 and count <= _MACHINE:
                 ledger.rule_out(region, "not needed: whole layers have room, and what products cannot hide is added")
                 continue
             for form in _forms(request, question):
@@ -157,6 +159,8 @@ def _on_offer(
 
 def _region(question: TrainingQuestion) -> str:
     cut = f", tp {question.tensor}, pp {question.pipeline}" if question.tensor * question.pipeline > 1 else ""
+    cut += f", cp {question.context}" if question.context > 1 else ""
+    cut += ", ep" if question.expert else ""
     return f"{question.trainer}, {question.sharding}{cut}"
 
 
@@ -170,15 +174,20 @@ def _sharings(spec: ModelSpec, request: TrainingPlanRequest, count: int, rung: R
         if not fixed & {"tensor", "pipeline", "data"}:
             layouts = _layouts(preset.cuts, count)
         for tensor, pipeline in layouts:
-            for sharding in _shardings(request, base, preset.shardings, count, tensor * pipeline):
-                cuts: dict[str, Any] = {
-                    "trainer": trainer,
-                    "tensor": tensor,
-                    "pipeline": pipeline,
-                    "sharding": sharding,
-                }
-                found.append(replace(base, **cuts))
-    yield from sorted(found, key=lambda each: each.tensor * each.pipeline)
+            cut = tensor * pipeline
+            for context in [base.context] if "context" in fixed else _contexts(base, preset.cuts, count // cut):
+                for sharding in _shardings(request, base, preset.shardings, count, cut, context):
+                    cuts: dict[str, Any] = {
+                        "trainer": trainer,
+                        "tensor": tensor,
+                        "pipeline": pipeline,
+                        "context": context,
+                        "sharding": sharding,
+                    }
+                    found.append(replace(base, **cuts))
+    if "expert" not in fixed:
+        found += [replace(each, expert=True) for each in found if _may_move_experts(spec, each, count)]
+    yield from sorted(found, key=lambda each: each.tensor * each.pipeline * each.context)
 
 
 def _forms(request: TrainingPlanRequest, question: TrainingQuestion) -> Iterator[TrainingQuestion]:
@@ -209,13 +218,31 @@ def _layouts(cuts: tuple[str, ...], count: int) -> list[tuple[int, int]]:
     return found
 
 
+def _contexts(base: TrainingQuestion, cuts: tuple[str, ...], ranks: int) -> list[int]:
+    """Ranks that sequences may be cut over: where they are long, down to parts that still fill a product."""
+    found = [1]
+    if "context" in cuts:
+        parts = (base.sequence_tokens or 0) // _LEAST_PART
+        found += [each for each in (2, 4, 8) if ranks % each == 0 and each <= parts]
+    return found
+
+
+def _may_move_experts(spec: ModelSpec, question: TrainingQuestion, count: int) -> bool:
+    """Whether a trainer can leave experts whole on some ranks each."""
+    data = count // (question.tensor * question.pipeline * question.context)
+    has_experts = any(layer.mlp and layer.mlp.num_experts for layer in spec.layers)
+    return has_experts and data > 1 and "expert" in PRESETS[question.trainer].cuts
+
+
 def _shardings(
-    request: TrainingPlanRequest, base: TrainingQuestion, able: tuple[str, ...], count: int, cut: int
+    request: TrainingPlanRequest, base: TrainingQuestion, able: tuple[str, ...], count: int, cut: int, context: int
 ) -> list[str]:
     """Shardings that a trainer is able to do over what is left of `count` GPUs beside ranks that cut the model."""
-    data = count // cut
+    data = count // cut // context
     if "sharding" in request.fixed and request.question.sharding:
         return [request.question.sharding]
+    if context > 1:
+        return [each for each in ("fsdp2",) if each in able]
     if data == 1:
         return ["fsdp2" if base.offloaded else "none"]
     wanted = ["ddp", "zero1", "zero2", "zero3", "fsdp2"] if cut == 1 else ["fsdp2", "zero1"]
@@ -323,7 +350,8 @@ def _front(ranked: list[TrainingCandidate]) -> list[TrainingCandidate]:
     seen: set[tuple[object, ...]] = set()
     for each in ranked:
         question = each.question
-        kind = (each.gpu.name, each.num_gpus, question.trainer, question.sharding, question.tensor, question.pipeline)
+        cuts = (question.tensor, question.pipeline, question.context, question.expert)
+        kind = (each.gpu.name, each.num_gpus, question.trainer, question.sharding, *cuts)
         if kind not in seen:
             seen.add(kind)
             kept.append(each)

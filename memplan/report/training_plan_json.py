@@ -51,6 +51,8 @@ def _candidate(found: TrainingCandidate) -> dict[str, object]:
         "tp": question.tensor,
         "pp": question.pipeline,
         "dp": training.layout.data,
+        "cp": training.layout.context,
+        "ep": training.layout.expert,
         "checkpointing": training.checkpointing,
         "loss": training.loss,
         "optimizer": training.optimizer,

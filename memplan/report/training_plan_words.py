@@ -44,7 +44,9 @@ def as_asked(answer: TrainingPlanAnswer) -> str:
 def way(found: TrainingCandidate) -> str:
     """One candidate in a line: who trains, how the model is shared, what is computed twice, what is offloaded."""
     question = found.question
-    cuts = [f"{name} {ranks}" for name, ranks in (("TP", question.tensor), ("PP", question.pipeline)) if ranks > 1]
+    layout = found.training.layout
+    ranks_of = (("TP", layout.tensor), ("PP", layout.pipeline), ("CP", layout.context), ("EP", layout.expert))
+    cuts = [f"{name} {ranks}" for name, ranks in ranks_of if ranks > 1]
     parts = [
         f"{found.num_gpus} x {found.gpu.name}",
         question.trainer,

@@ -63,7 +63,7 @@ def where(budget: TrainingBudget) -> str:
 def sharding(budget: TrainingBudget) -> str:
     """How the run is spread over GPUs: `fsdp2 over 8`, `tp 2 x pp 4 x zero1 over 2`."""
     said = budget.settings
-    parts = [f"{name} {said[name]}" for name in ("tp", "pp", "ep") if said[name] != 1]
+    parts = [f"{name} {said[name]}" for name in ("tp", "pp", "cp", "ep") if said[name] != 1]
     if said["sharding"] != "none":
         parts.append(f"{said['sharding']} over {said['dp']}")
     return " x ".join(parts)

@@ -13,6 +13,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "fsdp1": {**FULL, "sharding": "fsdp1"},
     "hsdp": {"model": "llama-70b", "train": "full", "gpu": "h100x64", "seq_len": "4096", "sharding": "hsdp"},
     "tensor": {**FULL, "gpu": "h100x16", "tp": 2, "sharding": "fsdp2"},
+    "context": {**FULL, "cp": 2},
     "offload": {**FULL, "gpu": "h100x2", "offload": "parameters,activations", "checkpointing": "full"},
     "zero2": {**FULL, "sharding": "zero2", "checkpointing": "full"},
     "zero3": {**FULL, "sharding": "zero3", "offload": "optimizer,parameters", "loss": "linear"},
@@ -25,11 +26,11 @@ SETUPS: dict[str, dict[str, Any]] = {
     "fp8-rowwise": {**FULL, "mixed_precision": "fp8", "fp8_recipe": "rowwise", "trainer": "torchtitan"},
 }
 HOLDERS = {
-    "accelerate": ("fsdp2", "fsdp1", "hsdp", "tensor", "offload", "zero2", "zero3", "ddp-lora", "qlora"),
-    "training-arguments": ("fsdp2", "hsdp", "tensor", "zero2", "ddp-lora", "qlora"),
+    "accelerate": ("fsdp2", "fsdp1", "hsdp", "tensor", "context", "offload", "zero2", "zero3", "ddp-lora", "qlora"),
+    "training-arguments": ("fsdp2", "hsdp", "tensor", "context", "zero2", "ddp-lora", "qlora"),
     "torchrun": ("fsdp2", "zero2", "ddp-lora", "qlora", "pipeline"),
     "deepspeed": ("zero2", "zero3"),
-    "torchtitan": ("fsdp2", "hsdp", "tensor", "pipeline", "experts", "fp8-rowwise"),
+    "torchtitan": ("fsdp2", "hsdp", "tensor", "context", "pipeline", "experts", "fp8-rowwise"),
 }
 
 

@@ -165,3 +165,16 @@ def test_a_plan_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("PLAN:")
     assert "[]" in done.stderr
+
+
+def test_long_sequences_are_cut_over_ranks_and_that_estimates_again() -> None:
+    answer = planned("llama-3.1-8b", train="full", gpu="h100x8", seq_len="131072", trainer="transformers")
+    assert answer.winner is not None
+    assert answer.winner.training.layout.context > 1
+    assert as_training_options(answer.winner)["cp"] == answer.winner.training.layout.context
+
+
+def test_experts_that_stay_on_some_ranks_are_among_the_ways() -> None:
+    answer = planned("olmoe-1b-7b", train="full", gpu="h100x8", trainer="megatron")
+    considered = {each.training.layout.expert > 1 for each in answer.alternatives}
+    assert considered == {False, True}

@@ -1,7 +1,8 @@
 """Attention in the forms that models are trained with: a fused kernel, PyTorch's plain formula, a model's own.
 
 Sources: aten/src/ATen/native/SoftMax.cpp, transformers/attention.cpp and its cuda/sdp_utils.cpp, flash_api.cpp of
-PyTorch 2.4 to 2.13; transformers 4.48 to 5.23, integrations/sdpa_attention.py and the models' eager_attention_forward.
+PyTorch 2.4 to 2.13, torch/distributed/tensor/experimental/_context_parallel (gathered keys); transformers 4.48 to 5.23,
+integrations/sdpa_attention.py and the models' eager_attention_forward.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Heads:
     what comes out is copied back. is_wide: scores are computed in FP32 from FP32 copies. copies_single: keys are
     copied for query heads also where there is one, of which others make a view. has_sinks: the softmax is over one
     column more, and not in FP32. is_latent: what is cached is narrower. is_saved: selective checkpointing
-    keeps what it makes. is_narrowed: queries, keys and values are cast to 16 bits first.
+    keeps what it makes. is_narrowed: queries, keys and values are cast to 16 bits first. context: over how many
+    ranks a sequence is cut, each of which gathers the keys and values of all.
     """
 
     batch: float
@@ -43,6 +45,7 @@ class Heads:
     is_latent: bool = False
     is_saved: bool = True
     is_narrowed: bool = False
+    context: int = 1
 
     def bytes_of(self, heads: float, head_width: int, element_bytes: int) -> float:
         return self.batch * self.tokens * heads * head_width * element_bytes
@@ -102,6 +105,7 @@ def _fused(
 ) -> Tensor:
     mask = (heads.tokens * heads.tokens * width,) if heads.is_masked else ()
     sums = heads.batch * heads.queries * round_up(int(heads.tokens), 32 if heads.kernel == "efficient" else 1) * _FLOAT
+    gathered = ((key.size_bytes + value.size_bytes) * heads.context,) if heads.context > 1 else ()
     made = graph.op(
         "attention",
         heads.bytes_of(heads.queries, heads.value_width, width),
@@ -109,7 +113,8 @@ def _fused(
         keeps=(query, key, value),
         keeps_bytes=(sums, *mask),
         keeps_output=True,
-        backward_temporaries=backward_temporaries,
+        temporaries=gathered,
+        backward_temporaries=(*backward_temporaries, *gathered),
         is_stashed=heads.is_saved,
     )
     graph.drop(query, key, value)

@@ -228,6 +228,7 @@ class Builder:
         return {
             "kernel": kernel,
             "is_saved": training.saves_attention,
+            "context": training.layout.context,
             "is_narrowed": training.wide_state and kernel == "flash",
             "is_latent": isinstance(cache, LatentAttention),
             "is_masked": is_masked and kernel == "efficient",

@@ -14,11 +14,12 @@ Not modelled: the input pipeline, stragglers, cache flushes of a full allocator,
 from __future__ import annotations
 
 from memplan.budget.links import all_reduce_s, link_between, pcie_bytes_per_s
+from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, SlidingWindow
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.speed import Efficiency
 from memplan.domain.tensors import Role
-from memplan.domain.training import TrainingSpec
+from memplan.domain.training import TrainingLayout, TrainingSpec
 from memplan.records import dataclass
 
 _GATHERED = ("zero3", "fsdp1", "fsdp2")
@@ -83,12 +84,14 @@ def step_time(
     batches = training.accumulation
     compute, recompute = batches * passes * each, batches * again * each
     hidden, shown = _data_parallel(spec, training, trained, gpu, efficiency)
-    tensor = _tensor_parallel(spec, training, again, gpu, efficiency)
+    cuts = _tensor_parallel(spec, training, again, gpu, efficiency)
+    cuts += _context_parallel(spec, training, again, gpu, efficiency)
+    cuts += _expert_parallel(spec, training, again, gpu, efficiency)
     tokens = micro_tokens * batches * layout.data
     return StepTime(
         compute_s=compute,
         recompute_s=recompute,
-        communication_s=_exposed(hidden, compute + recompute) + shown + tensor,
+        communication_s=_exposed(hidden, compute + recompute) + shown + cuts,
         bubble_s=(layout.pipeline - 1) * (passes + again) * each,
         optimizer_s=_optimizer_s(training, trained, gpu, efficiency),
         offload_s=_offload_s(spec, training, trained, gpu, efficiency, compute + recompute),
@@ -130,7 +133,7 @@ def _data_parallel(
     shards = layout.shards
     inner = link_between(gpu, shards * cut, efficiency)
     width = _PACKED_BYTES if training.method == "qlora" else training.compute_bytes
-    gathered = spec.parameters / cut * width
+    gathered = (spec.parameters - _moved_experts(spec, layout)) / cut * width
     fraction = (shards - 1) / shards
     latency = 3 * spec.num_layers / layout.pipeline * inner.latency_s
     one = latency + fraction * (2 * gathered + grads) / inner.bytes_per_s
@@ -152,6 +155,54 @@ def _tensor_parallel(
     size = training.micro_batch * training.sequence_tokens * spec.hidden_size * training.compute_bytes
     layers = spec.num_layers / layout.pipeline
     return training.accumulation * layers * (4 + 2 * again) * all_reduce_s(link, layout.tensor, size)
+
+
+def _context_parallel(
+    spec: ModelSpec, training: TrainingSpec, again: float, gpu: GpuSpec, efficiency: Efficiency
+) -> float:
+    """Other ranks' keys and values, in each layer's forward and backward pass, and their gradients back."""
+    layout = training.layout
+    if layout.context == 1:
+        return 0.0
+    link = link_between(gpu, layout.context * layout.tensor, efficiency)
+    tokens = training.micro_batch * training.sequence_tokens / layout.tensor
+    widths = sum(_keys_width(cache) for layer in spec.layers for cache in layer.caches)
+    size = tokens * widths * training.compute_bytes / layout.pipeline * (layout.context - 1) / layout.context
+    latency = spec.num_layers / layout.pipeline * link.latency_s
+    return training.accumulation * (3 + again) * (size / link.bytes_per_s + latency)
+
+
+def _keys_width(cache: Cache) -> int:
+    """Elements of a token's keys and values, as they are multiplied."""
+    if isinstance(cache, LatentAttention):
+        return cache.num_heads * (cache.expanded_key_width + cache.expanded_value_width)
+    if isinstance(cache, (FullAttention, SlidingWindow, ChunkedLocal)):
+        return cache.num_kv_heads * (cache.key_width + cache.value_width)
+    return 0
+
+
+def _expert_parallel(
+    spec: ModelSpec, training: TrainingSpec, again: float, gpu: GpuSpec, efficiency: Efficiency
+) -> float:
+    """Tokens to the ranks of their experts and back, in each layer's forward and backward pass."""
+    layout = training.layout
+    if layout.expert == 1:
+        return 0.0
+    link = link_between(gpu, layout.expert * layout.tensor, efficiency)
+    chosen = sum(layer.mlp.experts_per_token for layer in spec.layers if layer.mlp and layer.mlp.num_experts)
+    tokens = training.micro_batch * training.sequence_tokens / layout.context / layout.tensor
+    size = tokens * chosen / layout.pipeline * spec.hidden_size * training.compute_bytes
+    moved = size * (layout.expert - 1) / layout.expert
+    latency = spec.num_layers / layout.pipeline * link.latency_s
+    return training.accumulation * (4 + 2 * again) * (moved / link.bytes_per_s + latency)
+
+
+def _moved_experts(spec: ModelSpec, layout: TrainingLayout) -> float:
+    """Parameters of routed experts that other ranks have, which are never gathered here."""
+    experts = sum(
+        tensor.num_parameters for layer in spec.layers for tensor in layer.tensors if tensor.role is Role.EXPERT
+    )
+    return experts * (1 - 1 / layout.expert)
 
 
 def _shard(training: TrainingSpec, trained: int) -> float:

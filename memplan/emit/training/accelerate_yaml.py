@@ -119,11 +119,11 @@ def _fsdp(subject: TrainingSubject) -> Iterator[Entry]:
     )
     yield Entry(key="fsdp_config", value=config, why=why)
     layout = training.layout
-    if layout.tensor > 1 or layout.shards != layout.data * layout.context:
-        why = f"{layout.shards} ranks share one copy of the model, of which there are {layout.data // layout.shards}"
+    if layout.tensor * layout.context > 1 or layout.copies > 1:
+        why = f"{layout.shards} ranks share one copy of the model, of which there are {layout.copies}"
         sizes = {
-            "parallelism_config_dp_replicate_size": layout.data * layout.context // layout.shards,
-            "parallelism_config_dp_shard_size": layout.shards,
+            "parallelism_config_dp_replicate_size": layout.copies,
+            "parallelism_config_dp_shard_size": layout.shards // layout.context,
             "parallelism_config_tp_size": layout.tensor,
             "parallelism_config_cp_size": layout.context,
         }

@@ -72,12 +72,14 @@ def sharing(subject: TrainingSubject, launcher: Launcher) -> Iterator[Entry]:
     if training.sharding in ("fsdp1", "fsdp2"):
         yield Entry(key="fsdp", value=True, why=held(subject, *GATHERED))
         yield Entry(key="fsdp_config", value=_fsdp(subject))
-    if layout.tensor > 1 or layout.shards != layout.data * layout.context:
+    if layout.tensor * layout.context > 1 or layout.copies > 1:
         sizes = {
-            "dp_replicate_size": layout.data * layout.context // layout.shards,
-            "dp_shard_size": layout.shards,
+            "dp_replicate_size": layout.copies,
+            "dp_shard_size": layout.shards // layout.context,
             "tp_size": layout.tensor,
         }
+        if layout.context > 1:
+            sizes["cp_size"] = layout.context
         call = ", ".join(f"{key}={value}" for key, value in sizes.items())
         yield Entry(key="parallelism_config", value=_Code(f"ParallelismConfig({call})"))
 

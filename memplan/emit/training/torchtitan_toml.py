@@ -81,7 +81,7 @@ def _training(subject: TrainingSubject) -> Iterator[Entry]:
 
 def _parallelism(subject: TrainingSubject) -> Iterator[Entry]:
     training, layout = subject.training, subject.training.layout
-    shards = layout.shards if training.sharding == "fsdp2" else 1
+    shards = layout.shards // layout.context if training.sharding == "fsdp2" else 1
     why = f"{layout.data // shards} copies of the model, each over {shards} data-parallel ranks"
     yield Entry(key="data_parallel_replicate_degree", value=layout.data // shards, why=why)
     yield Entry(key="data_parallel_shard_degree", value=shards)

@@ -74,13 +74,13 @@ def choose_layout(question: TrainingQuestion, spec: ModelSpec) -> TrainingLayout
 
     Raises: UsageError when the ranks do not multiply to the number of GPUs.
     """
-    cuts = question.tensor * question.pipeline
+    cuts = question.tensor * question.pipeline * question.context
     asked = cuts * question.data
     count = question.num_gpus or asked
     if count % asked:
         raise UsageError(
             f"{count} GPUs do not hold {asked} ranks evenly",
-            hint="leave --tp, --pp and --dp out, or make them multiply to the number of GPUs",
+            hint="leave --tp, --pp, --cp and --dp out, or make them multiply to the number of GPUs",
         )
     data = count // cuts
     experts = max((layer.mlp.num_experts for layer in spec.layers if layer.mlp), default=0)
@@ -94,6 +94,7 @@ def choose_layout(question: TrainingQuestion, spec: ModelSpec) -> TrainingLayout
         tensor=question.tensor,
         pipeline=question.pipeline,
         expert=expert,
+        context=question.context,
         sequence_parallel=PRESETS[question.trainer].sequence_parallel and question.tensor > 1,
     )
 
@@ -102,7 +103,7 @@ def choose_sharding(question: TrainingQuestion, layout: TrainingLayout) -> Shard
     """Which sharding is meant: `fsdp` is the trainer's own kind, and several GPUs shard where nothing was said."""
     preset, asked = PRESETS[question.trainer], question.sharding
     if asked is None:
-        asked = preset.sharding if layout.data > 1 else "none"
+        asked = preset.sharding if layout.data * layout.context > 1 else "none"
     if asked == "fsdp":
         asked = "fsdp1" if "fsdp2" not in preset.shardings and "fsdp1" in preset.shardings else "fsdp2"
     return "fsdp2" if asked == "hsdp" else asked

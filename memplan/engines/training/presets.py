@@ -19,8 +19,8 @@ class Preset:
     weights themselves in FP32). `shardings` are those that it can do; `sharding` is what several GPUs get.
 
     `float8` are the recipes of FP8 that it has, its own first.
-    `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert. `has_selective`: it can keep some
-    operators' outputs under checkpointing. `widens_quantized`: norms of models in 4 bits are kept in FP32.
+    `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert, context. `has_selective`: it can
+    keep some operators' outputs under checkpointing. `widens_quantized`: norms of models in 4 bits are kept in FP32.
     `expandable_segments`: PyTorch's allocator is told to use them. `dispatches_experts`: see `TrainingSpec`.
     """
 
@@ -46,7 +46,7 @@ class Preset:
     sharding: AskedSharding = "fsdp2"
     shardings: tuple[AskedSharding, ...] = ()
     float8: tuple[Float8Recipe, ...] = ()
-    cuts: tuple[Literal["tensor", "pipeline", "expert"], ...] = ()
+    cuts: tuple[Literal["tensor", "pipeline", "expert", "context"], ...] = ()
     facts: tuple[tuple[str, str, str], ...] = ()
 
 
@@ -70,7 +70,7 @@ def _of_accelerate(*facts: tuple[str, str, str], **own: Any) -> Preset:
     return Preset(
         shardings=_ACCELERATE,
         float8=(*_TORCHAO, "delayed"),
-        cuts=("tensor",),
+        cuts=("tensor", "context"),
         facts=(_LOADED, _ADAPTERS, _LOGITS, *facts),
         **own,
     )
@@ -111,7 +111,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         dispatches_experts=True,
         shardings=("none", "ddp", "fsdp2", "hsdp"),
         float8=_TORCHAO,
-        cuts=("tensor", "pipeline", "expert"),
+        cuts=("tensor", "pipeline", "expert", "context"),
         facts=(
             ("weights", "in FP32, gathered and multiplied in BF16", "torchtitan/config, mixed_precision_param"),
             ("gradients", "reduced in FP32", "torchtitan/config, mixed_precision_reduce"),
@@ -166,7 +166,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         sharding="zero1",
         shardings=("none", "ddp", "zero1"),
         float8=("delayed",),
-        cuts=("tensor", "pipeline", "expert"),
+        cuts=("tensor", "pipeline", "expert", "context"),
         facts=(
             ("weights", "in BF16; FP32 copies in the optimizer", "megatron/core/optimizer/optimizer.py"),
             ("gradients", "in one FP32 buffer that stays", "megatron/core/distributed/param_and_grad_buffer.py"),

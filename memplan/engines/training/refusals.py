@@ -49,6 +49,7 @@ def _trainer(question: TrainingQuestion, layout: TrainingLayout, sharding: Shard
         ("tensor", layout.tensor, "--tp"),
         ("pipeline", layout.pipeline, "--pp"),
         ("expert", layout.expert, "--ep"),
+        ("context", layout.context, "--cp"),
     ):
         if ranks > 1 and kind not in preset.cuts:
             able = [other for other, each in PRESETS.items() if kind in each.cuts]
@@ -89,6 +90,11 @@ def _sharding(question: TrainingQuestion, layout: TrainingLayout, sharding: Shar
         raise UsageError(
             f"`--sharding none` on {layout.data} data-parallel GPUs: their gradients would never meet",
             hint="use --sharding ddp to replicate, fsdp2 to shard",
+        )
+    if layout.context > 1 and sharding != "fsdp2" and question.trainer != "megatron":
+        raise UsageError(
+            f"{question.trainer} cuts sequences over ranks with FSDP2 alone: `--cp {layout.context}`",
+            hint="use --sharding fsdp2, or leave --cp out",
         )
     if question.method == "qlora" and sharding == "zero3":
         raise UsageError(
@@ -160,6 +166,11 @@ def _numbers(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -> None:
         )
     if question.method == "full" and (question.lora_rank or question.lora_targets):
         raise UsageError("`--train full` has no adapters: --lora-rank and --lora-targets", hint="use --train lora")
+    if question.sequence_tokens and question.sequence_tokens % question.context:
+        raise UsageError(
+            f"--cp {question.context} does not divide sequences of {question.sequence_tokens} tokens",
+            hint="use a --seq-len that it divides",
+        )
     longest = spec.max_context_tokens
     if longest and question.sequence_tokens and question.sequence_tokens > 4 * longest:
         raise UsageError(

@@ -148,3 +148,21 @@ def test_released_weights_of_few_bits_are_widened_and_it_is_said() -> None:
     budget = answer_training(asked)
     assert any("made 16 bits wide" in each for each in budget.warnings)
     assert budget.phases[0].category_bytes()["weights"] > 2 * budget.parameters / 8 * 0.9
+
+
+def test_sequences_are_cut_over_ranks_and_weights_over_all_of_them() -> None:
+    layout = chosen(num_gpus=8, context=4, sequence_tokens=32768).layout
+    assert (layout.data, layout.context, layout.shards, layout.ranks) == (2, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"trainer": "deepspeed", "context": 2}, "deepspeed has no context parallelism: `--cp`"),
+        ({"sharding": "zero3", "context": 2}, "transformers cuts sequences over ranks with FSDP2 alone"),
+        ({"context": 8, "sequence_tokens": 4100}, "--cp 8 does not divide sequences of 4100 tokens"),
+    ],
+)
+def test_context_parallelism_that_cannot_be_is_refused(asked: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        chosen(num_gpus=8, **asked)
