@@ -7,18 +7,19 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memplan.cli.options import Given
-from memplan.cli.progress import progress
+from memplan.cli.quantize_proof import proven
 from memplan.cli.quantize_request import AskedQuantization
-from memplan.domain.quality import QualityReport
 from memplan.errors import QualityMissed, UsageError
-from memplan.quantize.gate import judge
 from memplan.quantize.gguf_file.types import FILE_TYPES
 from memplan.quantize.packages import require_packages
 from memplan.quantize.result import QuantizeResult
 
-_WINDOW_TOKENS = 2048
+if TYPE_CHECKING:
+    from memplan.quantize.forward import Forward
+
 _TRIED_TEXTS = 64
 
 
@@ -43,8 +44,7 @@ def run_gguf(asked: AskedQuantization, given: Given) -> QuantizeResult:
     staging.mkdir(parents=True)
     try:
         file, notes = _write(asked, staging, given)
-        quality = _measured(asked, file, given)
-        gate = judge(quality, asked.max_increase_fraction)
+        quality, gate = proven(asked, given, lambda: _read(asked, file), staging)
         place = output if gate.verdict == "passed" else output.with_name(f"{output.name}.rejected")
         result = QuantizeResult(
             model_name=asked.spec.name,
@@ -96,37 +96,15 @@ def _write(asked: AskedQuantization, staging: Path, given: Given) -> tuple[Path,
     return file, notes
 
 
-def _measured(asked: AskedQuantization, file: Path, given: Given) -> QualityReport:
-    """The quality of the file beside the model that it was made from."""
+def _read(asked: AskedQuantization, file: Path) -> Forward:
+    """The model that runs from the file."""
     from memplan.quantize.forward import StreamedModel
     from memplan.quantize.gguf_file.families import family_of
     from memplan.quantize.gguf_file.reader import GgufCheckpoint
-    from memplan.quantize.perplexity import measure
     from memplan.quantize.skeleton import Skeleton
-    from memplan.quantize.text_sets import read_set
-    from memplan.quantize.windows import load_tokenizer, scoring_windows
 
     source, device = asked.folder, asked.request.device
     assert source is not None
-    texts = read_set(asked.request.calibration, "validate", seed=0, offline=bool(given.get("offline")))
-    window = min(_WINDOW_TOKENS, asked.spec.max_context_tokens)
-    windows = scoring_windows(texts, load_tokenizer(source), window_tokens=window)
     family = family_of(json.loads((source / "config.json").read_text(encoding="utf-8")))
     skeleton = Skeleton(source, device=device, checkpoint=GgufCheckpoint(file, source, family))
-    with progress("checking block", lines=True) as step:
-        domains, overall = measure(
-            StreamedModel(source, device=device, skeleton=skeleton, spill=file.parent),
-            windows,
-            base=StreamedModel(source, device=device, spill=file.parent),
-            progress=step,
-        )
-    return QualityReport(
-        model=str(asked.output),
-        base=asked.spec.name,
-        text_set=texts.name,
-        text_digest=texts.digest,
-        window_tokens=window,
-        stride_tokens=window,
-        domains=domains,
-        overall=overall,
-    )
+    return StreamedModel(source, device=device, skeleton=skeleton, spill=file.parent)

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.cli.options import Given
 from memplan.cli.progress import progress
+from memplan.cli.quantize_proof import proven
 from memplan.cli.quantize_request import AskedQuantization
 from memplan.cli.quantize_told import Told
 from memplan.errors import QualityMissed, Unfinished
 from memplan.quantize.forecast import forecast
-from memplan.quantize.gate import GateResult, judge
+from memplan.quantize.gate import GateResult
 from memplan.quantize.packages import require_packages
 from memplan.quantize.result import QuantizeResult, notes_on_experts
 from memplan.records import replace
 
 if TYPE_CHECKING:
     from memplan.domain.quality import QualityReport
+    from memplan.quantize.forward import Forward
     from memplan.quantize.memory_watch import MemoryWatch
     from memplan.quantize.mix import Choice
     from memplan.quantize.pipeline import Quantization
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from memplan.quantize.workspace import Workspace
 
 _REPORT = "quantization_report.json"
-_VALIDATION_TOKENS = 2048  # of a window, as in the papers; less where the model's context is shorter
 
 
 def run_quantization(asked: AskedQuantization, given: Given) -> QuantizeResult | None:
@@ -225,37 +226,13 @@ def _prove(
     asked: AskedQuantization, work: Quantization, staging: Path, given: Given
 ) -> tuple[QualityReport, GateResult]:
     """Measure the written checkpoint beside the model that it was made from, on text that it was not calibrated on."""
-    from memplan.domain.quality import QualityReport
-    from memplan.quantize.forward import StreamedModel
-    from memplan.quantize.perplexity import measure
-    from memplan.quantize.text_sets import read_set
-    from memplan.quantize.windows import load_tokenizer, scoring_windows
     from memplan.quantize.written import written_model
 
-    assert asked.folder is not None
-    texts = read_set(asked.request.calibration, "validate", seed=0, offline=bool(given.get("offline")))
-    window = min(_VALIDATION_TOKENS, asked.spec.max_context_tokens)
-    windows = scoring_windows(texts, load_tokenizer(asked.folder), window_tokens=window)
-    with progress("checking block", lines=True) as step:
-        domains, overall = measure(
-            written_model(
-                staging, work.layout, asked.request.format, device=asked.request.device, spill=staging.parent
-            ),
-            windows,
-            base=StreamedModel(asked.folder, device=asked.request.device, spill=staging.parent),
-            progress=step,
-        )
-    report = QualityReport(
-        model=str(asked.output),
-        base=asked.spec.name,
-        text_set=texts.name,
-        text_digest=texts.digest,
-        window_tokens=window,
-        stride_tokens=window,
-        domains=domains,
-        overall=overall,
-    )
-    return report, judge(report, asked.max_increase_fraction)
+    def made() -> Forward:
+        device, spill = asked.request.device, staging.parent
+        return written_model(staging, work.layout, asked.request.format, device=device, spill=spill)
+
+    return proven(asked, given, made, staging.parent)
 
 
 def _show(result: QuantizeResult) -> None:

@@ -66,6 +66,15 @@ class Method:
         return self.scaling != "none" or self.rounding != "nearest" or self.activations == "tensor"
 
 
+def _int4(name: str, scaling: Scaling, rounding: Rounding, *, symmetric: bool = True) -> Method:
+    return Method(name=name, scaling=scaling, rounding=rounding, bits=4, group_size=128, symmetric=symmetric)
+
+
+def _int8(name: str, **others: Any) -> Method:
+    weights: dict[str, Any] = {"rounding": "nearest", "bits": 8, "group_size": 0, "symmetric": True}
+    return Method(name=name, activation_bits=8, **weights, **others)
+
+
 def _float8(name: str, *, group_size: int = 0, **others: Any) -> Method:
     weights: dict[str, Any] = {"bits": 8, "group_size": group_size, "symmetric": True, "element": "e4m3"}
     return Method(name=name, scaling="none", rounding="nearest", activation_bits=8, **weights, **others)
@@ -87,21 +96,12 @@ def _gguf(kind: str) -> Method:
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method(name="rtn", scaling="none", rounding="nearest", bits=4, group_size=128, symmetric=True),
-        Method(name="gptq", scaling="none", rounding="gptq", bits=4, group_size=128, symmetric=True),
-        Method(name="awq", scaling="awq", rounding="clipped", bits=4, group_size=128, symmetric=False),
-        Method(name="awq+gptq", scaling="awq", rounding="gptq", bits=4, group_size=128, symmetric=True),
-        Method(
-            name="int8",
-            scaling="smooth",
-            rounding="nearest",
-            bits=8,
-            group_size=0,
-            symmetric=True,
-            activation_bits=8,
-            activations="token",
-        ),
-        Method(name="auto", scaling="awq", rounding="gptq", bits=4, group_size=128, symmetric=True),
+        _int4("rtn", "none", "nearest"),
+        _int4("gptq", "none", "gptq"),
+        _int4("awq", "awq", "clipped", symmetric=False),
+        _int4("awq+gptq", "awq", "gptq"),
+        _int8("int8", scaling="smooth", activations="token"),
+        _int4("auto", "awq", "gptq"),
         _float8("fp8", activations="token"),
         _float8("fp8-static", rows_per_scale=0, activations="tensor"),
         _float8("fp8-block", group_size=128, rows_per_scale=128, scale_type="float32", activations="group"),
@@ -118,18 +118,7 @@ METHODS: Mapping[str, Method] = {
             scale_type="float32",
             format="bitsandbytes",
         ),
-        Method(
-            name="llm-int8",
-            scaling="none",
-            rounding="nearest",
-            bits=8,
-            group_size=0,
-            symmetric=True,
-            activation_bits=8,
-            scale_type="absmax",
-            activations="inliers",
-            format="bitsandbytes",
-        ),
+        _int8("llm-int8", scaling="none", activations="inliers", scale_type="absmax", format="bitsandbytes"),
     )
 }
 
