@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from memplan.doctor.changes import Change
-from memplan.doctor.changes_by_cause import changes_for, left_for_cache
+from memplan.doctor.changes_by_cause import changes_for
+from memplan.doctor.changes_llama_cpp import left_for_cache
 from memplan.doctor.facts import Facts
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.diagnosis import Basis, Diagnosis, Mend

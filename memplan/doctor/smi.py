@@ -20,20 +20,6 @@ def smi_diagnoses(facts: Facts) -> list[Diagnosis]:
     named = sum(each.number("used") or 0 for each in processes)
     fullest = max(range(len(figures)), key=lambda index: figures[index][0] / (figures[index][1] or 1))
     used, total = figures[fullest]
-    evidence = tuple(
-        Evidence(
-            term=f"GPU {index} in use of {size(whole)}", value=int(held), unit="bytes", where=f"line {gpus[index].line}"
-        )
-        for index, (held, whole) in enumerate(figures)
-    ) + tuple(
-        Evidence(
-            term=f"process {each.number('pid') or 0:.0f} ({str(each.values.get('process', ''))[:60]})",
-            value=int(each.number("used") or 0),
-            unit="bytes",
-            where=f"line {each.line}",
-        )
-        for each in processes[:16]
-    )
     hidden = sum(held for held, _ in figures) - named
     largest = max(processes, key=lambda each: each.number("used") or 0, default=None)
     whose = ""
@@ -68,7 +54,29 @@ def smi_diagnoses(facts: Facts) -> list[Diagnosis]:
             cause=cause,
             severity="warning" if used > _BUSY_BYTES else "fine",
             sentence=sentence,
-            evidence=evidence,
+            evidence=_figures(facts),
             mends=mends,
         )
     ]
+
+
+def _figures(facts: Facts) -> tuple[Evidence, ...]:
+    """Every GPU, then the processes that are listed."""
+    gpus = tuple(
+        Evidence(
+            term=f"GPU {index} in use of {size(gpu.number('total'))}",
+            value=int(gpu.number("used") or 0),
+            unit="bytes",
+            where=f"line {gpu.line}",
+        )
+        for index, gpu in enumerate(facts.scanned.gpus)
+    )
+    return gpus + tuple(
+        Evidence(
+            term=f"process {each.number('pid') or 0:.0f} ({str(each.values.get('process', ''))[:60]})",
+            value=int(each.number("used") or 0),
+            unit="bytes",
+            where=f"line {each.line}",
+        )
+        for each in facts.scanned.smi_processes[:16]
+    )
