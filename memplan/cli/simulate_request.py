@@ -52,6 +52,8 @@ def asked_traffic(given: Given) -> AskedTraffic:
         raise UsageError("--think-time without --turns", hint="a person thinks between the turns of a conversation")
     if "trace" in given:
         return _traced(given, arrivals)
+    if "trace_speed" in given:
+        raise UsageError("--trace-speed without --trace", hint="name the trace")
     for side in ("prompt", "output"):
         if f"{side}_tokens" not in given:
             what = "prompts" if side == "prompt" else "answers"
@@ -85,9 +87,9 @@ def asked_scheduling(given: Given) -> Scheduling:
     if watermark is not None and not 0 <= watermark < 1:
         raise UsageError(f"--watermark out of range: {watermark}", hint="it must be at least 0 and below 1")
     for name in ("max_queue", "prefill_replicas"):
-        if name in given and given[name] < (0 if name == "max_queue" else 1):
+        if name in given and given[name] < 1:
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} out of range: {given[name]}", hint="it must not be below zero")
+            raise UsageError(f"{flag} out of range: {given[name]}", hint="it must be at least 1")
     swap = given.get("swap_space", _SWAP_SPACE)
     batching: Batching = _word(given, "batching", get_args(Batching), "continuous")
     routing: Routing = _word(given, "routing", get_args(Routing), "round-robin")
@@ -165,6 +167,8 @@ def _missing(given: Given, trace: Trace, context_tokens: int) -> TrafficSpec | N
 def _spec(given: Given, arrivals: Arrivals, count: int, context_tokens: int) -> TrafficSpec:
     shared = parse_count(given["shared_prefix"], what="--shared-prefix", minimum=0) if "shared_prefix" in given else 0
     turns = parse_lengths(given["turns"], longest=_MOST_TURNS, what="--turns") if "turns" in given else None
+    if turns is not None and turns.longest > _MOST_TURNS:
+        raise UsageError(f"--turns out of range: {turns.longest:,}", hint=f"it must be at most {_MOST_TURNS:,}")
     sessions = Sessions(turns=turns, think_s=_pause(given, "think_time")) if turns is not None else None
     prompt = _lengths(given, "prompt", context_tokens)
     if shared and shared >= prompt.mean:

@@ -13,6 +13,8 @@ from random import Random
 from memplan.errors import UsageError
 from memplan.records import dataclass
 
+_MOST = 1e9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenLoop:
@@ -49,10 +51,11 @@ def open_arrivals(asked: OpenLoop, count: int, random: Random) -> array[float]:
 
     Raises: UsageError for a rate or a shape that is not above zero.
     """
-    if asked.rate_per_s <= 0 or asked.burstiness <= 0 or asked.on_s < 0 or asked.off_s < 0:
+    is_shaped = 0 < asked.rate_per_s < _MOST and 1 / _MOST < asked.burstiness < _MOST
+    if not is_shaped or asked.on_s < 0 or asked.off_s < 0:
         raise UsageError(
             f"{asked.rate_per_s:g} requests a second with a burstiness of {asked.burstiness:g}",
-            hint="a rate and a burstiness are above 0",
+            hint="a rate and a burstiness are above 0, and no more than a billion",
         )
     bursts = asked.on_s > 0 and asked.off_s > 0
     rate = asked.rate_per_s * ((asked.on_s + asked.off_s) / asked.on_s if bursts else 1.0)
