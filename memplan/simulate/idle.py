@@ -7,8 +7,8 @@ what is left of it is always its beginning.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
-from memplan.simulate.blocks import Block
 from memplan.simulate.chains import Key
 
 
@@ -21,6 +21,16 @@ class Run:
         self.count = count
 
 
+class Node:
+    """One block that others may find: its key, and how many requests hold it."""
+
+    __slots__ = ("holders", "key")
+
+    def __init__(self, key: Key) -> None:
+        self.key = key
+        self.holders = 1
+
+
 class IdlePool:
     """Free blocks: plain ones, and cached ones from the one unused for longest; and where keys are found."""
 
@@ -30,13 +40,8 @@ class IdlePool:
         self.num_blocks = num_blocks
         self.plain = num_blocks
         self.cached = 0
-        self._idle: OrderedDict[Block | Run, None] = OrderedDict()  # a dict gets slow when it is emptied from the front
-        self._found: dict[Key, Block | list[Block]] = {}
-
-    def find(self, key: Key) -> Block | None:
-        """The block with this key that was there first."""
-        found = self._found.get(key)
-        return found[0] if isinstance(found, list) else found
+        self._idle: OrderedDict[Node | Run, None] = OrderedDict()  # a dict gets slow when it is emptied from the front
+        self._found: dict[Key, Node | list[Node]] = {}
 
     def take(self, count: int) -> None:
         """Hand out `count` free blocks."""
@@ -77,36 +82,52 @@ class IdlePool:
             run.count = 0
         return count
 
-    def give(self, block: Block) -> None:
-        """Let go of a block with a key."""
-        block.holders -= 1
-        if not block.holders:
-            self._idle[block] = None
-            self.cached += 1
+    def find(self, keys: Iterable[Key]) -> list[Node]:
+        """The blocks with these keys, up to the first that is not there; of equal ones the one that was there first."""
+        nodes: list[Node] = []
+        get = self._found.get
+        for key in keys:
+            found = get(key)
+            if found is None:
+                break
+            nodes.append(found[0] if isinstance(found, list) else found)
+        return nodes
 
-    def touch(self, block: Block) -> None:
-        """Hold a block that was found."""
-        if not block.holders:
-            del self._idle[block]
-            self.cached -= 1
-        block.holders += 1
+    def touch(self, nodes: Iterable[Node]) -> None:
+        """Hold blocks that were found."""
+        for node in nodes:
+            if not node.holders:
+                del self._idle[node]
+                self.cached -= 1
+            node.holders += 1
 
-    def register(self, key: Key) -> Block:
-        """A block that is held and has just been filled."""
-        block = Block()
-        block.key = (0, key)
-        there = self._found.setdefault(key, block)
-        if isinstance(there, list):
-            there.append(block)
-        elif there is not block:
-            self._found[key] = [there, block]
-        return block
+    def give(self, nodes: Iterable[Node]) -> None:
+        """Let go of blocks; the first ones are handed out before the later ones."""
+        idle = self._idle
+        for node in nodes:
+            node.holders -= 1
+            if not node.holders:
+                idle[node] = None
+                self.cached += 1
 
-    def _forget(self, block: Block) -> None:
-        assert block.key is not None
-        key = block.key[1]
-        found = self._found[key]
+    def register(self, keys: Iterable[Key]) -> list[Node]:
+        """Blocks that are held and have just been filled."""
+        nodes = []
+        setdefault = self._found.setdefault
+        for key in keys:
+            node = Node(key)
+            there = setdefault(key, node)
+            if there is not node:
+                if isinstance(there, list):
+                    there.append(node)
+                else:
+                    self._found[key] = [there, node]
+            nodes.append(node)
+        return nodes
+
+    def _forget(self, node: Node) -> None:
+        found = self._found[node.key]
         if isinstance(found, list) and len(found) > 1:
-            found.remove(block)
+            found.remove(node)
         else:
-            del self._found[key]
+            del self._found[node.key]

@@ -220,8 +220,7 @@ class JumpingReplica(Riders):
                 self._is_stuck = True
                 return
             self._waiting.popleft()
-            for node in nodes:
-                pool.touch(node)
+            pool.touch(nodes)
             if own and rider.run is not None:
                 pool.hold_run(rider.run)
             pool.take(blocks - hits)

@@ -10,10 +10,9 @@ from collections import deque
 from heapq import heappush
 
 from memplan.domain.simulation import SimulationSettings
-from memplan.simulate.blocks import Block
 from memplan.simulate.chains import Chains, Key
 from memplan.simulate.clock import Clock
-from memplan.simulate.idle import IdlePool, Run
+from memplan.simulate.idle import IdlePool, Node, Run
 from memplan.simulate.replica import Ledger, Totals
 from memplan.simulate.room import RoomSums
 from memplan.simulate.series import SeriesLog
@@ -33,7 +32,7 @@ class Rider:
         self.serial = -1
         self.finish = -1
         self.keys: list[Key] = []
-        self.nodes: list[Block] = []
+        self.nodes: list[Node] = []
         self.run: Run | None = None
 
 
@@ -158,20 +157,17 @@ class Riders:
         shared = self._chains.shared_tokens(request.index) if self._caching else 0
         return Rider(request, None if shared is None else shared // self._block)
 
-    def _find(self, rider: Rider) -> tuple[list[Block], int]:
+    def _find(self, rider: Rider) -> tuple[list[Node], int]:
         """The cached blocks that a waiting request begins with: shared ones, and how many of its own after them."""
-        request, nodes = rider.request, []
+        request = rider.request
+        nodes: list[Node] = []
         if not self._caching or request.restored:
             return [], 0
         most = (request.tokens - 1) // self._block
         shared = most if rider.shared is None else min(rider.shared, most)
         if shared:
             self._chains.extend(rider.keys, request.index, self._block, shared)
-            for key in rider.keys[:shared]:
-                node = self._pool.find(key)
-                if node is None:
-                    break
-                nodes.append(node)
+            nodes = self._pool.find(rider.keys[:shared])
         if rider.run is None or len(nodes) != rider.shared:
             return nodes, 0
         return nodes, rider.run.count
@@ -187,12 +183,13 @@ class Riders:
         if full <= first:
             return False
         self._chains.extend(rider.keys, rider.request.index, self._block, full)
-        rider.nodes.extend(self._pool.register(key) for key in rider.keys[first:full])
+        rider.nodes.extend(self._pool.register(rider.keys[first:full]))
         return True
 
     def _fill(self, step: int) -> None:
         """Blocks of answers that others may go on from are full, and can be found from now on."""
-        for rider in sorted(self._fills[step % self._block], key=lambda rider: rider.serial):
+        full = self._fills[step % self._block]
+        for rider in sorted(full, key=lambda rider: rider.serial) if len(full) > 1 else full:
             self._register(rider, rider.offset + step + 1)
             self._is_stuck = False
 
@@ -250,6 +247,5 @@ class Riders:
         full = computed // block
         pool.plain += blocks - full
         rider.run = pool.give_run(full - len(rider.nodes))
-        for node in reversed(rider.nodes):
-            pool.give(node)
+        pool.give(reversed(rider.nodes))
         rider.nodes = []
