@@ -18,7 +18,7 @@ _ALLOWED: Mapping[str, Option] = {
     for option in (*DEVICE_OPTIONS, *SERVING_OPTIONS, *LLAMA_CPP_OPTIONS, *SIMULATE_OPTIONS)
     if option.name not in _LEFT_OUT and option.panel != "Traffic"
 }
-_NAMES = {
+_NAMES = {"replicas": "dp"}
     "replicas": "dp",
     "max_model_len": "context",
     "tensor_parallel": "tp",
