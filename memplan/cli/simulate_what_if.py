@@ -19,12 +19,6 @@ _ALLOWED: Mapping[str, Option] = {
     if option.name not in _LEFT_OUT and option.panel != "Traffic"
 }
 _NAMES = {"replicas": "dp"}
-    "replicas": "dp",
-    "max_model_len": "context",
-    "tensor_parallel": "tp",
-    "kv": "kv_dtype",
-    "eviction": "preemption",
-}
 # No engine has an option for these: they are here to be compared, not to be deployed.
 ONLY_COMPARED = frozenset({"batching", "allocation", "step_times"})
 
