@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import zlib
 from pathlib import Path
 from typing import Any, cast
 
+from memplan.cli.correction_files import corrections_folder, write_runs
 from memplan.domain.correction import Correction, Term
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.timeline import Compared, MemoryTimeline
@@ -42,23 +42,6 @@ def save_correction(timeline: MemoryTimeline, gpu: GpuSpec | None) -> None:
     content: dict[str, object] = {"gpu": gpu.name, "model": timeline.model_name, "engine": ENGINE, "runs": kept}
     write_runs(path, content)
     print(f"wrote {path}: estimate --engine {ENGINE} now takes it into account", file=sys.stderr)
-
-
-def write_runs(path: Path, content: dict[str, object]) -> None:
-    """Write a file of corrections whole or not at all. Raises: UsageError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}", hint="set XDG_STATE_HOME") from error
-
-
-def corrections_folder() -> Path:
-    """Where corrections are kept: under the user's state folder."""
-    root = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(root) / "memplan" / "corrections"
 
 
 def read_corrections(gpu_name: str, model_name: str) -> tuple[Correction, ...]:

@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any, cast
 
-from memplan.cli.corrections import corrections_folder, write_runs
+from memplan.cli.correction_files import corrections_folder, write_runs
 from memplan.domain.correction import Correction, Term
 
 TERMS: tuple[Term, ...] = ("activation_peak", "non_torch", "cuda_graph")

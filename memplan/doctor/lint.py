@@ -20,6 +20,7 @@ from memplan.errors import MemplanError
 
 # Formats that vLLM makes of plain weights while it loads; every other name says how the checkpoint is stored.
 _MADE_ONLINE = ("fp8", "bitsandbytes", "experts_int8", "torchao", "online", "inc", "mxfp8")
+_LARGEST_GRAPH = 512
 _CAUSES = {
     "context": "kv_too_small_for_len",
     "spare-block": "kv_too_small_for_len",
@@ -123,7 +124,11 @@ def _agrees(told: str, stored: str) -> bool:
 
 
 def graph_note(subject: EmitSubject) -> Iterator[Diagnosis]:
-    """Yield which batches run without CUDA graphs."""
+    """Yield which batches run without CUDA graphs.
+
+    Source: VllmConfig._set_cudagraph_sizes, 0.8 to 0.33: up to twice max-num-seqs, and 512 at most (1,024 on compute
+    capability 10 from 0.28 on).
+    """
     if subject.engine != "vllm":
         return
     requests = sequences(subject)
@@ -132,8 +137,10 @@ def graph_note(subject: EmitSubject) -> Iterator[Diagnosis]:
             "graphs_off", "no CUDA graphs are used (enforce-eager): small batches decode slower", "leave it out"
         )
         return
-    largest = setting(subject, "max_cudagraph_capture_size")
-    if isinstance(largest, int) and requests is not None and requests > largest:
+    told = subject.settings.engine_options.get("max_cudagraph_capture_size")
+    is_new = "blackwell" in subject.gpu.architecture.lower() and parse_release(subject.version) >= (0, 28, 0)
+    largest = told if isinstance(told, int) else 1024 if is_new else _LARGEST_GRAPH
+    if requests is not None and requests > largest:
         sentence = (
             f"batches of more than {largest:,} requests run without CUDA graphs, and max-num-seqs is {requests:,}"
         )

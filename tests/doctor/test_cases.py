@@ -65,3 +65,47 @@ def test_a_capture_that_failed_for_another_reason_is_not_told_to_free_memory() -
         "image is available"
     )
     assert find_causes(facts_of(text))[0].cause == "graph_capture_failed"
+
+
+WORDINGS = {
+    "0.4": "RuntimeError: cuda runtime error (2) : out of memory at /pytorch/aten/src/THC/generic/THCStorage.cu:58",
+    "1.0": "RuntimeError: CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 10.76 GiB total capacity; 9.59 "
+    "GiB already"
+    " allocated; 17.50 MiB free; 60.34 MiB cached)",
+    "1.4": "RuntimeError: CUDA out of memory. Tried to allocate 20.00 MiB (GPU 0; 10.76 GiB total capacity; 9.59 "
+    "GiB already"
+    " allocated; 17.50 MiB free; 9.67 GiB reserved in total by PyTorch)",
+    "1.12 ROCm": "RuntimeError: HIP out of memory. Tried to allocate 20.00 MiB (GPU 0; 10.76 GiB total capacity; "
+    "9.59 GiB already"
+    " allocated; 17.50 MiB free; 9.67 GiB reserved in total by PyTorch) If reserved memory is >> allocated "
+    "memory try setting"
+    " max_split_size_mb to avoid fragmentation.",
+    "2.1": "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total "
+    "capacty of 10.76 GiB"
+    " of which 17.50 MiB is free. Including non-PyTorch memory, this process has 10.70 GiB memory in use. Of the "
+    "allocated"
+    " memory 9.59 GiB is allocated by PyTorch, and 81.92 MiB is reserved by PyTorch but unallocated.",
+    "2.13": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity "
+    "of 10.76 GiB of"
+    " which 17.50 MiB is free. Including non-PyTorch memory, this process has 10.70 GiB memory in use. Of the "
+    "allocated memory"
+    " 9.59 GiB is allocated by PyTorch, with 24.00 MiB allocated in private pools (e.g., CUDA Graphs), and 81.92 "
+    "MiB is reserved"
+    " by PyTorch but unallocated.",
+    "XPU": "torch.OutOfMemoryError: XPU out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity "
+    "of 10.76 GiB. Of"
+    " the allocated memory 9.59 GiB is allocated by PyTorch, and 81.92 MiB is reserved by PyTorch but unallocated.",
+    "MPS": "RuntimeError: MPS backend out of memory (MPS allocated: 9.59 GB, other allocations: 1.02 GB, max "
+    "allowed: 10.76 GB)."
+    " Tried to allocate 20.00 MB on private pool.",
+}
+
+
+@pytest.mark.parametrize("release", list(WORDINGS))
+def test_pytorchs_wordings_of_every_release_are_the_same_failure(release: str) -> None:
+    facts = facts_of(WORDINGS[release])
+    main = find_causes(facts)[0]
+    assert main.cause == "capacity"
+    if release != "0.4":
+        assert facts.wanted_bytes == 20 << 20
+        assert facts.allocated_bytes == round(9.59 * 2**30)
