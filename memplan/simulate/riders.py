@@ -166,7 +166,8 @@ class Riders:
         most = (request.tokens - 1) // self._block
         shared = most if rider.shared is None else min(rider.shared, most)
         if shared:
-            self._chains.extend(rider.keys, request.index, self._block, shared)
+            if len(rider.keys) < shared:
+                self._chains.extend(rider.keys, request.index, self._block, shared)
             nodes = self._pool.find(rider.keys[:shared])
         if rider.run is None or len(nodes) != rider.shared:
             return nodes, 0
@@ -182,7 +183,9 @@ class Riders:
         first = len(rider.nodes)
         if full <= first:
             return False
-        self._chains.extend(rider.keys, rider.request.index, self._block, full)
+        if len(rider.keys) < full:
+            whole = full if rider.shared is not None else (rider.request.prompt + rider.request.output) // self._block
+            self._chains.extend(rider.keys, rider.request.index, self._block, max(full, whole))
         rider.nodes.extend(self._pool.register(rider.keys[first:full]))
         return True
 
