@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from memplan.cli.doctor_budget import known_model
 from memplan.cli.doctor_sources import log_report
 from memplan.errors import MemplanError
 
@@ -73,7 +75,10 @@ def diagnose(record: Record, *, text_only: bool) -> tuple[str | None, str]:
     text = "\n".join(part for part in (command_of(known), record["text"]) if part)
     given: Record = {"offline": True}
     if engine := str(known.get("engine") or "").split(" ")[0]:
-        given["engine"] = engine
+        release = re.match(r"\d+\.\d+(?:\.\d+)?", str(known.get("engine_version") or ""))
+        given["engine"] = f"{engine}@{release[0]}" if release else engine
+    if known_model(str(known.get("model") or "")):
+        given["model"] = known["model"]
     if known.get("total_gpu_memory_gib"):
         given["gpu_memory"] = f"{known['total_gpu_memory_gib']}GiB"
     elif known.get("gpu"):
