@@ -18,6 +18,7 @@ from memplan.cli.options import (
     SIMULATE_OPTIONS,
     SOURCE_OPTIONS,
     Given,
+    Option,
     accepts,
 )
 from memplan.cli.output import answer_with, check_output
@@ -26,14 +27,17 @@ from memplan.errors import UsageError
 if TYPE_CHECKING:
     from memplan.domain.simulated import SimulationAnswer
 
+_USERS = Option(name="concurrency", help="Users of a closed loop, in place of --rate.", panel="Traffic")
+_SERVING = tuple(option for option in SERVING_OPTIONS if option.name != _USERS.name)
 _FORMATS = ("json", "markdown", "html", "quiet")
 _REPORT = tuple(option for option in REPORT_OPTIONS if option.name != "fail_on")
 
 
 @accepts(
     *DEVICE_OPTIONS,
+    _USERS,
     *SIMULATE_OPTIONS,
-    *SERVING_OPTIONS,
+    *_SERVING,
     *LLAMA_CPP_OPTIONS,
     *SOURCE_OPTIONS,
     *OUTPUT_OPTIONS,
