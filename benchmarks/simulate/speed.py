@@ -2,8 +2,9 @@
 
     python benchmarks/simulate/speed.py [--requests N] [--json]
 
-A million requests have to stay under 60 s, but for talks, in which every block may be found by the next turn. The deployment is an 8B model's on an H100, by size: 256 sequences at once,
-steps of 8 to 20 ms. How much faster it is than every step one by one is measured on one in 200 of them.
+A million requests have to stay under 60 s, but for talks, in which every block may be found by the next turn. The
+deployment is an 8B model's on an H100, by size: 256 sequences at once, steps of 8 to 20 ms. How much faster it is than
+every step one by one is measured on one in 200 of them.
 """
 
 from __future__ import annotations
