@@ -16,14 +16,17 @@ from memplan.budget.training.feed_forward import ExpertsBlock, MlpBlock, run_exp
 from memplan.budget.training.kernels import Kernels, norm, rotate, split
 from memplan.budget.training.linear import Linear
 from memplan.budget.training.recurrent import ShortConvBlock, short_convolution
+from memplan.budget.training.scans import DeltaNetBlock, Mamba2Block, MambaBlock, delta_net, mamba, mamba2
 from memplan.records import dataclass
 
-_HALF = 2
+_HALF, _FLOAT = 2, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionBlock:
-    """Softmax attention. `into` are the projections of queries, keys and values: three, or one fused."""
+    """Softmax attention. `into` are the projections of queries, keys and values: three, or one fused. `is_gated`: the
+    first of them makes a gate for every query, too, whose sigmoid what comes out is multiplied by.
+    """
 
     before: Parameter | None
     into: tuple[Linear, ...]
@@ -31,6 +34,7 @@ class AttentionBlock:
     heads: Heads
     rotary_part: float = 1.0
     per_head_norms: tuple[Parameter, ...] = ()
+    is_gated: bool = False
     after: Parameter | None = None
 
 
@@ -51,7 +55,9 @@ class LatentBlock:
     after: Parameter | None = None
 
 
-Half = AttentionBlock | LatentBlock | ShortConvBlock | MlpBlock | ExpertsBlock
+Half = (
+    AttentionBlock | LatentBlock | ShortConvBlock | MambaBlock | Mamba2Block | DeltaNetBlock | MlpBlock | ExpertsBlock
+)
 ATTENDING = (AttentionBlock, LatentBlock)
 
 
@@ -69,12 +75,15 @@ class Layer:
     state_share: int = 1
     has_dropout: bool = False
     is_parallel: bool = False
+    wide_residual: bool = False
 
 
 def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels) -> Tensor:
     """Run a layer. The caller keeps what enters."""
     if layer.is_parallel:
         return _side_by_side(graph, layer, entering, tokens, width, kernels)
+    if layer.wide_residual and width != _FLOAT:
+        return _with_wide_residual(graph, layer, entering, tokens, width, kernels)
     size = tokens * layer.hidden_size * width / layer.state_share
     state = entering
     for half in layer.halves:
@@ -85,6 +94,26 @@ def run_layer(graph: Graph, layer: Layer, entering: Tensor, tokens: float, width
         graph.drop(made)
         if state is not entering:
             graph.drop(state)
+        state = summed
+    return state
+
+
+def _with_wide_residual(
+    graph: Graph, layer: Layer, entering: Tensor, tokens: float, width: int, kernels: Kernels
+) -> Tensor:
+    """What a half reads is cast down before its norm; what it makes is added to the state in FP32."""
+    size = tokens * layer.hidden_size * width
+    state = graph.alias(entering)
+    for half in layer.halves:
+        is_wide = state.size_bytes > size
+        narrow = graph.op("state's cast", size, (state,)) if is_wide else graph.alias(state)
+        normed = _normed(graph, layer, half, narrow, tokens, width, kernels)
+        graph.drop(narrow)
+        wide = graph.alias(state) if is_wide else graph.op("state in FP32", size / width * _FLOAT, (state,))
+        made = _half(graph, layer, half, normed, tokens, width, kernels)
+        graph.drop(normed)
+        summed = graph.op("residual", size / width * _FLOAT, (wide, made), grads=(None, size))
+        graph.drop(made, wide, state)
         state = summed
     return state
 
@@ -164,6 +193,12 @@ def _attention(
     if len(projected) == 1:
         projected = split(graph, projected[0], sizes)
     query, key, value = projected
+    gate = None
+    if half.is_gated:
+        query, passing = graph.split("queries and gates", query, (sizes[0], sizes[0]))
+        graph.drop(projected[0])
+        gate = graph.op("gates in order", sizes[0], (passing,), grads=(None,))
+        graph.drop(passing)
     for weight in half.per_head_norms:
         if weight.name.rsplit(".", 1)[-1].startswith("q"):
             query = _taken_over(graph, query, weight, tokens * heads.queries, width, kernels)
@@ -173,6 +208,11 @@ def _attention(
     # The code that runs it names them until it returns.
     named = [graph.alias(each) for each in (query, key, value)]
     out = attend(graph, query, key, value, heads, width, kernels)
+    if gate is not None:
+        bent = graph.op("gate's sigmoid", gate.size_bytes, (gate,), keeps_output=True)
+        gated = graph.op("gated output", out.size_bytes, (out, bent), keeps=(out, bent))
+        graph.drop(out, bent, gate)
+        out = gated
     made = half.out.run(graph, out, tokens, _HALF if heads.is_narrowed else width)
     graph.drop(out, *named)
     return made
@@ -234,6 +274,9 @@ _RUNNERS: Mapping[type, Callable[..., Tensor]] = {
     AttentionBlock: _attention,
     LatentBlock: _latent,
     ShortConvBlock: short_convolution,
+    MambaBlock: mamba,
+    Mamba2Block: mamba2,
+    DeltaNetBlock: delta_net,
     MlpBlock: run_mlp,
     ExpertsBlock: run_experts,
 }

@@ -13,6 +13,7 @@ from memplan.budget.training.feed_forward import ExpertsBlock, MlpBlock
 from memplan.budget.training.float8 import Float8
 from memplan.budget.training.linear import Adapter, Linear
 from memplan.budget.training.recurrent import ShortConvBlock
+from memplan.budget.training.scan_blocks import make_scan
 from memplan.domain.attention import Cache, ChunkedLocal, FullAttention, LatentAttention, LinearState, SlidingWindow
 from memplan.domain.model import Layer as ModelLayer
 from memplan.domain.model import ModelSpec
@@ -51,7 +52,7 @@ class Builder:
         }
         norms = self._norms(layer, number)
         mixer = self._mixer(layer, number, norms)
-        second = self._second(layer, number, norms)
+        second = self._second(layer, number, norms, mixer)
         halves: tuple[Half, ...] = tuple(each for each in (mixer, second) if each is not None)
         return Layer(
             halves=halves,
@@ -60,6 +61,7 @@ class Builder:
             state_share=self.state_share,
             has_dropout=self._training.hidden_dropout or self._family.has_dropout,
             is_parallel=self._family.is_parallel,
+            wide_residual=self._family.wide_residual,
         )
 
     def linear(
@@ -173,6 +175,8 @@ class Builder:
             None,
         )
         if cache is None:
+            if not any(isinstance(each, LinearState) for each in layer.caches) and layer.mlp is not None:
+                return None  # a feed-forward part alone
             return self._recurrent(layer, number, norms)
         if len(layer.caches) > 1:
             raise _not_modelled(layer, number, self._spec.name)
@@ -209,6 +213,7 @@ class Builder:
             out=self._cut(out, number, inputs_cut=True),
             heads=heads,
             per_head_norms=per_head,
+            is_gated=len(into) == 3 and into[0].shape[0] == 2 * layer.num_heads * cache.key_width,
         )
 
     def _kernel(self, cache: Cache, has_equal_widths: bool) -> dict[str, Any]:
@@ -236,9 +241,14 @@ class Builder:
             "is_reordered": is_reordered and kernel == "flash",
         }
 
-    def _recurrent(self, layer: ModelLayer, number: int, norms: Norms) -> ShortConvBlock:
+    def _recurrent(self, layer: ModelLayer, number: int, norms: Norms) -> Half:
         if [each.kind for each in layer.caches if isinstance(each, LinearState)] != ["short_conv"]:
-            raise _not_modelled(layer, number, self._spec.name)
+            is_padded = self._training.micro_batch > 1
+            made = make_scan(self, self._spec, layer, number, norms[0], is_padded=is_padded)
+            made = made if self._training.layout.tensor == 1 else None
+            if made is None:
+                raise _not_modelled(layer, number, self._spec.name)
+            return made
         by_name = {each.name.rsplit(".", 2)[-2]: each for each in layer.tensors if each.name.endswith(".weight")}
         convolution = by_name["conv"]
         return ShortConvBlock(
@@ -301,10 +311,10 @@ class Builder:
             rope_width=cache.rope_width,
         )
 
-    def _second(self, layer: ModelLayer, number: int, norms: Norms) -> Half | None:
+    def _second(self, layer: ModelLayer, number: int, norms: Norms, mixer: Half | None) -> Half | None:
         if layer.mlp is None:
             return None
-        before, after = norms[1]
+        before, after = norms[1] if norms[1][0] is not None or mixer is not None else norms[0]
         experts = [each for each in layer.tensors if each.role is Role.EXPERT and len(each.shape) >= 2]
         if not experts:
             ups, down = self._ups([each for each in layer.tensors if each.role is Role.MLP], number)
@@ -312,7 +322,7 @@ class Builder:
         router = next(each for each in layer.tensors if each.role is Role.ROUTER and len(each.shape) == 2)
         count = 8 if self._training.loops_experts else 1
         parts = min(count, layer.mlp.num_experts // self._training.layout.expert)
-        beside = [each for each in layer.tensors if each.role is Role.SHARED_EXPERT]
+        beside = [each for each in layer.tensors if each.role is Role.SHARED_EXPERT and each.shape[0] > 1]
         shared = None
         if beside:
             shared_ups, shared_down = self._ups(beside, number)

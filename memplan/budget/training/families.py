@@ -30,6 +30,7 @@ class Family:
     FP32. wide_router: so are the router's input and product. has_sinks: scores have one column more, and their softmax
     is not computed in FP32. clamps_gate: gates are clamped and gated by their own sigmoid. dense_experts: every expert
     is run on every token. has_narrow_loss: the loss is given 16 bit logits, where others cast them first.
+    wide_residual: the state between layers is kept in FP32.
     """
 
     norm: NormForm | None = None
@@ -47,6 +48,7 @@ class Family:
     wide_router: bool = False
     has_sinks: bool = False
     dense_experts: bool = False
+    wide_residual: bool = False
     has_narrow_loss: bool = False
 
 
@@ -80,6 +82,8 @@ FAMILIES = {
     "gptj": Family(is_parallel=True, activation="steps", joins_rotary=True, own_attention=True, wide_scores=True),
     "llama4": _DENSE_EXPERTS,
     "llama4_text": _DENSE_EXPERTS,
+    "mamba": Family(wide_residual=True),
+    "mamba2": Family(wide_residual=True),
     "mpt": Family(norm="layer", has_rotary=False, own_attention=True),
     "olmo": Family(norm="eager-plain", wide_rotary=True),
     "olmo2": _OLMO_2,

@@ -1,7 +1,4 @@
-"""Mixers that keep a state in place of keys and values, as far as their training is modelled: gated short convolutions.
-
-Selective scans and delta rules are not: what they keep follows from kernels outside of PyTorch (mamba-ssm,
-flash-linear-attention), and without those from formulas that nobody trains with.
+"""Gated short convolutions, which carry no state but a few tokens. Mixers with a state are in `scans`.
 
 Source: transformers 4.54 to 5.23, models/lfm2/modeling_lfm2.py, with PyTorch's own convolution.
 """

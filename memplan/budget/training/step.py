@@ -205,10 +205,11 @@ class Step:
             stage.place.before_forward(stage.last_unit)
             state = graph.mark(state, lambda: stage.place.after_backward(stage.last_unit))
         rows = self._tokens / stage.state_share
-        normed = run_norm(graph, state, stage.last_norm, rows, self._layer_width, self._kernels)
+        norm_width = _FLOAT if self._family.wide_residual else self._layer_width
+        normed = run_norm(graph, state, stage.last_norm, rows, norm_width, self._kernels)
         graph.drop(state)
-        if self._layer_width != self._width:
-            narrow = graph.op("head's cast", normed.size_bytes / self._layer_width * self._width, (normed,))
+        if norm_width != self._width:
+            narrow = graph.op("head's cast", normed.size_bytes / norm_width * self._width, (normed,))
             graph.drop(normed)
             normed = narrow
         if stage.state_share > 1:
@@ -228,7 +229,8 @@ class Step:
             self._width,
             form,
             chunks=training.loss_chunks,
-            keeps_logits=training.keeps_logits,
+            # Models with a state in FP32 cast their logits where they are made.
+            keeps_logits=training.keeps_logits and not self._family.wide_residual,
             gathered_ranks=1 if training.loss_parallel else training.layout.tensor,
             lasting=self._lasting if training.keeps_wide_logits else None,
             is_compiled=training.kernels == "compiled",

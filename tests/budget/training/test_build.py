@@ -51,7 +51,7 @@ def test_every_parameter_of_a_model_is_loaded(name: str) -> None:
     assert weights_bytes(spec, TrainingSpec(weight_bytes=2)) == pytest.approx(2 * spec.parameters, rel=0.001)
 
 
-@pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "granite-4.0-h-micro", "jamba-mini", "deepseek-v3.2"])
+@pytest.mark.parametrize("name", ["jamba-mini", "deepseek-v3.2"])
 def test_layers_that_are_not_modelled_are_refused_by_their_kind(name: str) -> None:
     with pytest.raises(UnsupportedModel, match=r"training is not modelled for `\w+` layers") as caught:
         Step(model(name), TrainingSpec())
