@@ -203,6 +203,7 @@ def answer_errors(address: str, model: str, longest: int) -> Iterator[str]:
 def completion(address: str, model: str, prompt: list[int], tokens: int) -> tuple[int, dict[str, Any]]:
     """The status and the body of one completion."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    body["return_token_ids"] = True
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{address}/v1/completions", data, {"Content-Type": "application/json"})
     try:

@@ -89,6 +89,7 @@ def in_a_process(method: str, folder: Path) -> dict[str, Any]:
     """Measure one method in a fresh process."""
     command = [sys.executable, __file__, "--one", method, str(folder), *sys.argv[1:]]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    print(done.stdout.splitlines()[-1], file=sys.stderr, flush=True)  # kept when a later method is stopped
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -130,7 +131,9 @@ def measure(method: str, folder: str, given: argparse.Namespace) -> dict[str, An
 
         def note(done: int, total: int, name: str) -> None:
             watch.phase = f"block {done}"
-            print(f"{method} {time.monotonic() - start:.0f} s: {done} of {total} {name}", file=sys.stderr, flush=True)
+            held = f"{watch.peak_bytes / 2**30:.2f} GiB at most so far, forecast {expected.host_bytes / 2**30:.2f}"
+            told = f"{method} {time.monotonic() - start:.0f} s: {done} of {total} {name}; {held}"
+            print(told, file=sys.stderr, flush=True)
 
         work.run(workspace, note)
         watch.phase = "writing"
