@@ -7,7 +7,7 @@ from typing import Any
 
 from memplan.catalog.rules import load_rules
 from memplan.cli.options import Given
-from memplan.doctor.facts import Facts
+from memplan.doctor.facts import Facts, oom_total
 from memplan.doctor.mends import Recompute
 from memplan.domain.budget import MemoryBudget
 from memplan.errors import MemplanError
@@ -78,8 +78,8 @@ def asked_of(facts: Facts, given: Given) -> dict[str, Any]:
         asked["engine"] = f"{facts.engine}@{facts.version}" if facts.version else facts.engine
     if (name := known_model(str(settings.get("model", "")))) is not None:
         asked["model"] = name
-    if facts.total_bytes:
-        asked["gpu_memory"] = f"{facts.total_bytes / (1 << 30):.2f}GiB"
+    if total := oom_total(facts):
+        asked["gpu_memory"] = f"{total / (1 << 30):.2f}GiB"
     if facts.engine == "llama.cpp" and facts.free_bytes and facts.total_bytes is None:
         asked["gpu_memory"] = f"{facts.free_bytes / (1 << 30):.2f}GiB"
     for name in ("model", "gpu", "gpu_memory", "engine"):

@@ -24,7 +24,10 @@ _STEP = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One change to type. `cures` is true where it mends by what it is, such as ending the other process."""
+    """One change to type. `cures` is true where it mends by what it is, such as ending the other process.
+
+    Changes of one `ladder` are amounts of the same thing, the least first: the least that is enough is told.
+    """
 
     label: str
     risk: Risk
@@ -33,6 +36,7 @@ class Change:
     needs_share: float | None = None
     cures: bool | None = None
     note: str = ""
+    ladder: str = ""
 
 
 Changes = Callable[[Facts], Iterator[Change]]
@@ -216,15 +220,17 @@ def no_graphs(facts: Facts) -> Iterator[Change]:
 
 
 def more_gpus(facts: Facts) -> Iterator[Change]:
-    """Twice the tensor-parallel ranks."""
+    """Twice the tensor-parallel ranks, and again up to those of one machine."""
     ranks = facts.integer("tp") or 1
-    if ranks < 8:
-        yield Change(
-            label=f"--tensor-parallel-size {2 * ranks}",
-            risk="medium",
-            options={"tp": 2 * ranks},
-            note="twice the GPUs",
-        )
+    for times, said in ((2, "twice"), (4, "four times"), (8, "eight times")):
+        if times * ranks <= 8 or (times == 2 and ranks < 8):
+            yield Change(
+                label=f"--tensor-parallel-size {times * ranks}",
+                risk="medium",
+                options={"tp": times * ranks},
+                note=f"{said} the GPUs",
+                ladder="gpus",
+            )
 
 
 def narrower_weights(facts: Facts) -> Iterator[Change]:

@@ -5,7 +5,8 @@ The budget's answer is tied to what was measured: a change moves the measured ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 
 from memplan.doctor.changes import Change
 from memplan.doctor.changes_by_cause import changes_for
@@ -27,7 +28,7 @@ def with_mends(
     diagnosis: Diagnosis, facts: Facts, budget: MemoryBudget | None, recompute: Recompute | None
 ) -> Diagnosis:
     """Return a diagnosis with its mends: those that are enough first, then by risk and by what they bring."""
-    found = [_mend(diagnosis.cause, change, facts, budget, recompute) for change in changes_for(diagnosis.cause, facts)]
+    found = list(_tried(diagnosis.cause, facts, budget, recompute))
     unique = {mend.change: mend for mend in reversed(found) if _is_worth(mend)}
     order = {mend.change: rank for rank, mend in enumerate(found)}
     ranked = sorted(
@@ -40,6 +41,17 @@ def with_mends(
         ),
     )
     return replace(diagnosis, mends=(*diagnosis.mends, *ranked[:_MOST]))
+
+
+def _tried(cause: str, facts: Facts, budget: MemoryBudget | None, recompute: Recompute | None) -> Iterator[Mend]:
+    """Every change with what it brings; of a ladder one: the least that is enough, the most where none is."""
+    for ladder, group in groupby(changes_for(cause, facts), key=lambda change: change.ladder):
+        mends = [_mend(cause, change, facts, budget, recompute) for change in group]
+        if not ladder:
+            yield from mends
+            continue
+        told = [mend for mend in mends if mend.mends is not None] or mends[:1]
+        yield next((mend for mend in told if mend.mends), told[-1])
 
 
 def _is_worth(mend: Mend) -> bool:
@@ -94,7 +106,7 @@ def _by_budget(
     room = available_bytes(after) - available_bytes(before)
     if cause not in _WANT_CACHE:
         moved = change.room_bytes if change.room_bytes is not None else _outside(before, after)
-        return moved, None if cause in ("runtime_oom", "cuda_graph_oom") else after.verdict != "does_not_fit" or None
+        return moved, None if cause in ("runtime_oom", "cuda_graph_oom") else _is_enough(before, after)
     needed_after = after.kv.needed_bytes
     saved = room + before.kv.needed_bytes - needed_after
     if facts.available_bytes is None:
@@ -102,6 +114,13 @@ def _by_budget(
     needed = facts.needed_bytes or before.kv.needed_bytes
     share = needed_after / before.kv.needed_bytes if before.kv.needed_bytes else 1.0
     return saved, facts.available_bytes + room >= needed * share
+
+
+def _is_enough(before: MemoryBudget, after: MemoryBudget) -> bool | None:
+    """Whether a run that the budget refuses would be taken then; None where it did not see the failure coming."""
+    if before.verdict == "does_not_fit":
+        return after.verdict != "does_not_fit"
+    return True if before.verdict == "tight" and after.verdict == "fits" else None
 
 
 def _outside(before: MemoryBudget, after: MemoryBudget) -> int:

@@ -172,5 +172,6 @@ def _around(line: str, match: re.Match[str]) -> str:
     """The part of a line that says it: a long line is cut around the match."""
     if len(line) <= 240:
         return line
-    start = max(0, match.start() - 20)
-    return line[start : start + 400]
+    start = max(0, match.start() - 40)
+    start = line.find(" ", start, match.start()) + 1 if start else 0  # 0, the line's own start, where no word begins
+    return line[start or max(0, match.start() - 40) :][:400]

@@ -174,7 +174,7 @@ class SimulationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waste:
-    """What the cache held, as parts of its room, averaged over the time in which a replica had work.
+    """What the cache held, as parts of its room, averaged over the steps in which a replica had work.
 
     They sum to one. `tokens` is what is there to be read by requests that run; `internal` the empty end of the last
     block; `reserved` what is kept for tokens to come; `external` room between contiguous pieces that no waiting request

@@ -150,3 +150,29 @@ def test_a_model_that_a_log_names_reaches_no_disk_and_no_network() -> None:
     assert known_model("/etc/passwd") is None
     assert known_model("nobody/no-such-model") is None
     assert known_model("demo") is None
+
+
+OUT = """Initializing a V1 LLM engine (v0.8.5) with config: model='meta-llama/Llama-3.1-70B-Instruct', trust_remote_code=False, dtype=torch.bfloat16, max_seq_len=131072, tensor_parallel_size=1, quantization=None, enforce_eager=False
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 448.00 MiB. GPU 0 has a total capacity of 79.25 GiB of which 300.75 MiB is free. Process 1234 has 78.90 GiB memory in use. Of the allocated memory 77.90 GiB is allocated by PyTorch, and 40.71 MiB is reserved by PyTorch but unallocated."""  # noqa: E501
+
+
+def test_of_more_gpus_the_fewest_that_are_enough_are_told_and_what_falls_short_says_so() -> None:
+    answer = report(OUT)
+    assert answer.main is not None
+    assert answer.main.cause == "weights_oom"
+    found = changes(answer)
+    assert [change for change in found if "tensor-parallel" in change] == ["--tensor-parallel-size 4"]
+    assert found["--tensor-parallel-size 4"].mends is True
+    assert found["--cpu-offload-gb 20"].mends is False
+    assert answer.main.mends[0].change == "--tensor-parallel-size 4"
+
+
+def test_the_size_that_pytorch_named_is_the_gpu_of_the_budget() -> None:
+    assert report(OUT).budget_of == "meta-llama/Llama-3.1-70B-Instruct on a100-80g, vLLM 0.8.5"
+
+
+def test_a_long_line_is_quoted_from_the_start_of_a_word() -> None:
+    answer = report(OUT)
+    assert answer.main is not None
+    said = str(next(each.value for each in answer.main.evidence if each.term == "said"))
+    assert said.startswith("torch.OutOfMemoryError: CUDA out of memory.")
