@@ -7,6 +7,7 @@ checkpoint put aside; a run that was stopped in exit code 7, with all finished b
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -39,10 +40,7 @@ def quantize_command(given: Given) -> None:
         if asked.folder is not None or any(name in given for name in ("max_ram", "max_gpu_memory")):
             asked.check()
         if asked.folder is None:
-            raise Offline(
-                f"the weights of `{asked.spec.name}` are not on this disk",
-                hint=f"huggingface-cli download {asked.spec.name}, then run this again",
-            )
+            raise Offline(f"the weights of `{asked.spec.name}` are not on this disk", hint=_where_from(asked))
         return
     if given.get("backend", "native") != "native":
         from memplan.cli.quantize_backend import run_backend
@@ -67,6 +65,13 @@ def quantize_command(given: Given) -> None:
     result = run_quantization(asked, given)
     if result is not None:
         write_answer(_render_result(given, result))
+
+
+def _where_from(asked: AskedQuantization) -> str:
+    """How to get the weights that are missing."""
+    if Path(asked.name).is_dir():
+        return "safetensors are read; load a .bin checkpoint with weights_only and save it as safetensors first"
+    return f"huggingface-cli download {asked.spec.name}, then run this again"
 
 
 def _needs(asked: AskedQuantization) -> str:

@@ -123,6 +123,15 @@ def test_weights_that_are_not_here_end_in_the_forecast(memplan_here: Memplan) ->
     assert "not on this disk" in done.stderr
 
 
+def test_a_folder_without_safetensors_is_told_how_to_make_them(model: Path, memplan_here: Memplan) -> None:
+    Path("pickled").mkdir()
+    Path("pickled/config.json").write_bytes((model / "config.json").read_bytes())
+    Path("pickled/pytorch_model.bin").write_bytes(b"\x80\x04.")
+    done = memplan_here("quantize", "pickled", "--method", "rtn")
+    assert done.returncode == 3
+    assert "weights_only" in done.stderr
+
+
 def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_here: Memplan) -> None:
     done = memplan_here("quantize", str(model), "--method", "gptq", "--group-size", "32", "--max-ram", "100MiB")
     assert done.returncode == 1
