@@ -57,6 +57,7 @@ class TrainingSpec:
     checkpointing, the default of transformers 4. `master_bytes` are kept beside parameters that are themselves kept
     in 16 bits. `kernels` names the set of operators: `transformers`, `fused` (Liger and its like), `compiled`.
     `float8` is the recipe by which linear layers of the model's layers are multiplied in 8 bits, None for 16.
+    `sub_group_elements` are those of which ZeRO-3 makes FP32 gradients at a time where a rank has more, else 0.
     `bucket_elements` are those of the bucket that ZeRO reduces gradients in, `live_elements` the parameters that
     ZeRO-3 keeps gathered because they are needed again soon. `saves_attention`: selective checkpointing keeps what
     attention makes. `wide_state`: norms are kept
@@ -107,6 +108,7 @@ class TrainingSpec:
     offload_optimizer: bool = False
     offload_activations: bool = False
     bucket_elements: int = 0
+    sub_group_elements: int = 0
     live_elements: int = 0
     saves_attention: bool = True
     wide_state: bool = False

@@ -95,7 +95,8 @@ class Zero3(Fsdp1):
         """FP32 gradients of one sub-group at a time."""
         training = self.training
         if training.master_bytes and not training.offload_optimizer:
-            part = min(self._elements, SUB_GROUP_ELEMENTS)
+            # Told where it is less than all: a short step of a deep model has fewer elements than the model.
+            part = training.sub_group_elements or min(self._elements, SUB_GROUP_ELEMENTS)
             self.device.free(self.device.take(part * _FLOAT, WORKSPACE, "gradients in FP32"))
 
     def clear(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memplan.budget.training.zero import SUB_GROUP_ELEMENTS
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.training import Float8Recipe, Loss, Sharding, TrainingLayout, TrainingSpec
@@ -64,6 +65,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         offload_activations="activations" in question.offloaded,
         bucket_elements=_BUCKET_ELEMENTS if sharding in _ZERO and question.trainer != "megatron" else 0,
         expandable_segments=preset.expandable_segments and gpu.cuda_capability is not None,
+        sub_group_elements=_sub_group(question, spec, layout) if sharding == "zero3" else 0,
         live_elements=min(_LIVE_ELEMENTS, spec.parameters) if sharding == "zero3" else 0,
         workspace_bytes=_NEW_WORKSPACE_BYTES if (gpu.cuda_capability or 0.0) >= 9.0 else _WORKSPACE_BYTES,
     )
@@ -107,6 +109,12 @@ def choose_sharding(question: TrainingQuestion, layout: TrainingLayout) -> Shard
     if asked == "fsdp":
         asked = "fsdp1" if "fsdp2" not in preset.shardings and "fsdp1" in preset.shardings else "fsdp2"
     return "fsdp2" if asked == "hsdp" else asked
+
+
+def _sub_group(question: TrainingQuestion, spec: ModelSpec, layout: TrainingLayout) -> int:
+    """Of how many elements FP32 gradients are made at a time, where that is less than a rank's part."""
+    part = spec.parameters / (layout.shards * layout.tensor * layout.pipeline)
+    return SUB_GROUP_ELEMENTS if question.method == "full" and part > SUB_GROUP_ELEMENTS else 0
 
 
 def choose_float8(question: TrainingQuestion, sharding: Sharding) -> Float8Recipe | None:
