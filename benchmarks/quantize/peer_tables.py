@@ -53,21 +53,22 @@ def int8_table(rows: Rows) -> str:
 
 
 def time_table(rows: Rows) -> str:
-    """Medians of times, of warmed-up runs, and of peaks, of the others: at 4 bits in groups of 128."""
-    lines = ["| model | method | library | CPU s | s | CPU s, all of it | peak MiB | runs |"]
-    lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
-    timed: dict[tuple[str, str, str], Rows] = defaultdict(list)
+    """Medians of times, of warmed-up runs where there are such, and of peaks, of others: 4 bits in groups of 128."""
+    lines = ["| model | windows | method | library | CPU s | s | CPU s, all of it | peak MiB | runs |"]
+    lines += ["|---|---:|---|---|---:|---:|---:|---:|---:|"]
+    timed: dict[tuple[Any, ...], Rows] = defaultdict(list)
     for row in rows:
         if (row["bits"], row["group_size"]) == (4, 128) and "error" not in row:
-            timed[row["model"], row["method"], row["library"]].append(row)
+            timed[row["model"], row["num_samples"], row["method"], row["library"]].append(row)
     for place, found in sorted(timed.items(), key=lambda item: _place(item[0])):
         warm = [row for row in found if row["warms_up"]]
-        cold = [row for row in found if not row["warms_up"]] or warm
-        if warm:
-            keys = ("call_cpu_seconds", "call_seconds", "cpu_seconds")
-            times = [f"{median(row[key] for row in warm):.1f}" for key in keys]
-            peak = f"{median(row['peak_bytes'] for row in cold) / MIB:,.0f}"
-            lines.append(f"| {' | '.join([*place[:2], _NAMES[place[2]], *times, peak, str(len(warm))])} |")
+        cold = [row for row in found if not row["warms_up"]]
+        keys = ("call_cpu_seconds", "call_seconds", "cpu_seconds")
+        times = [f"{median(row[key] for row in warm or cold):.1f}" for key in keys]
+        peak = f"{median(row['peak_bytes'] for row in cold or warm) / MIB:,.0f}"
+        runs = f"{len(warm)} warm" if warm else str(len(cold))
+        cells = [str(cell) for cell in (*place[:3], _NAMES[place[3]], *times, peak, runs)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -112,9 +113,9 @@ def _is_peer(library: str, libraries: dict[str, Rows]) -> bool:
     return library != "native" and "native" in libraries
 
 
-def _place(key: tuple[Any, ...]) -> tuple[int, str, int]:
-    model, method, library = key
-    return _MODELS.index(model), method, list(_NAMES).index(library)
+def _place(key: tuple[Any, ...]) -> tuple[int, ...]:
+    model, num_samples, method, library = key
+    return _MODELS.index(model), num_samples, _METHODS.index(method), list(_NAMES).index(library)
 
 
 def _percent(value: float, error: float) -> str:
