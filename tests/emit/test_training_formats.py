@@ -69,7 +69,7 @@ def made(folder: Path) -> dict[str, dict[str, Any]]:
 
 def test_accelerate_knows_every_key_and_starts_as_many_processes(made: dict[str, dict[str, Any]]) -> None:
     configs = {name: found["accelerate.yaml"] for name, found in made.items() if "accelerate.yaml" in found}
-    assert len(configs) == 7
+    assert len(configs) == 8
     for name, config in configs.items():
         setup = SETUPS[name.split(".")[0]]
         _, _, count = setup["gpu"].rpartition("x")
@@ -176,8 +176,8 @@ def test_torchtitan_files_are_toml_with_the_whole_layout(folder: Path) -> None:
         config = tomllib.loads((folder / f"{name}.torchtitan" / "torchtitan.toml").read_text())
         layout = config["parallelism"]
         ranks = 1
-        for key in ("data_parallel_replicate_degree", "data_parallel_shard_degree", "tensor_parallel_degree"):
-            ranks *= layout[key]
+        for kind in ("data_parallel_replicate", "data_parallel_shard", "tensor_parallel", "context_parallel"):
+            ranks *= layout[f"{kind}_degree"]
         _, _, count = SETUPS[name]["gpu"].rpartition("x")
         assert ranks * layout["pipeline_parallel_degree"] == int(count)
 
