@@ -150,7 +150,7 @@ def of_compressed_tensors(model: Path) -> Iterator[tuple[str, Any]]:
 
     config = json.loads((model / "config.json").read_text())["quantization_config"]
     kept = set(config["ignore"])
-    unpacked = transformers.utils.quantization_config.CompressedTensorsConfig(run_compressed=False)
+    unpacked = transformers.CompressedTensorsConfig(run_compressed=False)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=unpacked)
     for name, module in loaded.named_modules():
         if isinstance(module, torch.nn.Linear) and name not in kept:
