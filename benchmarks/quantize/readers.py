@@ -134,10 +134,13 @@ def of_autoawq(model: Path) -> Iterator[tuple[str, Any]]:
 
 
 def of_gptqmodel(model: Path) -> Iterator[tuple[str, Any]]:
-    """GPTQModel's layers for torch, by their own unpacking."""
+    """GPTQModel's layers for torch, by their own unpacking, in the file's own float16: its default, bfloat16, rounds
+    the scales.
+    """
+    import torch
     from gptqmodel import BACKEND, GPTQModel
 
-    loaded = GPTQModel.load(str(model), device="cpu", backend=BACKEND.TORCH)
+    loaded = GPTQModel.load(str(model), device="cpu", dtype=torch.float16, backend=BACKEND.TORCH)
     for name, module in loaded.model.named_modules():
         if hasattr(module, "dequantize_weight"):
             yield name, module.dequantize_weight().t()
