@@ -157,7 +157,7 @@ class Graph:
         """
         device = self.device
         start = device.position
-        taken = [device.take(each, WORKSPACE, name) for each in temporaries]
+        taken = [device.take(each, WORKSPACE, name) for each in temporaries] if temporaries else ()
         if in_place_of is not None:
             block = device.share(in_place_of.block)
         elif is_stashed and self._stash and self.is_rerunning:
@@ -168,13 +168,18 @@ class Graph:
             device.free(each)
         if is_stashed and self._stash is not None and not self.is_rerunning:
             self._stash.append(device.share(block))
-        trained = [each for each in parameters if each.is_trained]
-        needs_grad = bool(trained) or any(each.needs_grad for each in inputs)
-        made = Tensor(block, size_bytes, needs_grad=needs_grad and self.is_recording)
-        if not made.needs_grad:
-            return made
+        if not self.is_recording:
+            return Tensor(block, size_bytes, needs_grad=False)
+        trained = [each for each in parameters if each.on_gradient is not None] if parameters else ()
+        needs_grad = bool(trained)
+        for entering in inputs:
+            needs_grad = needs_grad or entering.needs_grad
+        if not needs_grad:
+            return Tensor(block, size_bytes, needs_grad=False)
+        made = Tensor(block, size_bytes, needs_grad=True)
         kept = [device.share(each.block) for each in keeps]
-        kept += [device.take(each, ACTIVATIONS, name) for each in keeps_bytes]
+        for each_bytes in keeps_bytes:
+            kept.append(device.take(each_bytes, ACTIVATIONS, name))
         if keeps_output:
             kept.append(device.share(block))
         if kept:
@@ -286,12 +291,15 @@ class Graph:
 
     def _run_operator(self, node: Node, grad: Block) -> None:
         device = self.device
-        temporaries = [device.take(each, WORKSPACE, node.name) for each in node.backward_temporaries]
+        temporaries: Sequence[Block] = ()
+        if node.backward_temporaries:
+            temporaries = [device.take(each, WORKSPACE, node.name) for each in node.backward_temporaries]
         for entering, size in zip(node.inputs, node.grads, strict=True):
             if entering.needs_grad:
-                made = (
-                    device.share(grad) if size is None else device.take(size, ACTIVATIONS, f"gradient of {node.name}")
-                )
+                if size is None:
+                    made = device.share(grad)
+                else:
+                    made = device.take(size, ACTIVATIONS, f"gradient of {node.name}")
                 self.pass_on(entering, made)
         for parameter in node.parameters:
             self.gradient_of(parameter, device.take(parameter.grad_bytes, GRADIENTS, parameter.name))

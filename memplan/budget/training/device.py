@@ -6,11 +6,10 @@ Sizes are bytes, rounded up to the allocator's blocks of 512. A step of a 70B is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from memplan.budget.allocator import ROUND_BYTES
 from memplan.records import dataclass
-from memplan.units import round_up
 
 Held = dict[tuple[str, str], int]
 
@@ -62,10 +61,14 @@ class Device:
 
         stream: blocks of one stream are not used again on another.
         """
-        block = Block(len(self.blocks), round_up(round(size_bytes), ROUND_BYTES), category, name, stream)
-        self.blocks.append(block)
-        self._events.append(block.number)
-        self.allocated_bytes += block.size_bytes
+        blocks = self.blocks
+        number = len(blocks)
+        # `round_up`, written out: this is what a step does most.
+        rounded_bytes = -(-round(size_bytes) // ROUND_BYTES) * ROUND_BYTES
+        block = Block(number, rounded_bytes, category, name, stream)
+        blocks.append(block)
+        self._events.append(number)
+        self.allocated_bytes += rounded_bytes
         return block
 
     def share(self, block: Block) -> Block:
@@ -120,17 +123,14 @@ class Device:
         """For each phase the event after which most is allocated, how much that is, and what is left at the end."""
         found: list[tuple[int, int, int]] = []
         level = 0
+        # The complement of n, read from the end of a list, is n once more.
+        sizes = [each.size_bytes for each in self.blocks]
+        sizes += [-size for size in reversed(sizes)]
         for start, end in pairwise(starts):
-            peak, moment = level, start
-            for position in range(start, end):
-                number = self._events[position]
-                if number < 0:
-                    level -= self.blocks[~number].size_bytes
-                    continue
-                level += self.blocks[number].size_bytes
-                if level > peak:
-                    peak, moment = level, position + 1
-            found.append((moment, peak, level))
+            levels = list(accumulate([sizes[number] for number in self._events[start:end]], initial=level))
+            peak = max(levels)
+            found.append((start + levels.index(peak), peak, levels[-1]))
+            level = levels[-1]
         return found
 
     def _held_at(self, moments: list[int]) -> list[Held]:

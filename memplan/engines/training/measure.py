@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from memplan.budget.training.device import PhaseHeld
 from memplan.budget.training.periodic import StepHeld, run_evaluation, run_step
 from memplan.domain.budget import Verdict
@@ -54,13 +57,13 @@ class Measured:
     """A step on one GPU. `low_bytes` and `high_bytes` bound what is allocated at 90 %.
 
     Where less is left than the allocator would like to keep, it gives unused segments back, which costs time: a step
-    fits for certain where what is reserved has room, and cannot where what is allocated has none. `reserved_bytes` is
-    not looked for in the latter case, unless all is asked for.
+    fits for certain where what is reserved has room, and cannot where what is allocated has none. What is reserved
+    takes as long to find as the step, and is looked for when it is asked for.
     """
 
     training: TrainingSpec
     step: StepHeld
-    reserved_bytes: int
+    find_reserved: Callable[[], int]
     context_bytes: int
     nccl_bytes: int
     low_bytes: int
@@ -72,6 +75,11 @@ class Measured:
         return self.step.peak.peak_bytes
 
     @property
+    def reserved_bytes(self) -> int:
+        """What the allocator keeps; what is allocated where that has no room, unless all was asked for."""
+        return self.find_reserved()
+
+    @property
     def room_bytes(self) -> int:
         """What is left for torch."""
         return self.memory_bytes - self.context_bytes - self.nccl_bytes
@@ -80,7 +88,8 @@ class Measured:
     def verdict(self) -> Verdict:
         if self.low_bytes > self.room_bytes:
             return "does_not_fit"
-        return "fits" if max(self.high_bytes, self.reserved_bytes) <= self.room_bytes else "tight"
+        has_room = self.high_bytes <= self.room_bytes and self.reserved_bytes <= self.room_bytes
+        return "fits" if has_room else "tight"
 
     @property
     def shortfall_bytes(self) -> int:
@@ -100,19 +109,19 @@ def measure(
 def measured_on(
     training: TrainingSpec, step: StepHeld, gpu: GpuSpec, free_bytes: int | None, *, reserved_bytes: int | None = None
 ) -> Measured:
-    """A step that has run, on one GPU; what is reserved is looked for where it is not known and matters."""
+    """A step that has run, on one GPU; what is reserved is looked for once, where it is not known and matters."""
     low, high = load_fitted().intervals[group_of(training)]
     allocated = step.peak.peak_bytes
     context = context_bytes(gpu, load_transformers())
     nccl = _nccl_bytes(gpu, training.layout)
     memory = free_bytes or gpu.memory_bytes
     is_out = allocated * (1 + low) > memory - context - nccl
-    if reserved_bytes is None:
-        reserved_bytes = allocated if is_out else step.find_reserved()
+    if reserved_bytes is None and is_out:
+        reserved_bytes = allocated
     return Measured(
         training=training,
         step=step,
-        reserved_bytes=reserved_bytes,
+        find_reserved=cache(step.find_reserved if reserved_bytes is None else lambda: reserved_bytes),
         context_bytes=context,
         nccl_bytes=nccl,
         low_bytes=round(allocated * (1 + low)),
