@@ -24,6 +24,11 @@ class PhaseHeld:
     held: Held
 
 
+def block_bytes(size_bytes: float) -> int:
+    """What the allocator makes of a size."""
+    return -(-round(size_bytes) // ROUND_BYTES) * ROUND_BYTES
+
+
 class Block:
     """One allocation: freed when the last of those who hold it lets go."""
 
@@ -63,8 +68,7 @@ class Device:
         """
         blocks = self.blocks
         number = len(blocks)
-        # `round_up`, written out: this is what a step does most.
-        rounded_bytes = -(-round(size_bytes) // ROUND_BYTES) * ROUND_BYTES
+        rounded_bytes = block_bytes(size_bytes)
         block = Block(number, rounded_bytes, category, name, stream)
         blocks.append(block)
         self._events.append(number)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from memplan.budget.training.composed import can_compose, composed_phases, shortest_stack
 from memplan.budget.training.device import Held, PhaseHeld
 from memplan.budget.training.reserved import reserved_bytes
 from memplan.budget.training.step import Step
@@ -24,6 +25,7 @@ from memplan.records import dataclass, replace
 from memplan.units import ceil_div
 
 _LONGEST_PERIOD = 12
+_WORTH_IT = 3  # so many times fewer layers are run where what is reserved may be asked for all the same
 _FEW, _MORE = 3, 5  # repeats: the first, the last, and one or more that have neighbours on both sides
 _NUMBER = re.compile(r"\blayers\.\d+\.?")
 
@@ -67,6 +69,30 @@ def run_step(spec: ModelSpec, training: TrainingSpec, *, with_held: bool = True)
 def run_stage(spec: ModelSpec, training: TrainingSpec, stage: int, *, with_held: bool = True) -> StepHeld:
     """A step on one pipeline stage: `Step(spec, training, stage)`, with names that have no numbers of layers."""
     pattern = find_pattern(stage_layers(spec, training, stage))
+    if not with_held and can_compose(training):
+        composed = _composed(spec, training, pattern)
+        if composed is not None:
+            return composed
+    return _run_pattern(spec, training, stage, pattern, with_held=with_held)
+
+
+def _composed(spec: ModelSpec, training: TrainingSpec, pattern: Pattern) -> StepHeld | None:
+    """The step from one of its layers' neighbourhoods, where that is much less to run."""
+    is_whole = pattern.repeats == 1
+    num_run = spec.num_layers if is_whole else len(pattern.layers(_FEW)) + len(pattern.layers(_MORE))
+    short = shortest_stack(spec.layers)
+    phases = composed_phases(spec, training, short) if _WORTH_IT * len(short) <= num_run else None
+    if phases is None:
+        return None
+
+    def find_reserved() -> int:
+        return _run_pattern(spec, training, 0, pattern, with_held=False).find_reserved()
+
+    return StepHeld(phases=phases, find_reserved=find_reserved)
+
+
+def _run_pattern(spec: ModelSpec, training: TrainingSpec, stage: int, pattern: Pattern, *, with_held: bool) -> StepHeld:
+    """The step from two short ones; the whole step where nothing repeats."""
     if pattern.repeats == 1:
         step = Step(spec, training, stage)
         phases = tuple(_unnumbered(each) for each in step.run())

@@ -124,7 +124,8 @@ class Stage:
         stored = elements * (_PACKED_BYTES if is_packed else width)
         shards = self._shards_of(name) if self.place.gathers else 1.0
         if not training.offload_parameters:
-            self.device.take(stored / shards, "weights", "adapters" if is_adapter else "parameters")
+            block = self.device.take(stored / shards, "weights", "adapters" if is_adapter else "parameters")
+            unit.loaded_bytes += block.size_bytes
         is_cast = unit.name.startswith("layers") and is_gathered_cast(training, name)
         computed = 1 if is_cast else min(width, training.compute_bytes)
         unit.computed_bytes += stored if is_packed else elements * computed
@@ -138,6 +139,7 @@ class Stage:
             unit.trained_elements += elements
             unit.sharded_elements += elements / self._shards_of(name)
             self.trained.append(made)
+            unit.trained.append(made)
         return made
 
     def _shards_of(self, name: str) -> float:
@@ -150,9 +152,13 @@ class Stage:
         if training.offload_optimizer:
             return
         is_cut = training.sharding in ("zero1", "zero2")
-        for each in self.trained:
-            elements = each.num_elements / (self._shards_of(each.name) if is_cut else 1)
-            for state_bytes in state_sizes(training, elements):
-                self.device.take(state_bytes, "optimizer state", training.optimizer)
-            if training.master_bytes:
-                self.device.take(elements * training.master_bytes, "optimizer state", "master weights")
+        for unit in self.units:
+            for each in unit.trained:
+                elements = each.num_elements / (self._shards_of(each.name) if is_cut else 1)
+                for state_bytes in state_sizes(training, elements):
+                    self._state(unit, state_bytes, training.optimizer)
+                if training.master_bytes:
+                    self._state(unit, elements * training.master_bytes, "master weights")
+
+    def _state(self, unit: Unit, size_bytes: float, name: str) -> None:
+        unit.loaded_bytes += self.device.take(size_bytes, "optimizer state", name).size_bytes

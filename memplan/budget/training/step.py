@@ -34,7 +34,7 @@ class Step:
         self.device = Device()
         self.device.begin("load")
         number = training.layout.pipeline - 1 if stage is None else stage
-        self._stage = Stage(self.device, spec, training, number)
+        self.stage = Stage(self.device, spec, training, number)
         self._graph = Graph(self.device)
         self.training = training
         self._family = family_of(spec, training)
@@ -51,7 +51,7 @@ class Step:
 
     def perform(self) -> None:
         """Forward, backward and the optimizer's step, on the device."""
-        device, stage, place = self.device, self._stage, self._stage.place
+        device, stage, place = self.device, self.stage, self.stage.place
         device.begin("forward")
         inputs = [device.take(self._tokens * _INDEX_BYTES, WORKSPACE, "token ids") for _ in range(3)]
         mask = device.take(self._mask_bytes(), ACTIVATIONS, "mask")
@@ -80,10 +80,10 @@ class Step:
 
     def _mask_bytes(self) -> float:
         """The mask that attention's code is handed: numbers for a model's own formula, truths for PyTorch's kernels."""
-        found = [half.heads for _, layer in self._stage.layers for half in layer.halves if isinstance(half, ATTENDING)]
+        found = [half.heads for _, layer in self.stage.layers for half in layer.halves if isinstance(half, ATTENDING)]
         squared = self.training.micro_batch * float(self.training.sequence_tokens) ** 2
         if any(heads.kernel == "eager" for heads in found):
-            caches = {type(each.caches[0]) for each, _ in self._stage.spec.distinct_layers() if each.caches}
+            caches = {type(each.caches[0]) for each, _ in self.stage.spec.distinct_layers() if each.caches}
             return squared * self._width * len(caches)
         return squared if any(heads.is_masked for heads in found) else 0.0
 
@@ -91,7 +91,7 @@ class Step:
         """The loss; of a stage that is not the last, what it hands on."""
         state = self._embedded()
         before: Unit | None = None
-        for unit, layer in self._stage.layers:
+        for unit, layer in self.stage.layers:
             made = self._layer(unit, before, layer, state)
             self._graph.drop(state)
             self.device.mark()
@@ -100,7 +100,7 @@ class Step:
         return self._loss(state)
 
     def _embedded(self) -> Tensor:
-        stage, graph, place = self._stage, self._graph, self._stage.place
+        stage, graph, place = self.stage, self._graph, self.stage.place
         place.before_forward(stage.first_unit)
         weight = stage.embedding
         size = self._tokens * stage.spec.hidden_size * self._width / stage.state_share
@@ -125,11 +125,11 @@ class Step:
         and what checkpointed layers read, is.
         """
         training = self.training
-        return self._stage.embedding is None or training.checkpointing != "none" or training.method == "qlora"
+        return self.stage.embedding is None or training.checkpointing != "none" or training.method == "qlora"
 
     def _positioned(self, state: Tensor) -> Tensor:
         """The embedding with what some families add to it."""
-        stage, graph = self._stage, self._graph
+        stage, graph = self.stage, self._graph
         if stage.positions is not None:
             size = state.size_bytes / self.training.micro_batch
             places = graph.op("positions", size, (), parameters=(stage.positions,), grads=())
@@ -143,7 +143,7 @@ class Step:
         return dropped(graph, state, self._width) if self._family.has_dropout else state
 
     def _layer(self, unit: Unit, before: Unit | None, layer: Layer, state: Tensor) -> Tensor:
-        graph, place, training = self._graph, self._stage.place, self.training
+        graph, place, training = self._graph, self.stage.place, self.training
 
         def body(entering: Tensor) -> Tensor:
             place.before_forward(unit)
@@ -188,7 +188,7 @@ class Step:
         layout, device = self.training.layout, self.device
         if layout.pipeline == 1:
             return
-        behind = layout.pipeline - self._stage.number - 1
+        behind = layout.pipeline - self.stage.number - 1
         chunks = float(behind + 1)
         if layout.virtual_stages > 1:
             chunks = (2 * behind + (layout.virtual_stages - 1) * layout.pipeline + 1) / layout.virtual_stages
@@ -198,7 +198,7 @@ class Step:
             self._lasting.append(device.take(held * others, ACTIVATIONS, "other micro-batches"))
 
     def _loss(self, state: Tensor) -> Tensor:
-        stage, graph, training = self._stage, self._graph, self.training
+        stage, graph, training = self.stage, self._graph, self.training
         if stage.head is None or stage.last_norm is None:
             return state
         if stage.last_unit is not stage.first_unit:
@@ -240,8 +240,8 @@ class Step:
 
     def _optimizer_step(self) -> None:
         training, device = self.training, self.device
-        self._stage.place.before_step()
-        sizes = [each.size_bytes for each in self._stage.trained]
+        self.stage.place.before_step()
+        sizes = [each.size_bytes for each in self.stage.trained]
         is_elsewhere = training.offload_optimizer or training.optimizer_in_backward
         taken = [
             device.take(size, WORKSPACE, "optimizer's temporaries")
@@ -249,4 +249,4 @@ class Step:
         ]
         for each in taken:
             device.free(each)
-        self._stage.place.clear()
+        self.stage.place.clear()

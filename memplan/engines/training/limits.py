@@ -28,6 +28,9 @@ def find_limits(spec: ModelSpec, gpu: GpuSpec, measured: Measured, free_bytes: i
     def of_tokens(number: int) -> tuple[int, int]:
         return _need(measure(spec, replace(training, sequence_tokens=number * _TOKENS), gpu, free_bytes))
 
+    load = measured.step.phases[0]
+    if load.peak_bytes > measured.room_bytes:
+        return TrainingLimits(micro_batch=0, sequence_tokens=0)  # weights and states alone have no room
     start = _need(measured)
     longest = min(max(spec.max_context_tokens, training.sequence_tokens) or _LONGEST, _LONGEST) // _TOKENS
     tokens = largest(of_tokens, max(training.sequence_tokens // _TOKENS, 1), start, max(longest, 1))
