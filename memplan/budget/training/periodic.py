@@ -69,7 +69,7 @@ def run_step(spec: ModelSpec, training: TrainingSpec, *, with_held: bool = True)
 def run_stage(spec: ModelSpec, training: TrainingSpec, stage: int, *, with_held: bool = True) -> StepHeld:
     """A step on one pipeline stage: `Step(spec, training, stage)`, with names that have no numbers of layers."""
     pattern = find_pattern(stage_layers(spec, training, stage))
-    if not with_held and can_compose(training):
+    if not with_held:
         composed = _composed(spec, training, pattern)
         if composed is not None:
             return composed
@@ -78,17 +78,32 @@ def run_stage(spec: ModelSpec, training: TrainingSpec, stage: int, *, with_held:
 
 def _composed(spec: ModelSpec, training: TrainingSpec, pattern: Pattern) -> StepHeld | None:
     """The step from one of its layers' neighbourhoods, where that is much less to run."""
-    is_whole = pattern.repeats == 1
-    num_run = spec.num_layers if is_whole else len(pattern.layers(_FEW)) + len(pattern.layers(_MORE))
-    short = shortest_stack(spec.layers)
-    phases = composed_phases(spec, training, short) if _WORTH_IT * len(short) <= num_run else None
+    short = _neighbours(spec, training, pattern)
+    phases = composed_phases(spec, training, short) if short else None
     if phases is None:
         return None
+    allocated_bytes = max(each.peak_bytes for each in phases)
+
+    def performed(repeats: int) -> Step:
+        step = _short(spec, training, 0, pattern.layers(repeats))
+        step.perform()
+        return step
 
     def find_reserved() -> int:
-        return _run_pattern(spec, training, 0, pattern, with_held=False).find_reserved()
+        if pattern.repeats == 1:
+            return reserved_bytes(performed(1))
+        return allocated_bytes + _whole_spare_bytes(training, pattern, performed)
 
     return StepHeld(phases=phases, find_reserved=find_reserved)
+
+
+def _neighbours(spec: ModelSpec, training: TrainingSpec, pattern: Pattern) -> tuple[Layer, ...]:
+    """The few layers that a step can be composed from; none where that is not much less to run."""
+    if not can_compose(training):
+        return ()
+    num_run = len(pattern.layers(1)) if pattern.repeats == 1 else sum(len(pattern.layers(n)) for n in (_FEW, _MORE))
+    short = shortest_stack(spec.layers)
+    return short if _WORTH_IT * len(short) <= num_run else ()
 
 
 def _run_pattern(spec: ModelSpec, training: TrainingSpec, stage: int, pattern: Pattern, *, with_held: bool) -> StepHeld:
@@ -109,25 +124,40 @@ def _run_pattern(spec: ModelSpec, training: TrainingSpec, stage: int, pattern: P
         found[grown.name] = grown
 
     def find_reserved() -> int:
-        allocated = max(each.peak_bytes for each in found.values())
-        spare = _spare_bytes(more)
-        if training.checkpointing == "none":
-            spare += round(max(0, spare - _spare_bytes(few)) * (further - 1))
-        return allocated + spare
+        allocated_bytes = max(each.peak_bytes for each in found.values())
+        return allocated_bytes + _whole_spare_bytes(training, pattern, {_FEW: few, _MORE: more}.__getitem__)
 
     return StepHeld(phases=tuple(found.values()), find_reserved=find_reserved)
 
 
-def run_evaluation(spec: ModelSpec, training: TrainingSpec) -> PhaseHeld:
-    """The fullest moment of an evaluation at the same micro-batch, on the last pipeline stage."""
+def run_evaluation(spec: ModelSpec, training: TrainingSpec, load: PhaseHeld) -> PhaseHeld:
+    """The fullest moment of an evaluation at the same micro-batch, on the last pipeline stage. `load`: its first phase,
+    where there is one stage.
+    """
     stage = training.layout.pipeline - 1
     pattern = find_pattern(stage_layers(spec, training, stage))
+    short = _neighbours(spec, training, pattern)
+    if short:
+        return _upon(load, *map(_unnumbered, _short(spec, training, 0, short).evaluate()))
     if pattern.repeats == 1:
         return _unnumbered(Step(spec, training, stage).evaluate()[-1])
     few, more = (
         _unnumbered(_short(spec, training, stage, pattern.layers(repeats)).evaluate()[-1]) for repeats in (_FEW, _MORE)
     )
     return _extrapolated(few, more, (pattern.repeats - _FEW) / (_MORE - _FEW))
+
+
+def _upon(load: PhaseHeld, short_load: PhaseHeld, phase: PhaseHeld) -> PhaseHeld:
+    """A phase that leaves nothing layer by layer, of a model that more is loaded of."""
+    loaded_bytes = load.after_bytes - short_load.after_bytes
+    keys = {**load.held, **phase.held}
+    held = {key: load.held.get(key, 0) + phase.held.get(key, 0) - short_load.held.get(key, 0) for key in keys}
+    return PhaseHeld(
+        name=phase.name,
+        peak_bytes=phase.peak_bytes + loaded_bytes,
+        after_bytes=phase.after_bytes + loaded_bytes,
+        held={key: size for key, size in held.items() if size},
+    )
 
 
 def find_pattern(layers: Sequence[Layer]) -> Pattern:
@@ -192,6 +222,15 @@ def _windows(step: Step, pattern: Pattern, repeats: int, *, with_held: bool) -> 
     back, last = rest[repeats + 1 : -1], rest[-1]
     chosen = [0, 1, repeats - 2, repeats - 1]
     return [load, *(ahead[each] for each in chosen), loss, *(back[each] for each in chosen), last]
+
+
+def _whole_spare_bytes(training: TrainingSpec, pattern: Pattern, performed: Callable[[int], Step]) -> int:
+    """What the allocator keeps beyond the peak of the whole step, by short steps with so many repeats."""
+    spare_bytes = _spare_bytes(performed(_MORE))
+    if training.checkpointing != "none":
+        return spare_bytes
+    further = (pattern.repeats - _FEW) / (_MORE - _FEW)
+    return spare_bytes + round(max(0, spare_bytes - _spare_bytes(performed(_FEW))) * (further - 1))
 
 
 def _spare_bytes(step: Step) -> int:

@@ -46,7 +46,7 @@ def run_in_full(spec: ModelSpec, training: TrainingSpec) -> FullRun:
         training=training,
         step=step,
         reserved_bytes=step.find_reserved(),
-        evaluation=run_evaluation(spec, training),
+        evaluation=run_evaluation(spec, training, step.phases[0]),
     )
     _LATEST_RUNS[:] = [made, *_LATEST_RUNS[: _MOST_RUNS - 1]]
     return made
