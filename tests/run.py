@@ -8,6 +8,7 @@ The environment is `.venv` in the repository and is used again; remove it to sta
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import venv
@@ -16,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = ROOT / ".venv"
 BIN = ENVIRONMENT / ("Scripts" if sys.platform == "win32" else "bin")
+WORKERS = min(4, os.cpu_count() or 1)  # several tests time themselves against each other: not one for every thread
 TORCH = "torch==2.13.0"  # pinned first: any range would pull the newest CUDA build
 
 CHECKS = (
@@ -23,7 +25,7 @@ CHECKS = (
     ("ruff format", [BIN / "ruff", "format", "--check", "."]),
     ("mypy", [BIN / "mypy"]),
     ("import-linter", [BIN / "lint-imports"]),
-    ("pytest", [BIN / "python", "-m", "pytest"]),
+    ("pytest", [BIN / "python", "-m", "pytest", "--numprocesses", str(WORKERS), "--dist", "worksteal"]),
 )
 
 
