@@ -56,13 +56,17 @@ class Workspace:
             raise UsageError(f"{self.output} exists", hint="--force replaces it, once the new one is whole")
         if force and not resume and self.folder.exists():
             shutil.rmtree(self.folder)
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
+        if not self._is_begun():
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._save()
             return
         if not resume:
             raise UsageError(f"unfinished work in {self.folder}", hint="--resume goes on with it, --force starts over")
         self.blocks = self._load()
+
+    def _is_begun(self) -> bool:
+        """Whether the folder holds anything: a run killed before its first manifest leaves an empty folder behind."""
+        return self.folder.exists() and any(path.name != _MANIFEST + ".part" for path in self.folder.iterdir())
 
     def was_accepted(self, num_blocks: int) -> bool:
         """Whether the result has its place already, and a run was killed while it removed the work that led to it."""

@@ -63,7 +63,7 @@ def digest(folder: Path) -> str:
 
 
 def main(source: Path, folder: Path, count: int) -> None:
-    """Kill and resume `count` times, each time from the start."""
+    """Kill and resume `count` times, each time from the start; a run that ends before it is killed does not count."""
     torch.set_num_threads(1)
     quantize(source, folder / "warm", resume=False)  # in this process: forks then have all that is imported on the way
     start = time.monotonic()
@@ -72,15 +72,21 @@ def main(source: Path, folder: Path, count: int) -> None:
     duration_s = time.monotonic() - start
     wanted = digest(folder / "whole")
     moments = random.Random(0)
-    for number in range(count):
+    number = killed = 0
+    while killed < count and number < 5 * count:
         output = folder / f"killed-{number}"
-        ended = in_a_fork(source, output, resume=False, kill_after_s=moments.uniform(0.0, 1.1) * duration_s)
+        moment_s = moments.uniform(0.0, 1.1) * duration_s
+        ended = in_a_fork(source, output, resume=False, kill_after_s=moment_s)
+        if ended == 0:
+            duration_s = min(duration_s, moment_s)  # the machine is faster than it was
+        killed += ended == -signal.SIGKILL
         partial = output.with_name(output.name + ".partial")
         blocks = len(list(partial.glob("block-*.safetensors")))
         is_whole = output.exists() and not partial.exists()  # killed, if at all, when all was done
         if not is_whole and in_a_fork(source, output, resume=True):
             sys.exit(f"kill {number}: cannot be gone on with")
         print(f"{number} {ended} {blocks} {digest(output) == wanted and not partial.exists()}", flush=True)
+        number += 1
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from small_models import save_model
 
+from memplan.errors import CorruptFile
+from memplan.quantize.workspace import Workspace
+
 KILLS = 50
 
 
@@ -25,8 +28,28 @@ def test_fifty_kills_at_random_moments_end_in_the_same_bytes(tmp_path: Path) -> 
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    kills = [line.split() for line in done.stdout.splitlines()]
-    assert len(kills) == KILLS
-    assert all(same == "True" for *_, same in kills)
-    assert sum(ended == "-9" for _, ended, _, _ in kills) > KILLS // 2
-    assert len({blocks for _, ended, blocks, _ in kills if ended == "-9"}) > 1  # they fall in more than one place
+    runs = [line.split() for line in done.stdout.splitlines()]
+    assert all(same == "True" for *_, same in runs)
+    blocks_at_kills = [blocks for _, ended, blocks, _ in runs if ended == "-9"]
+    assert len(blocks_at_kills) == KILLS
+    assert len(set(blocks_at_kills)) > 1  # they fall in more than one place
+
+
+@pytest.mark.parametrize("left", [[], ["manifest.json.part"]])
+def test_a_run_killed_before_its_first_manifest_is_begun_anew(tmp_path: Path, left: list[str]) -> None:
+    workspace = Workspace(tmp_path / "out", {"model": "a"})
+    workspace.folder.mkdir()
+    for name in left:
+        (workspace.folder / name).write_text("{", encoding="utf-8")
+    workspace.open(resume=True, force=False)
+    again = Workspace(tmp_path / "out", {"model": "a"})
+    again.open(resume=True, force=False)
+    assert again.blocks == []
+
+
+def test_work_without_its_manifest_is_not_taken_for_none(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "out", {"model": "a"})
+    workspace.folder.mkdir()
+    (workspace.folder / "block-0000.safetensors").write_bytes(b"")
+    with pytest.raises(CorruptFile, match="manifest"):
+        workspace.open(resume=True, force=False)
