@@ -1,8 +1,7 @@
 """From facts to what is the matter: every reader of causes is asked, and the most telling answer comes first.
 
 An engine's own refusal is worth more than an allocation that failed, that more than what the engine told on the way,
-and
-that more than what a person says of it.
+and that more than what a person says of it.
 """
 
 from __future__ import annotations
@@ -87,9 +86,9 @@ def _pressure(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "preemption",
-            "warning",
             f"running requests lost their cache {number:,} times because the KV cache was full, and were "
             f"computed again",
+            severity="warning",
             because="more requests were running than the cache holds once their answers grow",
             at=("vllm_preempted",),
         )
@@ -97,7 +96,6 @@ def _pressure(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "context_exceeded",
-            "error",
             f"a prompt of {tokens(seen.high('vllm_block_manager', 'tokens'))} is longer than the whole KV cache",
             at=("vllm_block_manager",),
         )
@@ -107,8 +105,8 @@ def _pressure(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "runs_full",
-            "warning",
             f"the KV cache was up to {usage:.1f} % full while up to {waiting:,.0f} requests waited",
+            severity="warning",
             at=("vllm_stats",),
         )
 
@@ -121,7 +119,7 @@ def _from_words(facts: Facts) -> list[Diagnosis]:
         ("says_kv", "kv_too_small_for_len", "the KV cache is too small for the longest request"),
     ):
         if name in seen:
-            return [told(facts, cause, "error", sentence, at=(name,), is_certain=False)]
+            return [told(facts, cause, sentence, at=(name,), is_certain=False)]
     if "says_oom" in seen or "says_loading" in seen:
         if "says_works" in seen and "says_graphs" not in seen and "says_loading" not in seen:
             return []
@@ -133,13 +131,13 @@ def _from_words(facts: Facts) -> list[Diagnosis]:
             ("says_profile", "profile_oom", "memory ran out in the profiling step"),
         ):
             if name in seen:
-                return [told(facts, cause, "error", sentence, at=(name,), is_certain=False)]
+                return [told(facts, cause, sentence, at=(name,), is_certain=False)]
         if (
             facts.engine is None
             and "says_fails" not in seen
             and not any(n.startswith("command_") for n in seen.names())
         ):
-            return [told(facts, "capacity", "error", "memory ran out", at=("says_oom",), is_certain=False)]
+            return [told(facts, "capacity", "memory ran out", at=("says_oom",), is_certain=False)]
     return []
 
 
@@ -169,8 +167,8 @@ def _fine(facts: Facts) -> list[Diagnosis]:
         told(
             facts,
             "starts",
-            "fine",
             f"it starts{room}" if is_told else "it is said to start",
+            severity="fine",
             at=("vllm_concurrency", "vllm_kv_tokens", "vllm_kv_available", "vllm_use", "says_works"),
             is_certain=is_told,
         )

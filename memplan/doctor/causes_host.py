@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.doctor.facts import Facts
-from memplan.doctor.telling import size, told
+from memplan.doctor.telling import Refusal, refused, size, told
 from memplan.domain.diagnosis import Diagnosis
+
+_SHARED = Refusal(
+    at="shm",
+    cause="shared_memory",
+    sentence="shared memory (/dev/shm) is too small for what ranks or workers exchange",
+    because="a container has 64 MiB of it unless it is given more",
+)
 
 
 def causes(facts: Facts) -> Iterator[Diagnosis]:
@@ -21,7 +28,6 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
             yield told(
                 facts,
                 "container_limit",
-                "error",
                 "the container was ended for exceeding its memory limit (OOMKilled): this is host memory, not "
                 "the GPU's",
                 because="weights pass through host memory while loading, and /dev/shm counts towards the limit",
@@ -31,38 +37,26 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "host_oom",
-            "error",
             f"the host had no {size(place.number('wanted'))} more to give: this is RAM, not the GPU's memory"
             if place.number("wanted")
             else "the host had no more memory to give: this is RAM, not the GPU's memory",
             at=(place.name,),
         )
     elif "ray_oom" in seen:
-        yield told(
-            facts, "host_oom", "error", "Ray ended a task because the node ran low on host memory", at=("ray_oom",)
-        )
+        yield told(facts, "host_oom", "Ray ended a task because the node ran low on host memory", at=("ray_oom",))
     elif seen.first("exit_137", "killed_word", "sigkill") is not None:
         place = seen.first("exit_137", "killed_word", "sigkill")
         assert place is not None
         yield told(
             facts,
             "host_oom",
-            "error",
             "the process was killed from outside, as the kernel does when host memory runs out; `dmesg` says "
             "whether it did",
             because="a GPU that is full raises an error in the program, it never kills it",
             at=(place.name,),
             is_certain=False,
         )
-    if place := seen.last("shm"):
-        yield told(
-            facts,
-            "shared_memory",
-            "error",
-            "shared memory (/dev/shm) is too small for what ranks or workers exchange",
-            because="a container has 64 MiB of it unless it is given more",
-            at=(place.name,),
-        )
+    yield from refused(facts, (_SHARED,))
 
 
 def _constraint(facts: Facts) -> bool:
@@ -83,7 +77,6 @@ def _killed(facts: Facts, *, in_group: bool) -> Diagnosis:
         return told(
             facts,
             "container_limit",
-            "error",
             f"the kernel ended `{process}`{figures}, because its group (container, pod, job) reached its memory "
             f"limit{bound}",
             because="this is host memory: weights that are read in, caches of media, offloaded layers, /dev/shm",
@@ -92,7 +85,6 @@ def _killed(facts: Facts, *, in_group: bool) -> Diagnosis:
     return told(
         facts,
         "host_oom",
-        "error",
         f"the kernel ended `{process}`{figures}, because the machine's memory ran out",
         because="this is host memory, not the GPU's: weights are read into it before they are moved",
         at=(place.name,),

@@ -5,25 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.doctor.facts import Facts
-from memplan.doctor.telling import size, tokens, told
+from memplan.doctor.telling import Refusal, refused, size, tokens, told
 from memplan.domain.diagnosis import Diagnosis
 
 _ALLOC = ("llama_alloc", "llama_gallocr", "llama_vulkan", "llama_metal", "oom_driver")
+_HOST_MEMORY = Refusal(
+    at="ollama_system",
+    cause="host_oom",
+    sentence="the model needs {needed:size} of host memory and {free:size} are available",
+    because="layers that are not on the GPU stay in host memory",
+)
 
 
 def causes(facts: Facts) -> Iterator[Diagnosis]:
     """The buffer that failed; weights, cache and compute buffer are allocated in that order and say so."""
     seen = facts.seen
-    if place := seen.last("ollama_system"):
-        yield told(
-            facts,
-            "host_oom",
-            "error",
-            f"the model needs {size(place.number('needed'))} of host memory and {size(place.number('free'))} are "
-            f"available",
-            because="layers that are not on the GPU stay in host memory",
-            at=(place.name,),
-        )
+    yield from refused(facts, (_HOST_MEMORY,))
     yield from _buffers(facts)
     if place := seen.last("llama_exceeds", "llama_slot"):
         wanted, context = place.number("tokens"), place.number("context") or facts.integer("context")
@@ -32,7 +29,6 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "context_exceeded",
-            "error",
             f"{asked} do not fit the context{limit} that a slot has",
             because="with several slots the context is shared: each has its part of -c",
             at=(place.name,),
@@ -41,9 +37,9 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "does_not_fit",
-            "warning",
             f"{size(seen.high('llama_fit', 'needed'))} of device memory are needed and {size(facts.free_bytes)} "
-            f"are free",
+            "are free",
+            severity="warning",
             because="what was given outright is not changed to fit",
             at=("llama_fit",),
         )
@@ -62,7 +58,6 @@ def _buffers(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "kv_allocation_oom",
-            "error",
             f"the KV cache{asked} for {tokens(facts.integer('context'))} did not fit{device}"
             if facts.integer("context")
             else f"the KV cache{asked} did not fit{device}",
@@ -70,15 +65,13 @@ def _buffers(facts: Facts) -> Iterator[Diagnosis]:
             at=("llama_alloc", "llama_kv_failed"),
         )
     elif "llama_compute_failed" in seen or ("llama_gallocr" in seen and "llama_weights_failed" not in seen):
-        if "llama_ready" in seen and "llama_retry" in seen and seen.line_of("llama_ready"):
-            severity, rest = "warning", "; it went on without pipeline parallelism"
-        else:
-            severity, rest = "error", ""
+        went_on = "llama_ready" in seen and "llama_retry" in seen
+        rest = "; it went on without pipeline parallelism" if went_on else ""
         yield told(
             facts,
             "compute_buffer_oom",
-            "warning" if severity == "warning" else "error",
             f"the compute buffer{asked} did not fit{device}{rest}",
+            severity="warning" if went_on else "error",
             because="it grows with -ub, and with the context where flash attention is off; several GPUs hold "
             "four copies",
             at=("llama_gallocr", "llama_alloc", "llama_compute_failed"),
@@ -87,7 +80,6 @@ def _buffers(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "weights_oom",
-            "error",
             f"a weight buffer{asked} did not fit{device}",
             because="-ngl puts more layers on the GPU than it holds, or --tensor-split gives one GPU too much",
             at=("llama_weights_failed", "llama_alloc"),
@@ -95,8 +87,7 @@ def _buffers(facts: Facts) -> Iterator[Diagnosis]:
     elif failed:
         yield told(
             facts,
-            "runtime_oom" if "llama_ready" in seen else "weights_oom" if place else "runtime_oom",
-            "error",
+            "weights_oom" if place and "llama_ready" not in seen else "runtime_oom",
             f"an allocation{asked} failed{device}" + (" while requests were served" if "llama_ready" in seen else ""),
             because="pools of the backend grow in use, beyond the buffers that the log lists",
             at=tuple(failed),

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.doctor.facts import Facts, oom_free, oom_total
-from memplan.doctor.telling import size, told
+from memplan.doctor.telling import Refusal, refused, size, told
 from memplan.domain.diagnosis import Diagnosis
 
 _OOM = ("oom", "oom_short", "oom_wanted", "oom_driver")
+_UNBALANCED = Refusal(
+    at="sglang_unbalanced",
+    cause="other_process",
+    sentence="the GPUs have unequal free memory: something else runs on some of them",
+    because="every rank takes what the poorest one has",
+)
 
 
 def causes(facts: Facts) -> Iterator[Diagnosis]:
@@ -26,50 +32,29 @@ def _start(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "no_kv_blocks",
-            "error",
             f"{weights}weights fill the static part of the GPU{share}, so nothing is left for the KV cache{left}: the "
             "fraction must be RAISED",
             because="the static part holds weights and cache; the rest is kept back for activations and graphs",
             at=(place.name,),
         )
-    if place := seen.last("sglang_capture_failed"):
-        text = f"{place.values.get('reason', '')} {place.text}"
-        if _ran_out(facts, text):
-            yield told(
-                facts,
-                "cuda_graph_oom",
-                "error",
-                f"memory ran out while CUDA graphs were captured{share}{_figures(facts)}: the fraction must be LOWERED",
-                because="graphs are captured after the cache was allocated, out of what the static part leaves",
-                at=(place.name,),
-            )
-        else:
-            yield told(
-                facts,
-                "graph_capture_failed",
-                "error",
-                "CUDA graph capture failed, and not for want of memory: its advice about the fraction does not apply",
-                because="the message names other reasons; kernels that cannot be captured or compiled among them",
-                at=(place.name,),
-            )
-    elif facts.scanned.stage == "graphs" and any(name in seen for name in _OOM):
+    place = seen.last("sglang_capture_failed")
+    if place is not None and not _ran_out(facts, f"{place.values.get('reason', '')} {place.text}"):
+        yield told(
+            facts,
+            "graph_capture_failed",
+            "CUDA graph capture failed, and not for want of memory: its advice about the fraction does not apply",
+            because="the message names other reasons; kernels that cannot be captured or compiled among them",
+            at=(place.name,),
+        )
+    elif place is not None or (facts.scanned.stage == "graphs" and any(name in seen for name in _OOM)):
         yield told(
             facts,
             "cuda_graph_oom",
-            "error",
             f"memory ran out while CUDA graphs were captured{share}{_figures(facts)}: the fraction must be LOWERED",
             because="graphs are captured after the cache was allocated, out of what the static part leaves",
-            at=_OOM,
+            at=(place.name,) if place is not None else _OOM,
         )
-    if place := seen.last("sglang_unbalanced"):
-        yield told(
-            facts,
-            "other_process",
-            "error",
-            "the GPUs have unequal free memory: something else runs on some of them",
-            because="every rank takes what the poorest one has",
-            at=(place.name,),
-        )
+    yield from refused(facts, (_UNBALANCED,))
 
 
 def _running(facts: Facts) -> Iterator[Diagnosis]:
@@ -79,7 +64,6 @@ def _running(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "kv_pool_exhausted",
-            "error",
             f"{what} found no room in the KV pool"
             + (f" of {facts.kv_tokens:,} tokens" if facts.kv_tokens else "")
             + ": more was admitted than it holds",
@@ -92,7 +76,6 @@ def _running(facts: Facts) -> Iterator[Diagnosis]:
             yield told(
                 facts,
                 "weights_oom",
-                "error",
                 f"memory ran out while the weights were loaded{_figures(facts)}",
                 because="no fraction mends this: the weights of one rank are larger than the GPU",
                 at=_OOM,
@@ -102,7 +85,6 @@ def _running(facts: Facts) -> Iterator[Diagnosis]:
             yield told(
                 facts,
                 "runtime_oom",
-                "error",
                 f"memory ran out in a step, outside of the static part{_figures(facts)}: the fraction must be LOWERED",
                 because="activations of a prefill grow with chunked-prefill-size; the fraction says how much is "
                 "kept for them",
@@ -112,9 +94,9 @@ def _running(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "preemption",
-            "warning",
             f"the KV pool ran full {seen.count('sglang_retract'):,} times and running requests were put back to "
             f"the queue",
+            severity="warning",
             because="more was admitted than the pool holds once answers grow",
             at=("sglang_retract",),
         )

@@ -22,7 +22,6 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "build_oom",
-            "error",
             f"the engine build wanted {size(wanted.number('wanted') if wanted else None)} and did not get it",
             because="tactics are timed with workspaces of their own",
             at=("trtllm_builder",),
@@ -33,7 +32,6 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "no_kv_blocks",
-            "error",
             f"nothing is left for the KV cache: {size(facts.free_bytes)} are free after the engine",
             because="the pool is a part of what is free once weights and buffers are there",
             at=("trtllm_no_kv", "trtllm_no_blocks", "trtllm_blocks"),
@@ -42,9 +40,9 @@ def causes(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "kv_too_small_for_len",
-            "warning",
             f"the KV pool does not hold the longest request; it was cut to {tokens(facts.longest_tokens)} "
             f"without an error",
+            severity="warning",
             because="longer requests are refused or cut from then on",
             at=("trtllm_reduced",),
         )
@@ -56,7 +54,6 @@ def _ran_out(facts: Facts) -> Diagnosis:
         return told(
             facts,
             "profile_oom",
-            "error",
             "a workspace of the engine did not fit beside weights and cache",
             because="its size grows with max_num_tokens and max_batch_size",
             at=("trtllm_workspace",),
@@ -65,7 +62,6 @@ def _ran_out(facts: Facts) -> Diagnosis:
         return told(
             facts,
             "no_kv_blocks",
-            "error",
             f"{size(free)} of {size(facts.total_bytes)} are left for the KV cache once the engine and its buffers are "
             "allocated, and the next allocation failed",
             because="the pool is a part of what is free then",
@@ -75,7 +71,6 @@ def _ran_out(facts: Facts) -> Diagnosis:
         return told(
             facts,
             "runtime_oom",
-            "error",
             "memory ran out after the KV pool was allocated"
             + (f", asking for {size(facts.wanted_bytes)}" if facts.wanted_bytes else "")
             + (f" with {size(oom_free(facts))} free" if oom_free(facts) is not None else ""),
@@ -85,7 +80,6 @@ def _ran_out(facts: Facts) -> Diagnosis:
     return told(
         facts,
         "weights_oom",
-        "error",
         "memory ran out while the engine was loaded",
         because="weights and buffers of one rank are larger than the GPU",
         at=_OOM,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.doctor.facts import Facts, oom_free, oom_total
-from memplan.doctor.telling import size, told
+from memplan.doctor.telling import Refusal, refused, size, told
 from memplan.domain.diagnosis import Diagnosis
 
 _OOM = ("oom", "oom_mps", "oom_wanted", "oom_short", "oom_driver")
@@ -62,10 +62,8 @@ def _in_other_hands(facts: Facts, others: int) -> Diagnosis:
     return told(
         facts,
         "other_process",
-        "error",
-        f"other processes hold {size(others)} of the GPU's {size(oom_total(facts))}; this one has {size(own)} "
-        f"and asked for "
-        f"{size(facts.wanted_bytes)} more",
+        f"other processes hold {size(others)} of the GPU's {size(oom_total(facts))}; this one has {size(own)} and "
+        f"asked for {size(facts.wanted_bytes)} more",
         because="what they hold is not this program's to free",
         at=_OOM,
     )
@@ -75,10 +73,8 @@ def _in_pieces(facts: Facts) -> Diagnosis:
     return told(
         facts,
         "fragmentation",
-        "error",
-        f"{size(facts.wanted_bytes)} were asked for while {size(facts.unallocated_bytes)} lay reserved and "
-        f"unused in pieces, "
-        f"beside {size(facts.allocated_bytes)} that are allocated",
+        f"{size(facts.wanted_bytes)} were asked for while {size(facts.unallocated_bytes)} lay reserved and unused in "
+        f"pieces, beside {size(facts.allocated_bytes)} that are allocated",
         because="a segment that any live block keeps cannot be given back, nor hold a larger block than its gaps",
         at=_OOM,
     )
@@ -88,11 +84,9 @@ def _refused(facts: Facts) -> Diagnosis:
     return told(
         facts,
         "free_but_refused",
-        "error",
         f"the driver refused {size(facts.wanted_bytes)} while it reported {size(oom_free(facts))} free",
         because="a limit other than the GPU's size was met: the host's commit limit (Windows: the page file), a "
-        "limit on "
-        "the process, or memory that another process took and gave back meanwhile",
+        "limit on the process, or memory that another process took and gave back meanwhile",
         at=_OOM,
     )
 
@@ -101,7 +95,6 @@ def _limited(facts: Facts) -> Diagnosis:
     return told(
         facts,
         "process_limit",
-        "error",
         f"the process may have {size(oom_total(facts))} of the GPU; {size(facts.allocated_bytes)} are allocated and "
         f"{size(facts.wanted_bytes)} were asked for",
         because="set_per_process_memory_fraction, or a launcher's option, put the limit",
@@ -124,7 +117,7 @@ def _too_little(facts: Facts) -> Diagnosis:
                 "more was allocated than the GPU has: the driver had moved memory to the host, until that failed too"
             )
     sentence = f"the GPU is too small for what was asked{doing}" + (f": {', '.join(figures)}" if figures else "")
-    return told(facts, cause, "error", sentence, because=because, at=_OOM)
+    return told(facts, cause, sentence, because=because, at=_OOM)
 
 
 def _doing(facts: Facts) -> tuple[str, str, str]:
@@ -159,54 +152,42 @@ def _doing(facts: Facts) -> tuple[str, str, str]:
 
 def libraries(facts: Facts) -> Iterator[Diagnosis]:
     """Memory that a library outside of PyTorch's pool did not get, and what only looks like it."""
-    seen = facts.seen
-    if place := seen.last("cublas_alloc"):
+    if place := facts.seen.last("cublas_alloc"):
         yield told(
             facts,
             "library_oom",
-            "error",
             f"{place.values.get('library', 'a library')} got no memory for its workspace: the GPU is full outside of "
             "PyTorch's pool",
             because="PyTorch keeps what it reserved; handles and workspaces of libraries come from what is left",
             at=(place.name,),
             is_certain="ALLOC" in place.text,
         )
-    if place := seen.last("oom_nccl"):
-        yield told(
-            facts,
-            "library_oom",
-            "error",
-            "NCCL got no memory for its buffers: the GPU is full outside of PyTorch's pool",
-            at=(place.name,),
-        )
-    if place := seen.last("jax_oom"):
-        yield told(
-            facts,
-            "capacity",
-            "error",
-            f"XLA asked for {size(place.number('wanted'))} and did not get it",
-            at=(place.name,),
-        )
-    if place := seen.last("workspace"):
-        yield told(
-            facts,
-            "workspace_too_small",
-            "error",
-            f"FlashInfer's workspace has no room for {size(place.number('wanted'))} of "
-            f"{place.values.get('what', 'a buffer')}: "
-            "this is not about how full the GPU is",
-            because="the workspace has a fixed size, whatever is free beside it",
-            at=(place.name,),
-        )
-    if place := seen.last("shared_memory_kernel"):
-        required, limit = place.number("required") or 0, place.number("limit") or 0
-        yield told(
-            facts,
-            "kernel_shared_memory",
-            "error",
-            f"a kernel wants {required:,.0f} bytes of a processor's shared memory and the GPU has {limit:,.0f}: "
-            f"this is not "
-            "about how full the GPU is",
-            because="block sizes were chosen for another architecture",
-            at=(place.name,),
-        )
+    yield from refused(facts, _OF_LIBRARIES)
+
+
+_OF_LIBRARIES = (
+    Refusal(
+        at="oom_nccl",
+        cause="library_oom",
+        sentence="NCCL got no memory for its buffers: the GPU is full outside of PyTorch's pool",
+    ),
+    Refusal(
+        at="jax_oom",
+        cause="capacity",
+        sentence="XLA asked for {wanted:size} and did not get it",
+    ),
+    Refusal(
+        at="workspace",
+        cause="workspace_too_small",
+        sentence="FlashInfer's workspace has no room for {wanted:size} of {what}: this is not about how full the GPU "
+        "is",
+        because="the workspace has a fixed size, whatever is free beside it",
+    ),
+    Refusal(
+        at="shared_memory_kernel",
+        cause="kernel_shared_memory",
+        sentence="a kernel wants {required:n} bytes of a processor's shared memory and the GPU has {limit:n}: this is "
+        "not about how full the GPU is",
+        because="block sizes were chosen for another architecture",
+    ),
+)

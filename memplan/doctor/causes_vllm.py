@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memplan.doctor.facts import Facts, oom_free, oom_total
-from memplan.doctor.telling import size, tokens, told
+from memplan.doctor.telling import Refusal, refused, size, tokens, told
 from memplan.domain.diagnosis import Diagnosis
 
 
@@ -14,31 +14,16 @@ def refusals(facts: Facts) -> Iterator[Diagnosis]:
     yield from _cache(facts)
     yield from _free_memory(facts)
     yield from _warm_up(facts)
-    yield from _limits(facts)
+    yield from _settings(facts)
 
 
 def _cache(facts: Facts) -> Iterator[Diagnosis]:
     seen = facts.seen
-    context = facts.integer("context")
-    if place := seen.last("vllm_needs_kv", "vllm_needs_kv_cut"):
-        longest = f"; the longest that fits is {tokens(facts.longest_tokens)}" if facts.longest_tokens else ""
+    if place := seen.last("vllm_needs_kv", "vllm_needs_kv_cut", "vllm_too_long", "vllm_too_long_words"):
         yield told(
             facts,
             "kv_too_small_for_len",
-            "error",
-            f"one request of {tokens(context)} needs {size(facts.needed_bytes)} of KV cache and there are "
-            f"{size(facts.available_bytes)}{longest}",
-            because="vLLM starts only if the cache holds one request of the longest length that it allows",
-            at=(place.name,),
-        )
-    elif place := seen.last("vllm_too_long", "vllm_too_long_words"):
-        yield told(
-            facts,
-            "kv_too_small_for_len",
-            "error",
-            f"the KV cache holds {tokens(facts.kv_tokens)}, fewer than the {tokens(context)} that one request may have"
-            if facts.kv_tokens
-            else "the KV cache does not hold one request of the longest length that is allowed",
+            _too_long(facts, is_sized=place.name.startswith("vllm_needs_kv")),
             because="vLLM starts only if the cache holds one request of the longest length that it allows",
             at=(place.name,),
         )
@@ -50,6 +35,18 @@ def _cache(facts: Facts) -> Iterator[Diagnosis]:
         yield _no_blocks(facts, "vllm_kv_available")
 
 
+def _too_long(facts: Facts, *, is_sized: bool) -> str:
+    """What lacks for one request, in bytes where the line tells them (`is_sized`), else in tokens."""
+    context = tokens(facts.integer("context"))
+    if is_sized:
+        longest = f"; the longest that fits is {tokens(facts.longest_tokens)}" if facts.longest_tokens else ""
+        needed, there = size(facts.needed_bytes), size(facts.available_bytes)
+        return f"one request of {context} needs {needed} of KV cache and there are {there}{longest}"
+    if facts.kv_tokens:
+        return f"the KV cache holds {tokens(facts.kv_tokens)}, fewer than the {context} that one request may have"
+    return "the KV cache does not hold one request of the longest length that is allowed"
+
+
 def _no_blocks(facts: Facts, at: str) -> Diagnosis:
     part = facts.requested_bytes
     if part is None and facts.total_bytes and (share := facts.share("gpu_memory_utilization")):
@@ -59,9 +56,8 @@ def _no_blocks(facts: Facts, at: str) -> Diagnosis:
     room = f" of {size(part)} that it may take" if part else ""
     if others:
         sentence = (
-            f"nothing{room} is left for the KV cache: {size(others)} of the GPU were in use before it started, "
-            f"and this "
-            "release counts them against its part"
+            f"nothing{room} is left for the KV cache: {size(others)} of the GPU were in use before it started, and "
+            "this release counts them against its part"
         )
     elif used and part:
         sentence = f"nothing{room} is left for the KV cache: weights, activations and the rest take {size(used)}"
@@ -72,7 +68,6 @@ def _no_blocks(facts: Facts, at: str) -> Diagnosis:
     return told(
         facts,
         "no_kv_blocks",
-        "error",
         sentence,
         because="the cache is what the engine's part of the GPU leaves after weights and the largest step",
         at=(at,),
@@ -95,12 +90,9 @@ def _free_memory(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "free_memory_below_request",
-            "error",
-            f"{size(facts.free_bytes)} of {size(facts.total_bytes)} are free at the start, {size(missing)} less "
-            f"than the "
-            f"{size(facts.requested_bytes)} that gpu_memory_utilization "
-            f"{facts.share('gpu_memory_utilization') or 0:g} asks"
-            f" for: something else holds {size(taken)}",
+            f"{size(facts.free_bytes)} of {size(facts.total_bytes)} are free at the start, {size(missing)} less than "
+            f"the {size(facts.requested_bytes)} that gpu_memory_utilization "
+            f"{facts.share('gpu_memory_utilization') or 0:g} asks for: something else holds {size(taken)}",
             because="vLLM takes its part of the whole GPU, not of what is free",
             at=(place.name,),
         )
@@ -108,7 +100,6 @@ def _free_memory(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "free_memory_below_request",
-            "error",
             "less is free on the GPU at the start than gpu_memory_utilization asks for: something else holds it",
             because="vLLM takes its part of the whole GPU, not of what is free",
             at=(place.name,),
@@ -119,7 +110,6 @@ def _free_memory(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "memory_changed_while_profiling",
-            "error",
             f"another process gave memory back while vLLM measured its own{figures}, so the measurement is void",
             because="what a step takes is the difference of free memory before and after it",
             at=(place.name,),
@@ -135,7 +125,6 @@ def _warm_up(facts: Facts) -> Iterator[Diagnosis]:
         yield told(
             facts,
             "sampler_oom",
-            "error",
             f"the sampler's warm-up with {number:,.0f} made-up requests ran out of memory{asked}"
             + (f" with {size(free)} free" if free is not None else "")
             if number
@@ -144,105 +133,77 @@ def _warm_up(facts: Facts) -> Iterator[Diagnosis]:
             "given everything that was left",
             at=("vllm_sampler",),
         )
-    if place := facts.seen.last("vllm_pooler"):
-        yield told(
-            facts,
-            "pooler_oom",
-            "error",
-            "the pooler's warm-up ran out of memory",
-            because="it runs max_num_seqs made-up requests through the model's head",
-            at=(place.name,),
-        )
+    yield from refused(facts, (_POOLER,))
 
 
-def _limits(facts: Facts) -> Iterator[Diagnosis]:
-    seen = facts.seen
-    if place := seen.last("vllm_tokens_below_len"):
-        step, context = place.number("tokens") or 0, place.number("context") or 0
-        yield told(
-            facts,
-            "step_below_context",
-            "error",
-            f"a step of {step:,.0f} tokens cannot take a prompt of {context:,.0f} at once, and chunked prefill is off",
-            at=(place.name,),
-        )
-    if place := seen.last("vllm_tokens_below_seqs"):
-        step, requests = place.number("tokens") or 0, place.number("seqs") or 0
-        yield told(
-            facts,
-            "step_below_requests",
-            "error",
-            f"a step of {step:,.0f} tokens is smaller than max_num_seqs {requests:,.0f}",
-            at=(place.name,),
-        )
-    if place := seen.last("vllm_state_blocks"):
-        requests, blocks = place.number("seqs") or 0, place.number("blocks") or 0
-        yield told(
-            facts,
-            "state_blocks",
-            "error",
-            f"max_num_seqs {requests:,.0f} is more than the {blocks:,.0f} recurrent states that have room",
-            because="every running request of a model with Mamba layers keeps a state of its own",
-            at=(place.name,),
-        )
-    if place := seen.last("vllm_swap_large"):
-        swap, host = place.number("swap"), place.number("host")
-        yield told(
-            facts,
-            "swap_too_large",
-            "error",
-            f"swap space of {size(swap)} is too much of {size(host)} of host memory",
-            at=(place.name,),
-        )
-    if place := seen.last("vllm_heads"):
-        heads, ranks = place.number("heads") or 0, place.number("tp") or 0
-        yield told(
-            facts,
-            "shards_uneven",
-            "error",
-            f"{heads:.0f} attention heads do not divide by {ranks:.0f} tensor-parallel ranks",
-            at=(place.name,),
-        )
-    if place := seen.last("vllm_shards"):
-        yield told(
-            facts,
-            "shards_uneven",
-            "error",
-            "a quantized weight does not divide by the tensor-parallel ranks: its groups would be cut",
-            at=(place.name,),
-        )
-    yield from _quantization(facts)
+_POOLER = Refusal(
+    at="vllm_pooler",
+    cause="pooler_oom",
+    sentence="the pooler's warm-up ran out of memory",
+    because="it runs max_num_seqs made-up requests through the model's head",
+)
 
 
-def _quantization(facts: Facts) -> Iterator[Diagnosis]:
-    seen = facts.seen
-    if place := seen.last("vllm_no_quant_config"):
+def _settings(facts: Facts) -> Iterator[Diagnosis]:
+    """Settings that contradict each other, the model or the release."""
+    yield from refused(facts, _REFUSED_LIMITS)
+    if place := facts.seen.last("vllm_no_quant_config"):
         method = place.values.get("method") or facts.text("quantization") or "a quantized format"
         yield told(
             facts,
             "not_quantized",
-            "error",
             f"--quantization {method} was asked of a checkpoint that has no {method} weights",
             because="the option names how a checkpoint is stored; most formats cannot be made while loading",
             at=(place.name,),
         )
-    if place := seen.last("vllm_quant_mismatch"):
-        own, asked = place.values.get("own"), place.values.get("method")
-        yield told(
-            facts,
-            "quantization_mismatch",
-            "error",
-            f"--quantization {asked} was asked of a checkpoint that is stored as {own}",
-            at=(place.name,),
-        )
-    if place := seen.last("unrecognized"):
-        yield told(
-            facts,
-            "unknown_option",
-            "error",
-            f"the release does not know the option {place.values.get('option')}",
-            at=(place.name,),
-        )
+    yield from refused(facts, _REFUSED_OPTIONS)
+
+
+_REFUSED_LIMITS = (
+    Refusal(
+        at="vllm_tokens_below_len",
+        cause="step_below_context",
+        sentence="a step of {tokens:n} tokens cannot take a prompt of {context:n} at once, and chunked prefill is off",
+    ),
+    Refusal(
+        at="vllm_tokens_below_seqs",
+        cause="step_below_requests",
+        sentence="a step of {tokens:n} tokens is smaller than max_num_seqs {seqs:n}",
+    ),
+    Refusal(
+        at="vllm_state_blocks",
+        cause="state_blocks",
+        sentence="max_num_seqs {seqs:n} is more than the {blocks:n} recurrent states that have room",
+        because="every running request of a model with Mamba layers keeps a state of its own",
+    ),
+    Refusal(
+        at="vllm_swap_large",
+        cause="swap_too_large",
+        sentence="swap space of {swap:size} is too much of {host:size} of host memory",
+    ),
+    Refusal(
+        at="vllm_heads",
+        cause="shards_uneven",
+        sentence="{heads:n} attention heads do not divide by {tp:n} tensor-parallel ranks",
+    ),
+    Refusal(
+        at="vllm_shards",
+        cause="shards_uneven",
+        sentence="a quantized weight does not divide by the tensor-parallel ranks: its groups would be cut",
+    ),
+)
+_REFUSED_OPTIONS = (
+    Refusal(
+        at="vllm_quant_mismatch",
+        cause="quantization_mismatch",
+        sentence="--quantization {method} was asked of a checkpoint that is stored as {own}",
+    ),
+    Refusal(
+        at="unrecognized",
+        cause="unknown_option",
+        sentence="the release does not know the option {option}",
+    ),
+)
 
 
 def stage_oom(facts: Facts) -> Iterator[Diagnosis]:
@@ -253,7 +214,7 @@ def stage_oom(facts: Facts) -> Iterator[Diagnosis]:
     stage, is_told = _stage(facts)
     at = ("oom", "oom_wanted", "oom_short", "oom_driver", "says_oom")
     cause, sentence, because = _STAGES[stage]
-    yield told(facts, cause, "error", f"{sentence}{figures}", because=because, at=at, is_certain=is_told)
+    yield told(facts, cause, f"{sentence}{figures}", because=because, at=at, is_certain=is_told)
 
 
 _STAGES = {

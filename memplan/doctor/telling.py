@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from memplan.doctor.facts import Facts
 from memplan.domain.diagnosis import Diagnosis, Evidence, Severity
+from memplan.records import dataclass
 from memplan.units import GIB, MIB, format_gib
 
 _TERMS = (
@@ -24,6 +29,42 @@ _TERMS = (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A line that says by itself what is the matter.
+
+    `at` is its pattern. In the `sentence` stand the pattern's own figures: `{seqs:n}` a count, `{swap:size}` a size,
+    `{option}` a word.
+    """
+
+    at: str
+    cause: str
+    sentence: str
+    because: str = ""
+
+
+def refused(facts: Facts, refusals: Sequence[Refusal]) -> Iterator[Diagnosis]:
+    """Yield a diagnosis for each of these lines that is there."""
+    for each in refusals:
+        if place := facts.seen.last(each.at):
+            sentence = _Figures().vformat(each.sentence, (), place.values)
+            yield told(facts, each.cause, sentence, because=each.because, at=(each.at,))
+
+
+class _Figures(string.Formatter):
+    """Fills in what a line says, as it is put in sentences; what the line lacks is unknown."""
+
+    def get_value(self, key: int | str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs.get(str(key))
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec == "size":
+            return size(value)
+        if value is None:
+            return "unknown"
+        return f"{value:,.0f}" if format_spec == "n" else str(value)
+
+
 def size(value: float | None) -> str:
     """A size in words; small ones in MiB."""
     if value is None:
@@ -39,9 +80,9 @@ def tokens(value: float | None) -> str:
 def told(
     facts: Facts,
     cause: str,
-    severity: Severity,
     sentence: str,
     *,
+    severity: Severity = "error",
     because: str = "",
     at: tuple[str, ...] = (),
     is_certain: bool = True,
