@@ -20,11 +20,14 @@ def escape(text: str) -> str:
     return escape_html(printable(text))
 
 
-def page(title: str, body: Iterable[str], *, about: str = _ABOUT) -> str:
-    """Return a whole page around `body`: its head, the style sheet, and a foot that says `about` what it shows."""
+def page(title: str, body: Iterable[str], *, about: str = _ABOUT, style: str = "") -> str:
+    """Return a whole page around `body`: its head, the style sheet with what this page alone needs (`style`), and a
+    foot that says `about` what it shows.
+    """
+    sheet = f"{style_sheet()}\n{style}" if style else style_sheet()
     head = (
         '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style_sheet()}\n</style>"
+        f"<title>{escape(title)}</title>\n<style>\n{sheet}\n</style>"
     )
     content = "\n".join(part for part in body if part)
     return (

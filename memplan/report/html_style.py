@@ -6,6 +6,8 @@ and marks one of 3 to 1 against what is behind them, in both themes (WCAG 2.2, A
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 LIGHT = {
     "page": "#ffffff",
     "card": "#f6f8fa",
@@ -162,14 +164,18 @@ footer { margin-top: 3rem; border-top: 1px solid var(--rule); padding-top: .75re
 
 
 def style_sheet() -> str:
-    """Return the whole style sheet; paper takes the light colours."""
+    """Return the style sheet of every page; paper takes the light colours."""
     fills = "\n".join(f".c-{key} {{ fill: var(--{key}); background: var(--{key}) }}" for key in BAR_KEYS)
-    lines = "\n".join(f"svg .line-{key} {{ fill: none; stroke: var(--{key}); stroke-width: 2 }}" for key in BAR_KEYS)
     steps = range(4)
     heat = "\n".join(f"rect.h{n} {{ fill: var(--heat{n}) }} text.h{n} {{ fill: var(--heat{n}-text) }}" for n in steps)
     dark = f"@media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}"
     scheme = ":root { color-scheme: light dark; " + _variables(LIGHT) + " }"
-    return "\n".join([scheme, dark, fills, lines, heat, ".c-unused { fill: none; background: none }", _RULES.strip()])
+    return "\n".join([scheme, dark, fills, heat, ".c-unused { fill: none; background: none }", _RULES.strip()])
+
+
+def line_style(colors: Iterable[str]) -> str:
+    """Return the rules of curves in these colours, for pages that draw some."""
+    return "\n".join(f"svg .line-{color} {{ fill: none; stroke: var(--{color}); stroke-width: 2 }}" for color in colors)
 
 
 def _variables(colors: dict[str, str]) -> str:

@@ -6,6 +6,7 @@ from memplan.domain.simulated import SimulatedSetup, SimulationAnswer
 from memplan.report import simulation_plots as plots
 from memplan.report import simulation_words as words
 from memplan.report.html_parts import data_table, escape, figure, notes, page, pairs, table_row, titled
+from memplan.report.html_style import line_style
 from memplan.report.words import model_title
 
 _KINDS = {"KEEPS": "fits", "SERVED": "fits", "MISSES": "does_not_fit", "NOT ALL SERVED": "tight"}
@@ -32,7 +33,7 @@ def html_simulation(answer: SimulationAnswer) -> str:
         *_others(answer),
         *notes(words.notes(answer)),
     ]
-    return page(f"Simulation of {title}", body, about=_ABOUT)
+    return page(f"Simulation of {title}", body, about=_ABOUT, style=line_style(plots.LINE_COLORS))
 
 
 def _verdict(answer: SimulationAnswer, setup: SimulatedSetup) -> str:

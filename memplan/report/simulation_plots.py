@@ -17,6 +17,7 @@ _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 64, 12, 14, 34
 _MOST_POINTS = 300
 _MOST_CURVES = 6
 CURVE_COLORS = ("weights", "activation_peak", "kv_asked", "cuda_graph", "gradients", "workspace")
+LINE_COLORS = (*CURVE_COLORS, "missing")
 HELD = "weights"
 
 

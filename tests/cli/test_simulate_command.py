@@ -188,6 +188,9 @@ def test_the_formats_are_pages_of_the_same_figures(memplan_here: Memplan) -> Non
     assert "| first token |" in markdown
     page = memplan_here("simulate", *MODEL, *LOAD, *limits, "--html").stdout
     assert page.count("<svg") == 4
+    drawn = set(re.findall(r'class="(line-\w+)"', page))
+    assert {"line-missing", "line-weights"} <= drawn
+    assert all(f"svg .{name} {{" in page for name in drawn)
     assert "http" not in page.replace("http://www.w3.org", "")
     quiet = memplan_here("simulate", *MODEL, *LOAD, *limits, "--quiet").stdout
     assert len(quiet.splitlines()) == 3

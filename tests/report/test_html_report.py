@@ -42,6 +42,10 @@ def test_a_page_is_well_formed_and_fetches_nothing(name: str) -> None:
     assert max(Counter(page.ids).values(), default=1) == 1
 
 
+def test_a_page_without_curves_has_no_style_for_them() -> None:
+    assert not any(".line-" in text for text in pages().values())
+
+
 @pytest.mark.parametrize("name", pages())
 def test_every_figure_says_in_words_what_it_shows(name: str) -> None:
     page = Page(pages()[name])
