@@ -41,11 +41,15 @@ def doctor_command(given: Given) -> None:
         raise UsageError("nothing to look at", hint="memplan doctor FILE, a server's address, or - to read from stdin")
     check_output(given)
     from memplan.cli.doctor_sources import report_on
+    from memplan.cli.serving_options import parse_devices
+    from memplan.report.diagnosis_words import lines
 
+    # A GPU that is asked for must be one, also where what is read needs none.
+    parse_devices(given.get("gpu"), memory=given.get("gpu_memory"), free=None)
     report = report_on(given)
     if not report.diagnoses and report.recognised.kind == "unknown":
         raise UsageError(
-            f"nothing is known of what was given: {report.recognised.num_lines:,} lines without a word of memory",
+            f"nothing is known of what was given: {lines(report.recognised.num_lines)} without a word of memory",
             hint="give the lines in which it failed, a config, a snapshot, nvidia-smi's output or a server's address",
         )
     answer_with(given, _render(given, report))

@@ -19,12 +19,11 @@ from memplan.doctor.lint import (
     setup_findings,
 )
 from memplan.doctor.secrets import redact, shown
-from memplan.domain.diagnosis import Diagnosis, DoctorReport, Recognised, WhyLine
+from memplan.domain.diagnosis import GRAVITY, Diagnosis, DoctorReport, Recognised, WhyLine
 from memplan.domain.emission import EmitSubject
 from memplan.errors import MemplanError
 from memplan.records import replace
 
-_GRAVITY = {"error": 0, "warning": 1, "note": 2, "fine": 3}
 _SAID = 6
 
 
@@ -50,7 +49,7 @@ def config_report(text: str, path: Path | None, given: Given) -> DoctorReport:
     if not diagnoses and isinstance(subject, EmitSubject):
         sentence = f"nothing is the matter: {room(subject)}"
         diagnoses = [Diagnosis(cause="starts", severity="fine", sentence=sentence)]
-    ordered = _merged(sorted(diagnoses, key=lambda each: _GRAVITY[each.severity]))
+    ordered = _merged(sorted(diagnoses, key=lambda each: GRAVITY[each.severity]))
     if ordered:
         ordered[0] = replace(ordered[0], why=working)
     return DoctorReport(

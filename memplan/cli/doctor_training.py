@@ -15,7 +15,7 @@ from memplan.cli.script_config import script_calls
 from memplan.doctor.secrets import redact, shown
 from memplan.doctor.telling import size
 from memplan.doctor.training_config import rules, training_options
-from memplan.domain.diagnosis import Diagnosis, DoctorReport, Mend, Recognised, WhyLine
+from memplan.domain.diagnosis import GRAVITY, Diagnosis, DoctorReport, Mend, Recognised, WhyLine
 from memplan.domain.training_budget import TrainingBudget
 from memplan.errors import MemplanError, UsageError
 from memplan.records import replace
@@ -36,7 +36,6 @@ _TRAINER = (
     (r"--sharding fsdp2?\b", "fsdp='full_shard'"),
     (r"--offload optimizer", "offload_optimizer.device: cpu"),
 )
-_GRAVITY = {"error": 0, "warning": 1, "note": 2, "fine": 3}
 
 
 def training_report(text: str, path: Path | None, given: Given) -> DoctorReport:
@@ -52,7 +51,7 @@ def training_report(text: str, path: Path | None, given: Given) -> DoctorReport:
         if budget.verdict == "fits":  # what would run out first is then no more than a note
             diagnoses = [replace(each, severity="note") for each in diagnoses]
         diagnoses.insert(0, _verdict(budget))
-    ordered = sorted(diagnoses, key=lambda each: (each.because != _BY_BUDGET, _GRAVITY[each.severity]))
+    ordered = sorted(diagnoses, key=lambda each: (each.because != _BY_BUDGET, GRAVITY[each.severity]))
     if not ordered:
         ordered = [Diagnosis(cause="starts", severity="fine", sentence="nothing is known to be the matter")]
     ordered[0] = replace(ordered[0], why=working)

@@ -63,18 +63,13 @@ def answerer(given: Given) -> Callable[[TrainingAsked], TrainingBudget]:
     """What answers: formulas; for pictures, and for layers that these do not know, a profile of the model's code."""
     from memplan.engines.training.answer import answer_training
 
-    def profiled(asked: TrainingAsked) -> TrainingBudget:
-        from memplan.cli.training_profile import ProfiledAnswers
-
-        return ProfiledAnswers(given).answer(asked)
-
     def answer(asked: TrainingAsked) -> TrainingBudget:
-        if asked.question.images or asked.question.resolution is not None or not asked.spec.is_generative:
-            return profiled(asked)
         try:
             return answer_training(asked)
         except UnsupportedModel:
-            return profiled(asked)
+            from memplan.cli.training_profile import ProfiledAnswers
+
+            return ProfiledAnswers(given).answer(asked)
 
     return answer
 

@@ -71,7 +71,7 @@ def _where_from(asked: AskedQuantization) -> str:
     """How to get the weights that are missing."""
     if Path(asked.name).is_dir():
         return "safetensors are read; load a .bin checkpoint with weights_only and save it as safetensors first"
-    return f"huggingface-cli download {asked.spec.name}, then run this again"
+    return f"hf download {asked.spec.name}, then run this again"
 
 
 def _needs(asked: AskedQuantization) -> str:

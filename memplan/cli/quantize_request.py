@@ -6,10 +6,11 @@ from pathlib import Path
 
 from memplan.cli.options import Given
 from memplan.cli.quantize_limits import Limits, limits_of, mends, shortage
+from memplan.cli.quantize_output import output_of
 from memplan.cli.quantize_target import fitted_to
 from memplan.cli.serving_options import split_names
 from memplan.domain.model import ModelSpec
-from memplan.errors import DoesNotFit, UsageError
+from memplan.errors import DoesNotFit, SourceNotFound, UnsupportedModel, UsageError
 from memplan.quantize.backends import BACKENDS, check_backend
 from memplan.quantize.forecast import Forecast, forecast
 from memplan.quantize.request import QuantizeRequest, quantize_request
@@ -65,12 +66,14 @@ class AskedQuantization:
 def ask(given: Given) -> AskedQuantization:
     """Return what a command asks. Raises: MemplanError for a bad value, an unknown model or a quantized one."""
     from memplan.introspect.resolve import weights_folder
-    from memplan.pipeline import load_model
 
     request = _request(given)
-    output = given.get("output")
     name, revision = str(given["model"]), given.get("revision")
-    spec = load_model(name, revision=revision, offline=bool(given.get("offline")), introspect="auto")
+    folder = weights_folder(name, revision=revision)
+    output = output_of(given, name, request.method.name, folder)
+    spec = _spec(name, revision, offline=bool(given.get("offline")))
+    if folder is not None and not (folder / "config.json").is_file():
+        raise SourceNotFound(f"no config.json in {folder}", hint="download the whole repository")
     if spec.quantization:
         raise UsageError(f"{spec.name} is quantized already ({spec.quantization})", hint="give the 16-bit model")
     target_note = ""
@@ -78,11 +81,10 @@ def ask(given: Given) -> AskedQuantization:
         request, target_note = fitted_to(str(given["target"]), spec, request, given)
     fallbacks, keeps_base = _fallbacks(given, request)
     target_bytes = _target(given, request)
-    output = output or Path(f"{_plain_name(name)}-{request.method.name.replace('+', '-').replace(':', '-')}")
     return AskedQuantization(
         name=name,
         spec=spec,
-        folder=weights_folder(name, revision=revision),
+        folder=folder,
         request=request,
         forecast=forecast(spec, request, target_bytes=target_bytes),
         limits=limits_of(given, output),
@@ -93,6 +95,19 @@ def ask(given: Given) -> AskedQuantization:
         fallbacks=fallbacks,
         keeps_base=keeps_base,
     )
+
+
+def _spec(name: str, revision: str | None, *, offline: bool) -> ModelSpec:
+    """The model; of a family that memplan has no rules for, as transformers builds it, which does the work anyway."""
+    from memplan.pipeline import load_model
+
+    try:
+        return load_model(name, revision=revision, offline=offline, introspect="auto")
+    except UnsupportedModel as error:
+        try:
+            return load_model(name, revision=revision, offline=offline, introspect="torch")
+        except UnsupportedModel as again:
+            raise UnsupportedModel(f"{error.message}; {again.message}", hint=again.hint) from None
 
 
 def with_time(asked: AskedQuantization) -> AskedQuantization:
@@ -158,7 +173,3 @@ def _target(given: Given, request: QuantizeRequest) -> int | None:
     if not is_auto:
         raise UsageError("--target-memory is for --method auto", hint="leave it out, or give --method auto")
     return parse_size_bytes(str(text), what="--target-memory")
-
-
-def _plain_name(name: str) -> str:
-    return Path(name).name.lower() or "model"

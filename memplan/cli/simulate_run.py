@@ -55,6 +55,8 @@ def simulated(given: Given) -> SimulationAnswer:
     cases = [_case(question, own, _title(question, asked)) for question in asked.questions()]
     more, refused = _others(own, cases[0])
     cases += more
+    if "swap_space" in given and all(case.settings.preemption != "swap" for case in cases):
+        raise UsageError("--swap-space without --preemption swap", hint="caches are computed again otherwise")
     summary = summary_of(traffic, traffic.make(cases[0].settings.context_tokens))
     with progress("simulating") as step:
         setups = _run_all(cases, traffic, promise, step)

@@ -84,10 +84,12 @@ def _values(name: str, text: str, whole: str) -> tuple[str, Sequence[tuple[str, 
     key = _NAMES.get(key, key)
     option = _ALLOWED.get(key)
     written = [part.strip() for part in text.split(",") if part.strip()]
-    if option is None or not written:
+    if option is None:
         known = sorted(each.replace("_", "-") for each in _ALLOWED)
         hint = did_you_mean(name, known) or "write it as --what-if kv-dtype=fp8, max-num-seqs=64,128, or usual"
         raise UsageError(f"not a what-if: `{whole:.60}`", hint=hint)
+    if not written:
+        raise UsageError(f"a what-if without a value: `{whole:.60}`", hint=f"write {_flag(key)}=VALUE")
     return key, [(part, _typed(option, part, whole)) for part in written]
 
 

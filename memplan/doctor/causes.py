@@ -18,13 +18,12 @@ from memplan.doctor import (
 )
 from memplan.doctor.facts import Facts
 from memplan.doctor.telling import size, tokens, told
-from memplan.domain.diagnosis import Diagnosis
+from memplan.domain.diagnosis import GRAVITY, Diagnosis
 
 _OOM = ("oom", "oom_short", "oom_driver", "oom_exceeds", "oom_mps", "oom_wanted")
 # How telling a cause is; the rest stand between.
 _FIRST = ("memory_changed_while_profiling", "free_memory_below_request", "sampler_oom")
 _LAST = ("preemption", "starts", "runs_full", "other_process_beside")
-_GRAVITY = {"error": 0, "warning": 1, "note": 2, "fine": 3}
 _FULL_SHARE = 0.95
 
 
@@ -42,7 +41,7 @@ def find_causes(facts: Facts) -> tuple[Diagnosis, ...]:
 
 def _rank(each: Diagnosis, order: dict[str, int]) -> tuple[int, int, bool, int]:
     tier = 0 if each.cause in _FIRST else 2 if each.cause in _LAST else 1
-    return _GRAVITY[each.severity], tier, not each.is_certain, order[each.cause]
+    return GRAVITY[each.severity], tier, not each.is_certain, order[each.cause]
 
 
 def _asked(facts: Facts) -> Iterator[Diagnosis]:

@@ -27,6 +27,8 @@ Kind = Literal[
     "unknown",
 ]
 Value = int | float | str
+GRAVITY: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2, "fine": 3}
+"""The order in which diagnoses are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,11 +56,16 @@ def given(report: DoctorReport) -> str:
     it = report.recognised
     release = f" {it.version}" if it.version else ""
     generation = f" ({it.generation})" if it.generation else ""
-    size = f", {it.num_lines:,} lines" if it.num_lines else ""
+    size = f", {lines(it.num_lines)}" if it.num_lines else ""
     name = it.name
     if it.engine and _ENGINES.get(it.engine, it.engine) not in name:
         name = f"{name} of {_ENGINES.get(it.engine, it.engine)}"
     return f"{name}{release}{generation}{size}"
+
+
+def lines(number: int) -> str:
+    """How many lines, in words."""
+    return f"{number:,} line" if number == 1 else f"{number:,} lines"
 
 
 def where(report: DoctorReport) -> list[tuple[str, str]]:

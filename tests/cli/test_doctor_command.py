@@ -232,6 +232,18 @@ def test_what_cannot_be_diagnosed_is_said_in_one_line(
     assert not done.stdout
 
 
+@pytest.mark.parametrize(("option", "value"), [("--gpu", "nosuch"), ("--gpu-memory", "lots"), ("--engine", "nosuch")])
+def test_an_option_that_says_nothing_is_refused_also_where_it_is_not_needed(
+    memplan_here: Memplan, tmp_path: Path, option: str, value: str
+) -> None:
+    done = memplan_here(
+        "doctor", write(tmp_path / "x.log", "CUDA out of memory. Tried to allocate 2.00 GiB\n"), option, value
+    )
+    assert done.returncode == 2
+    assert value in done.stderr.splitlines()[0]
+    assert not done.stdout
+
+
 def test_without_a_source_it_says_what_to_give(memplan_here: Memplan) -> None:
     done = memplan_here("doctor")
     assert done.returncode == 2

@@ -141,6 +141,8 @@ def test_without_a_model_the_last_plan_s_load_is_simulated(memplan_here: Memplan
         ((*LOAD, "--concurrency", "4"), "--rate and --concurrency exclude each other"),
         ((*LOAD, "--what-if", "colour=red"), "not a what-if"),
         ((*LOAD, "--what-if", "max-num-seqs=many"), "many"),
+        ((*LOAD, "--what-if", "kv-dtype"), "a what-if without a value"),
+        ((*LOAD, "--swap-space", "8GiB"), "--swap-space without --preemption swap"),
         ((*LOAD, "--batching", "eager"), "unknown batching"),
         ((*LOAD, "--bursts", "10s"), "not bursts"),
         ((*LOAD, "--think-time", "soon"), "not a time for --think-time"),
