@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Sequence
 
-import typer
-
 from memplan.cli.options import (
     DEVICE_OPTIONS,
     LLAMA_CPP_OPTIONS,
@@ -66,7 +64,7 @@ def estimate_command(given: Given) -> None:
 
 def _finish(verdicts: Collection[str], fail_on: str) -> None:
     if fail_on != "never" and ("does_not_fit" in verdicts or ("tight" in verdicts and fail_on == "tight")):
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _render(given: Given, budgets: Sequence[MemoryBudget]) -> str:

@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from memplan.cli.options import EVALUATE_OPTIONS, OUTPUT_OPTIONS, SERVING_OPTIONS, SOURCE_OPTIONS, Given, accepts
 from memplan.cli.output import answer_with, check_output
 from memplan.cli.progress import progress
@@ -53,7 +51,7 @@ def evaluate_command(given: Given) -> None:
     if gate is not None and gate.verdict == "missed":
         if writes_scales:
             print("the scales were not written: quality missed", file=sys.stderr)
-        raise typer.Exit(_QUALITY_MISSED)
+        raise SystemExit(_QUALITY_MISSED)
     if writes_scales:
         from memplan.quantize.kv_scale_files import write_kv_scales
 

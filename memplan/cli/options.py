@@ -6,12 +6,9 @@ not given is not in the mapping, so that a config file, memplan.yaml or the last
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
-
-import typer
+from typing import Any
 
 from memplan.records import dataclass
 
@@ -344,38 +341,35 @@ WORKLOAD: Mapping[str, Option] = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command: what it does with what was given, and the options that it has, after an optional `argument`.
+
+    A value that was not given is None, or an empty list, and the command never sees it.
+    """
+
+    work: Callable[[Given], None]
+    options: tuple[Option, ...]
+    argument: Option | None
+
+    def __call__(self, **values: Any) -> None:
+        """Do the work, with the real stdout kept for the answer."""
+        from memplan.cli.output import guarded_stdout
+
+        with guarded_stdout():
+            self.work({name: value for name, value in values.items() if value is not None and value != []})
+
+
 def accepts(
     *options: Option, model: bool = True, argument: Option = MODEL
-) -> Callable[[Callable[[Given], None]], Callable[..., None]]:
+) -> Callable[[Callable[[Given], None]], Command]:
     """Return a decorator that gives a command these options, after an optional MODEL, or another `argument`."""
-
-    def decorate(command: Callable[[Given], None]) -> Callable[..., None]:
-        def run(**values: Any) -> None:
-            from memplan.cli.output import guarded_stdout
-
-            with guarded_stdout():
-                command({name: value for name, value in values.items() if value is not None and value != []})
-
-        kinds = {option.name: _annotation(option) for option in options}
-        if model:
-            shown = typer.Argument(help=argument.help, show_default=False, metavar=f"[{argument.name.upper()}]")
-            kinds = {argument.name: Annotated[Optional[str], shown], **kinds}  # noqa: UP045 - a value, not a hint
-        run.__doc__ = command.__doc__
-        run.__annotations__ = kinds
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-                for name, kind in kinds.items()
-            ]
-        )
-        return run
-
-    return decorate
+    return lambda work: Command(work=work, options=options, argument=argument if model else None)
 
 
-def _annotation(option: Option) -> Any:
-    flags = option.flags or (f"--{option.name.replace('_', '-')}",)
-    if option.kind is bool and not option.flags:
-        flags = (f"{flags[0]}/--no-{flags[0].removeprefix('--')}",)
-    shown = typer.Option(*flags, help=option.help, show_default=False, rich_help_panel=option.panel or None)
-    return Annotated[Optional[option.kind], shown]  # noqa: UP045
+def flags_of(option: Option) -> tuple[tuple[str, ...], str | None]:
+    """How an option is written on a command line, and how its opposite is, where it has one."""
+    if option.flags:
+        return option.flags, None
+    name = option.name.replace("_", "-")
+    return (f"--{name}",), f"--no-{name}" if option.kind is bool else None

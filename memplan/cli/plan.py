@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import typer
-
 from memplan.cli.options import (
     DEVICE_OPTIONS,
     OUTPUT_OPTIONS,
@@ -67,7 +65,7 @@ def plan_command(given: Given) -> None:
         from memplan.cli.state import filled_in
 
         if not plan_training_command(filled_in(given, forget=DECIDED), given):
-            raise typer.Exit(1)
+            raise SystemExit(1)
         return
     from memplan.cli.plan_recipes import Expected, read_recipe, surprises_of
     from memplan.cli.plan_request import plan_request
@@ -96,9 +94,9 @@ def plan_command(given: Given) -> None:
     if expected is not None:
         for surprise in (surprises := surprises_of(expected, answer)):
             print(f"recipe: {surprise}", file=sys.stderr)
-        raise typer.Exit(int(bool(surprises)))
+        raise SystemExit(int(bool(surprises)))
     if answer.winner is None:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _is_training(given: Given) -> bool:

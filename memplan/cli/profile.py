@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import typer
-
 from memplan.cli.options import (
     DEVICE_OPTIONS,
     OUTPUT_OPTIONS,
@@ -62,7 +60,7 @@ def profile_command(given: Given) -> None:
     if interrupted:
         raise KeyboardInterrupt
     if fail_on != "never" and any(timeline.out_of_memory for timeline in timelines):
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _render(given: Given, timelines: Sequence[MemoryTimeline]) -> str:

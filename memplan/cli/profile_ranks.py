@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from memplan.cli.profile_files import read_profile
 from memplan.domain.dtypes import DType
 from memplan.domain.timeline import MemoryTimeline
@@ -71,7 +69,7 @@ def said_once() -> Iterator[None]:
         try:
             yield
         except MemplanError as error:
-            raise typer.Exit(error.exit_code) from None
+            raise SystemExit(error.exit_code) from None
 
 
 def check_launch(requests: Sequence[ProfileRequest]) -> None:
@@ -108,7 +106,7 @@ def as_launched_rank(request: ProfileRequest) -> list[MemoryTimeline]:
     except MemplanError as error:
         raise type(error)(f"rank {rank}: {error.message}", hint=error.hint) from error
     if rank != 0:
-        raise typer.Exit(0)
+        raise SystemExit(0)
     with tempfile.TemporaryDirectory(prefix="memplan-ranks-") as name:
         made = []
         for number, text in enumerate(found):

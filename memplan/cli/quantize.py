@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from memplan.cli.options import OUTPUT_OPTIONS, QUANTIZE_OPTIONS, SOURCE_OPTIONS, Given, accepts
 from memplan.errors import Offline
 from memplan.units import format_gib
@@ -56,7 +54,7 @@ def quantize_command(given: Given) -> None:
     if given.get("devices", 1) != 1 and not is_one_of_several():
         code, answer = run_on_devices(int(given["devices"]))
         write_answer(answer)
-        raise typer.Exit(code)
+        raise SystemExit(code)
     asked = with_time(asked)
     if is_first():
         print(_needs(asked), file=sys.stderr)

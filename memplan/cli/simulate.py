@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import typer
-
 from memplan.cli.options import (
     DEVICE_OPTIONS,
     LLAMA_CPP_OPTIONS,
@@ -53,7 +51,7 @@ def simulate_command(given: Given) -> None:
     answer = simulated(given)
     answer_with(given, _render(given, answer))
     if answer.setups[0].keeps is False:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _render(given: Given, answer: SimulationAnswer) -> str:

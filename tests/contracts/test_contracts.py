@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from memplan.cli.app import COMMANDS, load_command
+from memplan.cli.commands import COMMANDS
+from memplan.cli.parser import load_command
 from memplan.emit.registry import FORMATS, load_emitter
 from memplan.engines.registry import ENGINES, load_engine
 

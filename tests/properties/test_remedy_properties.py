@@ -10,7 +10,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from questions import MODELS, SMALL_MODELS
 
-from memplan.cli.app import load_command
+from memplan.cli.parser import load_command
 from memplan.cli.questions import ask
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.remedies import cheapest_remedy, flags_to_type
