@@ -168,3 +168,21 @@ def test_training_is_budgeted_without_a_heavy_import(tmp_path: Path) -> None:
         )
     modules = json.loads(done.stderr.splitlines()[-1])
     assert [name for name in HEAVY if name in modules] == []
+
+
+@pytest.mark.parametrize("command", ["plan", "emit-config"])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("vit-base", "--train", "full"), "for models that generate no text, such as google/vit-base"),
+        (("qwen2.5-vl-3b", "--train", "lora", "--images", "2"), "with pictures: --images and --resolution"),
+        (("jamba-mini", "--train", "lora"), "for `mamba1` layers, such as layer 0 of"),
+    ],
+)
+def test_what_a_profile_answers_is_neither_searched_nor_written(
+    memplan_here: Memplan, command: str, arguments: tuple[str, ...], said: str
+) -> None:
+    done = memplan_here(command, *arguments, "--gpu", "h100x8", "--offline")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert f"error: training is not modelled {said}" in done.stderr
+    assert "hint: `memplan estimate --train` asks a profile of the model's own code" in done.stderr

@@ -22,6 +22,10 @@ from memplan.domain.training import TrainingSpec
 from memplan.errors import UnsupportedModel
 from memplan.records import replace
 
+BY_PROFILE = (
+    "`memplan estimate --train` asks a profile of the model's own code, one setting at a time;"
+    " `memplan profile --phase training` shows it"
+)
 MakeParameter = Callable[[str, float, bool], Parameter]
 # Before and after each half of a layer.
 Norms = list[tuple[Parameter | None, Parameter | None]]
@@ -375,7 +379,7 @@ class Builder:
 def _not_modelled(layer: ModelLayer, number: int, model: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"training is not modelled for `{layer.kind}` layers, such as layer {number} of {model}",
-        hint="memplan profile --phase training runs the model's own code",
+        hint=BY_PROFILE,
     )
 
 

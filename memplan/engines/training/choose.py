@@ -30,7 +30,10 @@ _WORKSPACE_BYTES, _NEW_WORKSPACE_BYTES = 8519680, 33554432  # cuBLAS, before and
 
 
 def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -> TrainingSpec:
-    """Return the step that a question asks for. Raises: UsageError for a combination that cannot be."""
+    """Return the step that a question asks for.
+
+    Raises: UsageError for a combination that cannot be; UnsupportedModel for what a profile answers.
+    """
     preset = PRESETS[question.trainer]
     layout = choose_layout(question, spec)
     sharding = choose_sharding(question, layout)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memplan.budget.training.build import BY_PROFILE
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.training import Sharding, TrainingLayout
 from memplan.domain.training_question import TrainingQuestion
 from memplan.engines.training.presets import PRESETS
-from memplan.errors import UsageError
+from memplan.errors import UnsupportedModel, UsageError
 from memplan.units import format_count
 
 _ZERO = ("zero1", "zero2", "zero3")
@@ -24,7 +25,8 @@ _BF16_CAPABILITY = 8.0
 def check(
     question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec, layout: TrainingLayout, sharding: Sharding
 ) -> None:
-    """Raises: UsageError for a combination that no run can have."""
+    """Raises: UsageError for a combination that no run can have; UnsupportedModel for what is no decoder's text."""
+    _text_alone(question, spec)
     _trainer(question, layout, sharding)
     _sharding(question, layout, sharding)
     _cuts(spec, layout)
@@ -34,6 +36,15 @@ def check(
         raise UsageError(
             f"`--fp8-recipe tensorwise-gather` with --sharding {sharding}: nothing is gathered in 8 bits",
             hint="use --fp8-recipe tensorwise, or --sharding fsdp2",
+        )
+
+
+def _text_alone(question: TrainingQuestion, spec: ModelSpec) -> None:
+    if question.images or question.resolution is not None:
+        raise UnsupportedModel("training is not modelled with pictures: --images and --resolution", hint=BY_PROFILE)
+    if not spec.is_generative:
+        raise UnsupportedModel(
+            f"training is not modelled for models that generate no text, such as {spec.name}", hint=BY_PROFILE
         )
 
 
