@@ -63,7 +63,10 @@ def read_yaml(text: str, origin: str, *, exponents: bool = False) -> dict[str, A
     try:
         table = yaml.load(text, Loader=loader)
     except yaml.YAMLError as error:
-        raise UsageError(f"{origin} is not valid YAML: {str(error).splitlines()[0]}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{origin} is not valid YAML{where}: {problem}", hint="mend it, or write it again") from None
     if not isinstance(table, dict):
         raise UsageError(f"{origin} is not a YAML mapping")
     return table

@@ -67,7 +67,7 @@ def test_a_named_model_never_depends_on_memplan_yaml(tmp_path: Path) -> None:
         ("model: llama-8b\ncontxt: 4\n", "did you mean context"),
         ("model: llama-8b\neager: maybe\n", "eager is `maybe`"),
         ("- llama-8b\n", "not a YAML mapping"),
-        ("model: [\n", "not valid YAML"),
+        ("model: llama-8b\ngpu: [\n", "not valid YAML at line 3, column 1: "),
     ],
 )
 def test_a_bad_memplan_yaml_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:

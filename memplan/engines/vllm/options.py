@@ -26,6 +26,7 @@ _KNOWN = (
     "use_v1",
     "v2_model_runner",
 )
+_FLAGS = ("disable_hybrid_kv_cache_manager", "flashinfer_sampler", "use_v1", "v2_model_runner")
 # Values of max_model_len for: as long as the cache holds.
 _FITTED = ("auto", -1)
 # vLLM's own options whose names are nearly one of those.
@@ -56,12 +57,15 @@ def check_options(asked: ServingSettings, gpu: GpuSpec, rules: Rules) -> None:
 
     Raises: UsageError.
     """
+    options = EngineOptions("vLLM", asked.engine_options)
+    for name in _FLAGS:
+        options.flag(name)
     if fits_length(asked) and not rules["fits_length"]:
         raise UsageError(
             f"vLLM {rules.version} does not know max-model-len auto", hint="leave it out for the model's own maximum"
         )
-    chosen = asked.engine_options.get("use_v1")
-    if isinstance(chosen, bool) and rules["generation"] == ("v0" if chosen else "v1"):
+    chosen = options.flag("use_v1")
+    if chosen is not None and rules["generation"] == ("v0" if chosen else "v1"):
         raise UsageError(
             f"use_v1={str(chosen).lower()} with vLLM {rules.version}",
             hint="0.8 to 0.10 run V0 or V1, older releases V0 and newer ones V1",

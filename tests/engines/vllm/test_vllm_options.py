@@ -87,3 +87,9 @@ def test_v0_may_be_chosen_where_the_release_has_both(version: str) -> None:
 def test_an_engine_that_the_release_lacks_is_refused(version: str, use_v1: bool) -> None:
     with pytest.raises(UsageError, match=f"use_v1={str(use_v1).lower()} with vLLM {version}"):
         _ = start(version, engine_options={"use_v1": use_v1}).budget
+
+
+@pytest.mark.parametrize("name", ["use_v1", "flashinfer_sampler", "v2_model_runner", "disable_hybrid_kv_cache_manager"])
+def test_a_choice_that_is_neither_yes_nor_no_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is `perhaps`"):
+        _ = start("0.10.2", engine_options={name: "perhaps"}).budget
