@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from memplan.cli.options import EVALUATE_OPTIONS, OUTPUT_OPTIONS, SERVING_OPTIONS, SOURCE_OPTIONS, Given, accepts
 from memplan.cli.output import answer_with, check_output
 from memplan.cli.progress import progress
+from memplan.cli.quantize_stops import in_one_go
 from memplan.errors import SourceNotFound, UsageError
 from memplan.quantize.packages import require_packages
 from memplan.units import parse_fraction, parse_size_bytes
@@ -41,7 +42,7 @@ def evaluate_command(given: Given) -> None:
     from memplan.quantize.evaluation import evaluate
     from memplan.quantize.gate import DEFAULT_LIMIT_FRACTION, judge
 
-    with progress("evaluating") as step:
+    with progress("evaluating") as step, in_one_go("the model was measured"):
         found = evaluate(request, step)
     gate = None
     if found.report.base is not None:
@@ -55,7 +56,9 @@ def evaluate_command(given: Given) -> None:
     if writes_scales:
         from memplan.quantize.kv_scale_files import write_kv_scales
 
-        print(f"wrote {write_kv_scales(request.path, found.kv_scales)}", file=sys.stderr)
+        with in_one_go("scales were written"):
+            written = write_kv_scales(request.path, found.kv_scales)
+        print(f"wrote {written}", file=sys.stderr)
 
 
 def _check_kv_scales(request: EvaluationRequest, *, force: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memplan.cli.options import OUTPUT_OPTIONS, QUANTIZE_OPTIONS, SOURCE_OPTIONS, Given, accepts
-from memplan.errors import Offline
+from memplan.errors import Offline, UsageError
 from memplan.units import format_gib
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def quantize_command(given: Given) -> None:
     from memplan.cli.quantize_request import ask, with_time
     from memplan.cli.state import filled_in
 
+    if given.get("json") and given.get("quiet"):
+        raise UsageError("--json and --quiet exclude each other", hint="give one of them")
     given = filled_in(given)
     asked = ask(given)
     if asked.folder is None or given.get("dry_run"):

@@ -42,7 +42,7 @@ def run_backend(name: str, asked: AskedQuantization, given: Given) -> str:
     windows = calibration_windows(
         texts,
         load_tokenizer(asked.folder),
-        window_tokens=min(request.window_tokens, asked.spec.max_context_tokens),
+        window_tokens=request.window_tokens,
         num_windows=request.num_samples,
     )
     staging = output.with_name(f"{output.name}.{name}")

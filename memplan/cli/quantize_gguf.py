@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from memplan.cli.options import Given
 from memplan.cli.quantize_proof import proven
 from memplan.cli.quantize_request import AskedQuantization
+from memplan.cli.quantize_run import write_reports
+from memplan.cli.quantize_stops import in_one_go
 from memplan.errors import QualityMissed, UsageError
 from memplan.quantize.gguf_file.types import FILE_TYPES
 from memplan.quantize.packages import require_packages
@@ -32,8 +34,6 @@ def run_gguf(asked: AskedQuantization, given: Given) -> QuantizeResult:
     if given.get("resume"):
         raise UsageError("a GGUF is written in one go", hint="leave --resume out")
     require_packages("--method gguf", "gguf", hint="pip install 'memplan[gguf]'")
-    from memplan.report.quantize_json import result_json
-
     assert asked.folder is not None
     assert asked.output is not None
     output, start = asked.output, time.monotonic()
@@ -43,8 +43,9 @@ def run_gguf(asked: AskedQuantization, given: Given) -> QuantizeResult:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
-        file, notes = _write(asked, staging, given)
-        quality, gate = proven(asked, given, lambda: _read(asked, file), staging)
+        with in_one_go(f"{asked.request.method.name} was written and proved"):
+            file, notes = _write(asked, staging, given)
+            quality, gate = proven(asked, given, lambda: _read(asked, file), staging)
         place = output if gate.verdict == "passed" else output.with_name(f"{output.name}.rejected")
         result = QuantizeResult(
             model_name=asked.spec.name,
@@ -59,7 +60,7 @@ def run_gguf(asked: AskedQuantization, given: Given) -> QuantizeResult:
             peak_bytes=None,
             notes=tuple(notes),
         )
-        (staging / "quantization_report.json").write_text(result_json(result), encoding="utf-8")
+        write_reports(result, staging, asked.folder, html=bool(given.get("html")))
         shutil.rmtree(place, ignore_errors=True)
         os.replace(staging, place)
     finally:

@@ -76,6 +76,7 @@ def ask(given: Given) -> AskedQuantization:
         raise SourceNotFound(f"no config.json in {folder}", hint="download the whole repository")
     if spec.quantization:
         raise UsageError(f"{spec.name} is quantized already ({spec.quantization})", hint="give the 16-bit model")
+    request = replace(request, window_tokens=_window_tokens(given, spec, request))
     target_note = ""
     if "target" in given:
         request, target_note = fitted_to(str(given["target"]), spec, request, given)
@@ -110,14 +111,27 @@ def _spec(name: str, revision: str | None, *, offline: bool) -> ModelSpec:
             raise UnsupportedModel(f"{error.message}; {again.message}", hint=again.hint) from None
 
 
+def _window_tokens(given: Given, spec: ModelSpec, request: QuantizeRequest) -> int:
+    """As asked, else as long as the model's context lets them be. Raises: UsageError for windows that are longer."""
+    if "window" in given and request.window_tokens > spec.max_context_tokens > 0:
+        longest = spec.max_context_tokens
+        raise UsageError(
+            f"windows of {request.window_tokens:,} tokens are longer than the model's context of {longest:,}",
+            hint="give a --window within its context",
+        )
+    return min(request.window_tokens, spec.max_context_tokens or request.window_tokens)
+
+
 def with_time(asked: AskedQuantization) -> AskedQuantization:
-    """The same with the time it takes, where torch is there to measure how fast this machine is."""
+    """The same with the time it takes, where torch and the device are there to measure how fast they are."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
         return asked
-    from memplan.quantize.speed import probe
+    from memplan.quantize.speed import is_there, probe
 
+    if not is_there(asked.request.device):
+        return asked
     speed = probe(asked.request.device)
     return replace(asked, forecast=forecast(asked.spec, asked.request, speed=speed, target_bytes=asked.target_bytes))
 
@@ -142,6 +156,8 @@ def _request(given: Given) -> QuantizeRequest:
     device = str(given.get("device", "cpu"))
     if device not in _DEVICES:
         raise UsageError(f"not a device to quantize on: `{device}`", hint=f"use one of {', '.join(_DEVICES)}")
+    if "max_gpu_memory" in given and device == "cpu":
+        raise UsageError("--max-gpu-memory without a GPU to work on", hint="add --device cuda, or give --max-ram")
     named = {ours: given[theirs] for theirs, ours in _SETTINGS.items() if theirs in given}
     named.update({name: given[name] for name in _AS_GIVEN if name in given})
     library = BACKENDS.get(str(given.get("backend", "native")))

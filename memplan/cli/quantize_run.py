@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,9 @@ from memplan.cli.options import Given
 from memplan.cli.progress import progress
 from memplan.cli.quantize_proof import proven
 from memplan.cli.quantize_request import AskedQuantization
+from memplan.cli.quantize_stops import resumable
 from memplan.cli.quantize_told import Told
-from memplan.errors import QualityMissed, Unfinished
+from memplan.errors import MemplanError, QualityMissed
 from memplan.quantize.forecast import forecast
 from memplan.quantize.gate import GateResult
 from memplan.quantize.packages import require_packages
@@ -91,14 +90,14 @@ def _attempt(asked: AskedQuantization, given: Given, ranks: Ranks, missed: list[
             workspace.clear()
             print(f"{asked.output} is whole, nothing was left to do", file=sys.stderr)
             return None
-        if ranks.is_first:
-            workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
-        ranks.wait()
-        workspace.join()
-        with _kept(workspace, len(work.skeleton.blocks)):
+        with resumable(workspace, len(work.skeleton.blocks)):
+            if ranks.is_first:
+                workspace.open(resume=bool(given.get("resume")), force=bool(given.get("force")))
+            ranks.wait()
+            workspace.join()
             with progress("block", lines=ranks.is_first) as step:
                 told = Told(step, watch, workspace.blocks, asked.forecast.proof_seconds)
-                work.run(workspace, told.block, told.module)
+                _work_through(work, workspace, told)
             if not ranks.is_first:
                 return None
             watch.phase = "writing"
@@ -121,13 +120,23 @@ def _attempt(asked: AskedQuantization, given: Given, ranks: Ranks, missed: list[
         mix=mix,
         notes=(*([asked.target_note] if asked.target_note else []), *missed, *notes, *_notes(workspace.blocks)),
     )
-    with _kept(workspace, len(work.skeleton.blocks)):
-        _write_reports(result, staging, asked.folder, html=bool(given.get("html")))
+    with resumable(workspace, len(work.skeleton.blocks)):
+        write_reports(result, staging, asked.folder, html=bool(given.get("html")))
         accept(workspace, staging, place)
     return result
 
 
-def _write_reports(result: QuantizeResult, staging: Path, source: Path | None, *, html: bool) -> None:
+def _work_through(work: Quantization, workspace: Workspace, told: Told) -> None:
+    """Quantize what is left to quantize. Of a model that is refused at its first block no work stays in the way."""
+    try:
+        work.run(workspace, told.block, told.module)
+    except MemplanError:
+        if not workspace.blocks and not workspace.rank:
+            workspace.clear()
+        raise
+
+
+def write_reports(result: QuantizeResult, staging: Path, source: Path | None, *, html: bool) -> None:
     """What was done and how good it is, beside the weights: for programs, for the hub, and for eyes."""
     from memplan.quantize.workspace import write_whole
     from memplan.report.quantize_card import model_card
@@ -153,34 +162,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def _kept(workspace: Workspace, num_blocks: int) -> Iterator[None]:
-    """Raises: Unfinished, which says how to go on, for what stops work and leaves what is finished as it is."""
-    why = ""
-    try:
-        yield
-    except KeyboardInterrupt:
-        why = "stopped"
-    except MemoryError:
-        why = "out of memory"
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        why = "the disk is full"
-    except RuntimeError as error:
-        from memplan.quantize.torch_memory import is_short_of_memory
-
-        if not is_short_of_memory(error):
-            raise
-        why = "out of memory"
-    if why:
-        room = {"out of memory": ", with more memory free,", "the disk is full": ", with more room,"}.get(why, "")
-        raise Unfinished(
-            f"{why} after {len(workspace.blocks)} of {num_blocks} blocks; they are kept in {workspace.folder}",
-            hint=f"the same command with --resume{room} goes on",
-        )
-
-
 def _quantization(
     asked: AskedQuantization, given: Given, ranks: Ranks
 ) -> tuple[Quantization, list[str], tuple[Choice, ...]]:
@@ -196,7 +177,7 @@ def _quantization(
     windows = calibration_windows(
         texts,
         tokenizer,
-        window_tokens=min(request.window_tokens, asked.spec.max_context_tokens),
+        window_tokens=request.window_tokens,
         num_windows=request.num_samples,
     )
     notes: list[str] = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def _measured(work: Quantization, widths: Sequence[Width], keep_in: Path, progre
         _, every = windows_measured(tokens_BN.shape[0])
         units = measure_units(work.skeleton, tokens_BN[::every], widths, kept=work.request.kept, progress=progress)
         facts = {"schema": _SCHEMA, "identity": _identity(work, widths), "units": [_plain(unit) for unit in units]}
-        write_whole(keep_in, json.dumps(facts, indent=1).encode())
+        with suppress(OSError):  # measured again where it cannot be kept; a full disk is told when the work begins
+            write_whole(keep_in, json.dumps(facts, indent=1).encode())
     return units
 
 

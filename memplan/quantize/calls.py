@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memplan.errors import UnsupportedModel
 from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.unsupported import UnsupportedHere
 from memplan.records import dataclass
 
 _MOST_RETURNED = 3
@@ -104,7 +105,7 @@ class Surroundings:
             self.num_returned = num_returned
             return found
         kind = type(self.skeleton.model).__name__
-        raise UnsupportedModel(f"{kind} does not run with blocks that hand their input on: {failed}")
+        raise UnsupportedHere(f"{kind} does not run with blocks that hand their input on: {failed}")
 
     def _run(self, token_BN: Tensor, num_returned: int) -> tuple[Tensor, list[Call]]:
         """Run the model around its blocks. Raises: ValueError when it does not hand on whole hidden states."""

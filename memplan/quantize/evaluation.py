@@ -152,7 +152,9 @@ def _config(path: Path) -> dict[str, object]:
     try:
         found = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path / 'config.json'}: {error}") from error
+        raise UsageError(
+            f"cannot read {path / 'config.json'}: {error}", hint="download the whole repository"
+        ) from error
     return found if isinstance(found, dict) else {}
 
 

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memplan.errors import MissingExtra, UnsupportedModel
+from memplan.errors import CorruptFile, MissingExtra, UnsupportedModel
 from memplan.quantize.activations import Activations
 from memplan.quantize.calls import Call, Surroundings, returned
+from memplan.quantize.checkpoint import Checkpoint
 from memplan.quantize.kv_rounding import KvRounding
 from memplan.quantize.rows import row_slices
 from memplan.quantize.skeleton import Skeleton, auto_class
+from memplan.quantize.unsupported import NEWER_TRANSFORMERS, UnsupportedHere
 from memplan.records import replace
 
 _BATCH_TOKENS = 2048
@@ -184,7 +186,7 @@ class StreamedModel(Forward):
             return call
         name = next((name for name in ("past_key_values", "past_key_value", "layer_past") if name in call.kwargs), None)
         if name is None:
-            raise UnsupportedModel("this family hands its cache to its blocks in a way that is not known here")
+            raise UnsupportedHere("this family hands its cache to its blocks in a way that is not known here")
         self.kv.measures = measures
         return replace(call, kwargs={**call.kwargs, name: self.kv.cache()})
 
@@ -225,15 +227,21 @@ class _Handing(nn.Module):
 
 
 def load_whole(path: Path, device: str, trust_remote_code: bool) -> Any:
-    """The model as transformers loads it. Raises: UnsupportedModel, MissingExtra when it cannot."""
+    """The model as transformers loads it.
+
+    Raises: UnsupportedModel, MissingExtra when it cannot; CorruptFile for files that are cut off, and for a parameter
+    that they lack, which transformers would make up.
+    """
     import transformers
 
+    Checkpoint(path, may_be_quantized=True).close()
     try:
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=trust_remote_code
         )
-        model = auto_class(config).from_pretrained(
+        model, found = auto_class(config).from_pretrained(
             path,
+            output_loading_info=True,
             dtype=compute_dtype(device) or "auto",
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -242,7 +250,12 @@ def load_whole(path: Path, device: str, trust_remote_code: bool) -> Any:
     except ImportError as error:
         raise MissingExtra(f"transformers cannot load {path}: {first_line(error)}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:
-        raise UnsupportedModel(f"transformers cannot load {path}: {first_line(error)}") from error
+        raise UnsupportedModel(
+            f"transformers cannot load {path}: {first_line(error)}", hint=NEWER_TRANSFORMERS
+        ) from error
+    made_up = next((name for name, _ in model.named_parameters() if name in found["missing_keys"]), None)
+    if made_up is not None:
+        raise CorruptFile(f"{path} has no weights for {made_up}", hint="is the download complete?")
     _loop_over_experts(model)
     return model.to(device).eval().requires_grad_(False)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memplan.errors import UnsupportedModel, UsageError
+from memplan.errors import UsageError
 from memplan.quantize.activations import Activations
 from memplan.quantize.anatomy import Anatomy, inspect_block
 from memplan.quantize.block import BlockRecipe, BlockResult, quantize_block
@@ -22,11 +22,13 @@ from memplan.quantize.experts import pools
 from memplan.quantize.formats import Layout, format_named
 from memplan.quantize.gptq import GptqSettings
 from memplan.quantize.grid import Grid
+from memplan.quantize.layer_checks import check_fused, check_groups, check_keeps
 from memplan.quantize.linears import held_elsewhere, is_router, linears, parameter, stays, weight_of
 from memplan.quantize.passes import Passes
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES, QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.unsupported import UnsupportedHere
 from memplan.quantize.width import Width
 from memplan.quantize.workspace import Workspace
 from memplan.records import replace
@@ -35,8 +37,6 @@ _MOST_ELSEWHERE = 0.5  # of a block's weights; with more, a result would be hard
 _TRIAL_TOKENS = 16  # enough to see which layer reads what, and whether a scaling may be moved
 
 Progress = Callable[[int, int, str], None]
-# What vLLM and SGLang put into one layer.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 Tell = Callable[[str], None]
 
 
@@ -58,6 +58,7 @@ class Quantization:
         self.pool_bytes = POOL_BYTES
         self._anatomies: dict[object, Anatomy] = {}
         _check_layout(self.skeleton)
+        self.skeleton.check_blocks()
         self._arrange(request)
         if not any(True for _ in self._rounded()):
             raise UsageError("no layer is left to round", hint="--keep fewer layers")
@@ -242,6 +243,7 @@ class Quantization:
     def _kept_everywhere(self) -> tuple[str, ...]:
         """The linear layers that stay in 16 bit, by their names in the checkpoint; groups must divide the others."""
         request, model = self.request, self.skeleton.model
+        check_keeps(request.keeps, [name for name, _ in model.named_modules()])
         blocks = tuple(f"{name}." for name in self.skeleton.blocks)
         apart = tuple(f"{name}." for name in self._unread_experts())
         self._kept_names = {
@@ -250,14 +252,9 @@ class Quantization:
             if not name.startswith(blocks) or name.startswith(apart) or request.kept(name) or stays(model, name)
         }
         for name, module in linears(model):
-            num_in = weight_of(module).shape[1]
-            width = request.width(name)
-            if name not in self._kept_names and not width.divides(num_in):
-                raise UsageError(
-                    f"groups of {width.group_size} do not divide the {num_in} in features of {name}",
-                    hint=_mend(request, name, num_in),
-                )
-        _check_fused(self._kept_names, [name for name, _ in linears(model)])
+            if name not in self._kept_names:
+                check_groups(request, name, weight_of(module).shape[1])
+        check_fused(self._kept_names, [name for name, _ in linears(model)])
         routers = {name for name, module in model.named_modules() if name.startswith(blocks) and is_router(module)}
         kept_names = sorted(self._kept_names | routers)
         return tuple(dict.fromkeys(name for kept in kept_names for name in self._names(kept)))
@@ -339,35 +336,9 @@ def _check_layout(skeleton: Skeleton) -> None:
         elsewhere, part = held_elsewhere(skeleton.model.get_submodule(name))
         if part > _MOST_ELSEWHERE:
             kind = type(skeleton.model).__name__
-            raise UnsupportedModel(
+            raise UnsupportedHere(
                 f"{kind} holds {part:.0%} of {name} in a layout that is not known here: {', '.join(elsewhere[:3])}"
             )
-
-
-def _check_fused(kept: set[str], names: Sequence[str]) -> None:
-    """Raises: UsageError where a part of what engines fuse into one layer would stay, and the rest not."""
-    known = set(names)
-    for fused in _FUSED:
-        for name in names:
-            parent, _, leaf = name.rpartition(".")
-            if leaf != fused[0]:
-                continue
-            others = [f"{parent}.{other}" for other in fused if f"{parent}.{other}" in known]
-            if 0 < sum(other in kept for other in others) < len(others):
-                raise UsageError(
-                    f"engines fuse {', '.join(fused)} of {parent}, which have one form together",
-                    hint=f"--keep '{','.join(f'*.{other}' for other in fused)}', or none of them",
-                )
-
-
-def _mend(request: QuantizeRequest, name: str, num_in: int) -> str:
-    """What to do where groups do not divide a layer: some formats leave no choice of groups."""
-    keep = f"--keep '*.{name.rsplit('.', 1)[-1]}'"
-    return f"--group-size {_dividing(num_in)}, or {keep}" if request.method.element == "int" else keep
-
-
-def _dividing(num_in: int) -> int:
-    return next((size for size in (128, 64, 32, 16, 8) if num_in % size == 0), 0)
 
 
 def _facts(name: str, result: BlockResult) -> dict[str, Any]:

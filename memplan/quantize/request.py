@@ -114,6 +114,8 @@ def quantize_request(
     _check_fixed(request, bits=bits, group_size=group_size, symmetric=symmetric)
     if not 2 <= request.bits <= 8:
         raise UsageError(f"not a width that is supported: {request.bits} bits", hint="use 2 to 8")
+    if request.group_size < 0 or request.group_size % 8:
+        raise UsageError(f"not a group size: {request.group_size}", hint="use 32, 64, 128, or 0 for whole rows")
     for name in ("num_samples", "window_tokens", "batch_size"):
         if getattr(request, name) < 1:
             raise UsageError(

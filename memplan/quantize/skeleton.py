@@ -15,6 +15,7 @@ from memplan.quantize.experts import check_experts, pools, split_experts
 from memplan.quantize.linears import is_linear
 from memplan.quantize.rows import row_slices
 from memplan.quantize.stored import Stored, StoredNames
+from memplan.quantize.unsupported import NEWER_TRANSFORMERS, UnsupportedHere
 
 
 class Skeleton:
@@ -87,15 +88,19 @@ class Skeleton:
                 self._fill(full)
         empty = next((name for name, value in module.named_parameters() if value.device.type == "meta"), None)
         if empty is not None:
-            raise UnsupportedModel(
-                f"the checkpoint keeps {part}.{empty} in pieces that are put together while a model loads",
-                hint="block by block it cannot be worked on yet; evaluated it can be, where it fits whole",
-            )
+            raise self._absent(f"{part}.{empty}")
         for name, experts in pools(module).items():
             if type(experts.family) not in self._checked_experts:
                 check_experts(f"{part}.{name}", experts)
                 self._checked_experts.add(type(experts.family))
         return module
+
+    def check_blocks(self) -> None:
+        """Raises: as `load`, for the first parameter of a block that the checkpoint lacks; nothing is read."""
+        for block in self.blocks:
+            for name, _ in self.model.get_submodule(block).named_parameters():
+                if f"{block}.{name}" not in self._stored:
+                    raise self._absent(f"{block}.{name}")
 
     def load_outside_blocks(self) -> None:
         """Make ready what is not in a block: norms are filled; embeddings and the head read rows as they need them.
@@ -122,9 +127,23 @@ class Skeleton:
             empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
             setattr(owner, leaf, nn.Parameter(empty, requires_grad=False))
 
+    def _absent(self, name: str) -> CorruptFile | UnsupportedModel:
+        """Why a parameter of a block is not there: what stands beside it is to be put together, or nothing is."""
+        module = name.rpartition(".")[0]
+        beside = module.rpartition(".")[0] + "."
+        if any(stored.startswith(beside) for stored in self._stored.unclaimed):
+            return UnsupportedModel(
+                f"the checkpoint keeps {name} in pieces that are put together while a model loads",
+                hint="block by block it cannot be worked on yet; evaluated it can be, where it fits whole",
+            )
+        return self._missing(name)
+
+    def _missing(self, name: str) -> CorruptFile:
+        return CorruptFile(f"{self.checkpoint.path} has no weights for {name}", hint="is the download complete?")
+
     def _fill(self, name: str) -> None:
         if name not in self._stored:
-            raise CorruptFile(f"{self.checkpoint.path} has no weights for {name}", hint="is the download complete?")
+            raise self._missing(name)
         owner, leaf = _owner(self.model, name)
         value = self._checked(name)
         # A copy of its own, also where the type is the same: what is mapped would be read again at every pass.
@@ -167,7 +186,7 @@ def _build(path: Path, trust_remote_code: bool) -> tuple[Any, nn.Module]:
             )
     except (ValueError, KeyError, TypeError, AttributeError, ImportError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnsupportedModel(f"transformers cannot build {path}: {reason}") from None
+        raise UnsupportedModel(f"transformers cannot build {path}: {reason}", hint=NEWER_TRANSFORMERS) from None
     return config, model
 
 
@@ -206,7 +225,7 @@ def _blocks(model: nn.Module) -> tuple[str, ...]:
             if weights > most:
                 best, most = name, weights
     if not best:
-        raise UnsupportedModel(f"{type(model).__name__} has no list of decoder blocks with linear layers")
+        raise UnsupportedHere(f"{type(model).__name__} has no list of decoder blocks with linear layers")
     return tuple(f"{best}.{index}" for index in range(len(model.get_submodule(best))))
 
 
@@ -225,7 +244,7 @@ def _fill_buffers(model: nn.Module, device: str, stored: StoredNames) -> None:
         for leaf in waiting:
             value = module.get_buffer(leaf)
             if leaf in lacking:
-                raise UnsupportedModel(f"no rule computes the buffer {name}.{leaf} of {type(model).__name__}")
+                raise UnsupportedHere(f"no rule computes the buffer {name}.{leaf} of {type(model).__name__}")
             module._buffers[leaf] = value.to(device)
 
 

@@ -14,6 +14,11 @@ _SIDE, _GPU_SIDE = 1536, 8192
 _ELEMENTS = 1 << 22
 
 
+def is_there(device: str) -> bool:
+    """Whether this machine has the device."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
 @torch.no_grad()
 def probe(device: str = "cpu") -> MachineSpeed:
     """Return the speed of a device. `half` is bfloat16; factorisations are in float32."""

@@ -70,12 +70,15 @@ class StoredNames:
         }
         kept = {**parameters, **{name: None for name in model.state_dict() if name not in parameters}}
         self._found: dict[str, Stored] = {}
+        self.unclaimed: list[str] = []  # tensors that no parameter is made of, as far as is known here
         pieces: dict[str, dict[str, list[str]]] = {}
         for stored, name, pattern in _renamed(model, checkpoint, {**kept, **fused}):
             if name in kept:
                 self._found[name] = Stored(name=stored, written=stored)
             elif name in fused:
                 pieces.setdefault(name, {}).setdefault(pattern, []).append(stored)
+            else:
+                self.unclaimed.append(stored)
         for name, by_pattern in pieces.items():
             self._found.update(_taken_apart(name, fused[name], by_pattern))
         for names in _tied(model):

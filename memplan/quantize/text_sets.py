@@ -130,7 +130,10 @@ def _builtin(domain: str, part: Part) -> list[Document]:
 
 def _of_folder(folder: Path, part: Part) -> list[Document]:
     """Files of a folder. Folders `calibrate` and `validate`, at the top or in a folder per domain, say what is what."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    try:
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    except OSError as error:
+        raise UsageError(f"cannot read {folder}: {error}", hint="name a folder that holds nothing but texts") from None
     if not files:
         raise UsageError(f"no text in {folder}", hint=f"it holds files named {', '.join('*' + s for s in _SUFFIXES)}")
     says = any(name in path.relative_to(folder).parts[:-1] for path in files for name in PARTS)

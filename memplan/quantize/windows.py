@@ -15,6 +15,7 @@ from torch import Tensor
 from memplan.errors import SourceNotFound, UnsupportedModel, UsageError
 from memplan.quantize.documents import Document
 from memplan.quantize.text_sets import TextSet
+from memplan.quantize.unsupported import NEWER_TRANSFORMERS
 from memplan.records import dataclass
 
 # Below this many scored tokens of a domain, the standard error of its perplexity is some 5 %: no gate can be judged.
@@ -54,7 +55,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             raise SourceNotFound(f"no tokenizer in {path}", hint="download the whole repository") from error
-        raise UnsupportedModel(f"the tokenizer of {path} cannot be read: {reason}") from error
+        raise UnsupportedModel(f"the tokenizer of {path} cannot be read: {reason}", hint=NEWER_TRANSFORMERS) from error
 
 
 def tokens_of(document: Document, tokenizer: Any) -> list[int]:

@@ -126,6 +126,14 @@ def test_measured_scales_are_written_into_a_quantized_checkpoint_which_is_measur
     assert "has scales already" in again.stderr
 
 
+def test_a_file_that_is_cut_off_is_told(memplan_here: Memplan, coarse: Path) -> None:
+    path = coarse / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    done = memplan_here("evaluate", str(coarse), *FEW)
+    assert done.returncode == 2
+    assert "the file is cut off" in done.stderr
+
+
 def test_weights_with_a_nan_are_named_and_not_measured(memplan_here: Memplan, coarse: Path) -> None:
     from safetensors.torch import load_file, save_file
 

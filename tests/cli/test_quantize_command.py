@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -139,6 +140,88 @@ def test_a_limit_that_is_too_small_is_said_before_any_work(model: Path, memplan_
     assert not Path("small-gptq.partial").exists()
 
 
+def test_force_replaces_an_earlier_result_and_nothing_else(model: Path, memplan_here: Memplan, tmp_path: Path) -> None:
+    weights = sorted(model.iterdir())
+    mine, note = tmp_path / "mine", tmp_path / "note.txt"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    note.write_text("remember")
+    for place, said in (
+        (model, "holds the weights that are to be quantized"),
+        (model.parent, "holds the weights"),
+        (mine, "--force replaces nothing else"),
+        (note, "--force replaces nothing else"),
+        (Path(), "names no folder of its own"),
+    ):
+        done = memplan_here("quantize", str(model), *FEW, "--method", "rtn", "--force", "-o", str(place))
+        assert done.returncode == 2
+        assert said in done.stderr
+    assert sorted(model.iterdir()) == weights
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    assert note.read_text() == "remember"
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_any_work(
+    model: Path, memplan_here: Memplan, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    for command in (("quantize", "--method", "rtn", "--group-size", "32", "-o", "out", *FEW), ("evaluate",)):
+        done = memplan_here(command[0], str(broken), *command[1:])
+        assert done.returncode == 2
+        assert "has no weights for model.layers.1.mlp.up_proj.weight" in done.stderr
+    assert not Path("out.partial").exists()
+
+
+def test_weights_that_are_no_numbers_leave_no_work_in_the_way(
+    model: Path, memplan_here: Memplan, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    done = memplan_here("quantize", str(broken), *FEW, "--method", "rtn", "--group-size", "32", "-o", "out")
+    assert done.returncode == 2
+    assert "holds NaN or infinite weights" in done.stderr
+    assert not Path("out.partial").exists()
+
+
+def test_a_gpu_that_is_not_there_is_forecast_for_and_not_worked_on(model: Path, memplan_here: Memplan) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    asked = ("quantize", str(model), *FEW, "--method", "rtn", "--group-size", "32", "--device", "cuda", "-o", "out")
+    assert "GPU memory" in memplan_here(*asked, "--dry-run").stdout
+    done = memplan_here(*asked)
+    assert done.returncode == 5
+    assert "no CUDA device" in done.stderr
+
+
+def test_a_family_without_rules_is_read_as_transformers_builds_it(
+    model: Path, memplan_here: Memplan, tmp_path: Path
+) -> None:
+    import transformers
+
+    folder = tmp_path / "japanese"
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXJapaneseConfig(
+        vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=512
+    )
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    done = memplan_here("quantize", str(folder), *FEW, "--method", "rtn", "--group-size", "32", "-o", "out", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert (Path("out") / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("library", ["autoawq", "gptqmodel", "llmcompressor"])
 def test_a_library_that_is_not_installed_is_named_with_how_to_get_it(
     model: Path, memplan_here: Memplan, library: str
@@ -176,6 +259,12 @@ def test_a_library_that_is_not_installed_is_named_with_how_to_get_it(
         (("--method", "gguf:q8_0", "--format", "gptq"), "leave --format out"),
         (("--calibration", "bultin"), "did you mean builtin"),
         (("--group-size", "48"), "multiples of 48"),
+        (("--group-size", "-1"), "0 for whole rows"),
+        (("--keep", "*.mpl.down_proj", "--group-size", "32"), "--keep *.mpl.down_proj is the name of nothing here"),
+        (("--method", "int8", "--bits", "4"), "--no-symmetric"),
+        (("--window", "4096"), "longer than the model's context of 512"),
+        (("--max-gpu-memory", "24GiB"), "without a GPU to work on"),
+        (("--json", "--quiet"), "exclude each other"),
     ],
 )
 def test_a_bad_value_gets_one_line_and_leaves_nothing(

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from memplan.cli.quantize_request import ask  # noqa: E402 - after the skip
-from memplan.cli.quantize_run import _kept  # noqa: E402
-from memplan.errors import SourceNotFound, Unfinished, UnsupportedModel, UsageError  # noqa: E402
+from memplan.cli.quantize_stops import in_one_go, resumable  # noqa: E402
+from memplan.errors import DoesNotFit, SourceNotFound, Unfinished, UnsupportedModel, UsageError  # noqa: E402
 from memplan.quantize.checkpoint import Checkpoint  # noqa: E402
 from memplan.quantize.skeleton import Skeleton  # noqa: E402
 from memplan.quantize.workspace import Workspace, write_safetensors  # noqa: E402
@@ -33,16 +33,24 @@ from memplan.quantize.workspace import Workspace, write_safetensors  # noqa: E40
 def test_what_stops_work_says_how_to_go_on(tmp_path: Path, stop: BaseException, said: str) -> None:
     workspace = Workspace(tmp_path / "out", {})
     workspace.blocks = [{}, {}]
-    with pytest.raises(Unfinished, match=said) as told, _kept(workspace, 5):
+    with pytest.raises(Unfinished, match=said) as told, resumable(workspace, 5):
         raise stop
     assert told.value.exit_code == 7
     assert "--resume" in str(told.value.hint)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_room(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="shapes"), _kept(Workspace(tmp_path / "out", {}), 5):
+    with pytest.raises(RuntimeError, match="shapes"), resumable(Workspace(tmp_path / "out", {}), 5):
         raise RuntimeError("shapes do not match")
-    with pytest.raises(PermissionError), _kept(Workspace(tmp_path / "out", {}), 5):
+    with pytest.raises(PermissionError), resumable(Workspace(tmp_path / "out", {}), 5):
+        raise PermissionError(errno.EACCES, "denied")
+
+
+def test_work_that_keeps_nothing_says_what_there_was_too_little_of() -> None:
+    with pytest.raises(DoesNotFit, match="the disk is full while a file was written; nothing is kept"):  # noqa: SIM117
+        with in_one_go("a file was written"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), in_one_go("a file was written"):
         raise PermissionError(errno.EACCES, "denied")
 
 

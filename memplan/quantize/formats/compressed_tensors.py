@@ -43,7 +43,7 @@ def check(layout: Layout) -> None:
     if rounds and not (layout.symmetric and layout.bits == 8 and not layout.group_size):
         raise UsageError(
             "activations are rounded to 8 bits beside weights of 8 bits, symmetric, by row only",
-            hint="leave --bits, --group-size and --asymmetric out, or add --weights-only",
+            hint="leave --bits, --group-size and --no-symmetric out, or add --weights-only",
         )
 
 

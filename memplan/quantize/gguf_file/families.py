@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.errors import UnsupportedModel
+from memplan.quantize.unsupported import UnsupportedHere
 from memplan.records import dataclass
 
 _ARCHITECTURES: Mapping[str, str] = {
@@ -59,9 +60,9 @@ def family_of(config: Mapping[str, Any]) -> Family:
     rotary = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = rotary.get("rope_type", rotary.get("type"))
     if kind not in _SCALINGS:
-        raise UnsupportedModel(f"rotary scaling `{kind}` as GGUF is not known here")
+        raise UnsupportedHere(f"rotary scaling `{kind}` as GGUF is not known here")
     if config.get("use_sliding_window") or (config.get("sliding_window") and "use_sliding_window" not in config):
-        raise UnsupportedModel(f"sliding windows of {named} as GGUF are not known here")
+        raise UnsupportedHere(f"sliding windows of {named} as GGUF are not known here")
     heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
     return Family(
         architecture=_ARCHITECTURES[named],

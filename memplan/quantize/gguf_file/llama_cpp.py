@@ -7,8 +7,9 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from memplan.errors import MissingExtra, UnsupportedModel
+from memplan.errors import MissingExtra
 from memplan.quantize.gguf_file.types import FILE_TYPES
+from memplan.quantize.unsupported import UnsupportedHere
 
 _HINT = "pip install llama-cpp-python, or --method gguf:q8_0"
 
@@ -33,4 +34,4 @@ def quantize_gguf(plain: Path, place: Path, kind: str) -> None:
     settings.nthread = os.cpu_count() or 1
     failed = llama_cpp.llama_model_quantize(os.fsencode(plain), os.fsencode(place), ctypes.byref(settings))
     if failed:
-        raise UnsupportedModel(f"llama.cpp could not write gguf:{kind} (code {failed}); its own lines say why")
+        raise UnsupportedHere(f"llama.cpp could not write gguf:{kind} (code {failed}); its own lines say why")

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memplan.errors import UnsupportedModel
+from memplan.quantize.unsupported import UnsupportedHere
 from memplan.records import dataclass
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -50,9 +50,9 @@ def read_vocabulary(folder: Path, vocab_size: int, texts: Sequence[str]) -> Voca
         found = json.loads(path.read_text(encoding="utf-8"))
         model = found["model"]
     except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModel(f"cannot read {path}, which the GGUF's vocabulary is made from: {error}") from None
+        raise UnsupportedHere(f"cannot read {path}, which the GGUF's vocabulary is made from: {error}") from None
     if model.get("type") != "BPE":
-        raise UnsupportedModel(f"a tokenizer of type {model.get('type')} as GGUF is not known here")
+        raise UnsupportedHere(f"a tokenizer of type {model.get('type')} as GGUF is not known here")
     if model.get("byte_fallback"):
         return _with_bytes(folder, vocab_size)
     tokens: list[bytes] = [f"[PAD{index}]".encode() for index in range(vocab_size)]

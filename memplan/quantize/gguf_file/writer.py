@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from memplan.errors import UnsupportedModel
 from memplan.quantize.checkpoint import Checkpoint
 from memplan.quantize.gguf_file.families import Family, family_of
 from memplan.quantize.gguf_file.types import BF16_NUMBER, FILE_TYPES
 from memplan.quantize.gguf_file.vocabulary import read_vocabulary
+from memplan.quantize.unsupported import UnsupportedHere
 
 # llama.cpp keeps what makes logits in more bits, and so does this: a head, or embeddings that are one.
 _ENDS = "Q8_0"
@@ -35,7 +35,7 @@ def names_in_file(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
             continue
         written = known.get_name(name, try_suffixes=(".weight", ".bias"))
         if written is None:
-            raise UnsupportedModel(f"{name} has no place in a GGUF of {family.architecture}")
+            raise UnsupportedHere(f"{name} has no place in a GGUF of {family.architecture}")
         found[name] = written
     return found
 
