@@ -18,6 +18,7 @@ from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
 from memplan.engines.vllm.lanes import predictor_buffer_bytes
 from memplan.engines.vllm.loading import copied_bytes, map_tensors, starts_from_16_bits
 from memplan.engines.vllm.overheads import Outside, charges_segments, outside_torch
+from memplan.engines.vllm.padding import Padding, expert_padding
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass, replace
@@ -36,6 +37,7 @@ class RankPlan:
     weight_bytes: int
     load_bytes: int
     extras: Extras
+    padding: Padding
     activation: ActivationPeak
     outside: Outside
     graphs: GraphMemory
@@ -70,7 +72,8 @@ def plan_rank(
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
     kept = (predictor_buffer_bytes(spec, settings),) if is_last else ()
     loaded = allocate((*weights.requests, *extras.requests, *copies, *tables, *kept))
-    weight_bytes = max(0, loaded.allocated_bytes - asked.weight_offload_bytes)
+    padding = expert_padding(layers, gpu, settings, rules)
+    weight_bytes = max(0, loaded.allocated_bytes + padding.charged_bytes - asked.weight_offload_bytes)
     activation = activation_peak(
         spec,
         layers,
@@ -88,6 +91,7 @@ def plan_rank(
     if charges_segments(settings, rules):
         idle = loaded.reserved_bytes - loaded.allocated_bytes
         outside = replace(outside, charged_bytes=outside.charged_bytes + idle)
+    outside = replace(outside, uncharged_bytes=outside.uncharged_bytes + padding.uncharged_bytes)
     charged = weight_bytes + activation.size_bytes + outside.charged_bytes + graphs.charged_bytes
     charged += _cached_bytes(spec, layers, gpu, settings, rules, activation.size_bytes)
     requested = ceil(gpu.memory_bytes * settings.utilization)
@@ -98,6 +102,7 @@ def plan_rank(
         weight_bytes=weight_bytes,
         load_bytes=_load_bytes(spec, asked, settings, rules, weight_bytes, stage),
         extras=extras,
+        padding=padding,
         activation=activation,
         outside=outside,
         graphs=graphs,

@@ -1,0 +1,67 @@
+"""What ROCm's padding of experts takes, told and untold, by release."""
+
+from __future__ import annotations
+
+import pytest
+from vllm_start import DENSE, ROUTED, start
+
+from memplan.engines.vllm.padding import Padding, expert_padding
+from memplan.units import GIB, MIB
+
+VISION_ROUTED = "Qwen/Qwen3-VL-30B-A3B-Instruct"
+LARGE_ROUTED = "Qwen/Qwen3-235B-A22B"
+FUSED = "meta-llama/Llama-4-Maverick-17B-128E-Instruct"
+
+
+def padding(version: str, gpu: str, name: str, scheme: str | None = None, tp: int = 1) -> Padding:
+    at = start(version, gpu, name, scheme=scheme, tp=tp)
+    return expert_padding(at.spec.layers, at.gpu, at.settings, at.rules)
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "tp", "printed_gib"),
+    [
+        ("0.13.0", VISION_ROUTED, 1, 79.29),
+        ("0.11.2", LARGE_ROUTED, 4, 112.61),
+        ("0.11.2", LARGE_ROUTED, 8, 56.65),
+        ("0.11.2", FUSED, 8, 126.72),
+    ],
+)
+def test_weights_with_padded_experts_are_what_mi300x_printed(
+    version: str, name: str, tp: int, printed_gib: float
+) -> None:
+    """Starts that others recorded, with AITER off."""
+    weights = start(version, "mi300x", name, tp=tp).budget.group_bytes("weights")
+    assert weights == pytest.approx(printed_gib * GIB, rel=0.01)
+
+
+def test_down_lies_in_what_gate_and_up_have_left() -> None:
+    """Both stacks of a layer take 1,152 MiB; padded, 816 MiB and one of the old 768 MiB with 448 in it."""
+    layer, last_down = 816 + 768 - 1152, 384  # the last layer's old stack of down stays cached
+    assert padding("0.13.0", "mi300x", VISION_ROUTED) == Padding(charged_bytes=(48 * layer + last_down) * MIB)
+
+
+def test_rows_that_are_no_multiple_of_512_bytes_stay_as_they_are() -> None:
+    """Of 1,536 channels on four ranks, 384 are left: only gate and up are padded, and the last old stack is cached."""
+    rows = 128 * 2 * 384
+    assert padding("0.11.2", "mi300x", LARGE_ROUTED, tp=4).charged_bytes == 94 * rows * 256 + rows * 4096 * 2
+
+
+def test_later_releases_tell_only_what_torch_holds() -> None:
+    before, after, copied = (padding(version, "mi300x", VISION_ROUTED) for version in ("0.20.2", "0.21.0", "0.30.0"))
+    assert after.charged_bytes == 48 * (48 + 64) * MIB
+    assert after.charged_bytes + after.uncharged_bytes == before.charged_bytes
+    assert copied == Padding()
+
+
+@pytest.mark.parametrize(
+    ("version", "gpu", "name", "scheme"),
+    [
+        ("0.13.0", "h200", ROUTED, None),
+        ("0.13.0", "mi300x", DENSE, None),
+        ("0.13.0", "mi300x", ROUTED, "fp8"),
+        ("0.8.1", "mi300x", ROUTED, None),
+    ],
+)
+def test_nothing_else_is_padded(version: str, gpu: str, name: str, scheme: str | None) -> None:
+    assert padding(version, gpu, name, scheme) == Padding()
