@@ -60,6 +60,14 @@ def rebuild(record: Record) -> ModelSpec:
     return _spec(record, heads, (intermediate,) * layers, vocabulary, tied=tied)
 
 
+def parameters_of(record: Record) -> float | None:
+    """`7.24 B`, `1.027 T`, `65.02 M` or `292,80 K` as a number."""
+    text = str(record.get("model_params") or "").replace(",", ".").split()
+    if len(text) != 2:
+        return None
+    return float(text[0]) * {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[text[1]]
+
+
 def _whole(record: Record, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int):
@@ -69,8 +77,6 @@ def _whole(record: Record, key: str) -> int:
 
 def _intermediate(record: Record, heads: Heads, layers: int, vocabulary: int, tied: bool, *, gated: bool) -> int:
     """The MLP width that makes up the parameters; 8/3 of the hidden size where the log does not print them."""
-    from shapes import parameters_of
-
     parameters = parameters_of(record)
     hidden = heads.hidden
     if parameters is None:
@@ -190,8 +196,6 @@ def _gemma3n(record: Record) -> ModelSpec:
 # Llama-3.1-Nemotron-Ultra-253B: MLP widths of its blocks as multiples of the hidden size; 0 for a block without one.
 def _deci(record: Record) -> ModelSpec:
     """A pruned Llama: the log lists the key-value heads of every layer; the MLPs share what the parameters leave."""
-    from shapes import parameters_of
-
     listed = record.get("n_head_kv")
     kv_heads = json.loads(listed) if isinstance(listed, str) and listed.startswith("[") else listed
     if not isinstance(kv_heads, list):
@@ -215,4 +219,4 @@ def _deci(record: Record) -> ModelSpec:
     return _model(record, heads, tuple(full if number else bare for number in kv_heads), vocabulary, tied=False)
 
 
-__all__ = ["FullAttention", "rebuild"]
+__all__ = ["FullAttention", "parameters_of", "rebuild"]

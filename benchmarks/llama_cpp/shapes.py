@@ -47,18 +47,10 @@ def model_of(record: Record, configs: Path) -> ModelSpec:
     return spec
 
 
-def parameters_of(record: Record) -> float | None:
-    """`7.24 B`, `1.027 T`, `65.02 M` or `292,80 K` as a number."""
-    text = str(record.get("model_params") or "").replace(",", ".").split()
-    if len(text) != 2:
-        return None
-    return float(text[0]) * {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}[text[1]]
-
-
 def _nearest(record: Record, configs: Path) -> ModelSpec | None:
     architecture = str(record.get("arch") or "")
     layers = record.get("n_layer")
-    wanted = parameters_of(record)
+    wanted = rebuilt.parameters_of(record)
     best: tuple[tuple[float, float], ModelSpec] | None = None
     for spec in _candidates(configs):
         if spec.num_layers != layers or (architecture and not _is_architecture(spec, architecture)):
@@ -157,4 +149,4 @@ def replace_rows(tensor: object, rows: int) -> object:
     return replace(tensor, shape=(rows, *tensor.shape[1:]))  # type: ignore[type-var,attr-defined]
 
 
-__all__ = ["FullAttention", "model_of", "parameters_of"]
+__all__ = ["FullAttention", "model_of"]

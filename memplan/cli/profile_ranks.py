@@ -13,16 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from memplan.cli.profile_files import read_profile
-from memplan.domain.dtypes import DType
+from memplan.cli.rank import plain, share_of
 from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import MemplanError, MissingExtra, SourceError, UnsupportedModel, UsageError
 from memplan.profile.request import ProfileRequest
 
-_LISTS = ("phases", "lora_targets", "compute_capability")
-_DTYPES = ("dtype", "mixed_precision", "reduced_in")
 _KINDS: dict[int, type[MemplanError]] = {2: UsageError, 3: SourceError, 4: UnsupportedModel, 5: MissingExtra}
 
 
@@ -95,7 +92,6 @@ def as_launched_rank(request: ProfileRequest) -> list[MemoryTimeline]:
 
     Raises: MemplanError that says which rank it is of.
     """
-    from memplan.cli.rank import share_of
     from memplan.profile.sharing import among_ranks, gathered
     from memplan.report.profile_json import profiles_json
 
@@ -114,19 +110,6 @@ def as_launched_rank(request: ProfileRequest) -> list[MemoryTimeline]:
             path.write_text(text, "utf-8")
             made.append(read_profile(path))
         return made
-
-
-def plain(request: ProfileRequest) -> dict[str, Any]:
-    """A request as JSON has it."""
-    content = {name: getattr(request, name) for name in request.__dataclass_fields__}
-    return {**content, **{name: content[name] and content[name].value for name in _DTYPES}}
-
-
-def request_from(content: dict[str, Any]) -> ProfileRequest:
-    """The request that `plain` was given."""
-    lists = {name: tuple(content[name]) for name in _LISTS}
-    dtypes = {name: content[name] and DType(content[name]) for name in _DTYPES}
-    return ProfileRequest(**{**content, **lists, **dtypes})
 
 
 def _last(text: str) -> str:

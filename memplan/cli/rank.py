@@ -9,16 +9,20 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from memplan.domain.dtypes import DType
 from memplan.domain.timeline import MemoryTimeline
 from memplan.errors import MemplanError
 from memplan.profile.request import ProfileRequest
 from memplan.records import replace
 
+_LISTS = ("phases", "lora_targets", "compute_capability")
+_DTYPES = ("dtype", "mixed_precision", "reduced_in")
+
 
 def main(request_path: Path, folder: Path) -> int:
     """Write the profile of this rank, or why there is none, and return an exit code."""
-    from memplan.cli.profile_ranks import request_from
     from memplan.profile.sharing import among_ranks
     from memplan.report.profile_json import profiles_json
 
@@ -37,13 +41,26 @@ def main(request_path: Path, folder: Path) -> int:
 
 def share_of(request: ProfileRequest, rank: int) -> MemoryTimeline:
     """Run what a rank runs, among the others, and return its profile. Raises: MemplanError."""
+    from memplan.cli.profile_completed import completed
     from memplan.cli.profile_request import AskedProfiles
-    from memplan.cli.profile_run import completed
     from memplan.profile.run import profile_model
 
     timeline, log = profile_model(request)
     timeline = replace(timeline, rank=rank, num_ranks=request.num_ranks)
     return completed(timeline, log, request, AskedProfiles(requests=(request,), gpu=None, spec=None))
+
+
+def plain(request: ProfileRequest) -> dict[str, Any]:
+    """A request as JSON has it."""
+    content = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    return {**content, **{name: content[name] and content[name].value for name in _DTYPES}}
+
+
+def request_from(content: dict[str, Any]) -> ProfileRequest:
+    """The request that `plain` was given."""
+    lists = {name: tuple(content[name]) for name in _LISTS}
+    dtypes = {name: content[name] and DType(content[name]) for name in _DTYPES}
+    return ProfileRequest(**{**content, **lists, **dtypes})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
     pytest.skip("no gloo", allow_module_level=True)
 
 from memplan.cli.app import main  # noqa: E402
-from memplan.cli.profile_ranks import plain, profile_ranks, request_from  # noqa: E402
+from memplan.cli.profile_ranks import profile_ranks  # noqa: E402
+from memplan.cli.rank import plain, request_from  # noqa: E402
 from memplan.domain.dtypes import DType  # noqa: E402
 from memplan.domain.timeline import Category, MemoryTimeline, Phase  # noqa: E402
 from memplan.errors import UnsupportedModel, UsageError  # noqa: E402

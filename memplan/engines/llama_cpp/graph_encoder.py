@@ -10,43 +10,15 @@ Source: bert.cpp, modern-bert.cpp and build_attn_inp_no_cache of the snapshot in
 
 from __future__ import annotations
 
-from memplan.domain.attention import FullAttention
 from memplan.domain.model import Layer
 from memplan.engines.llama_cpp.ggml_graph import Value, contiguous, get_rows, like, matmul
+from memplan.engines.llama_cpp.graph_attention import attention
 from memplan.engines.llama_cpp.graph_builder import Builder, LayerWeights
 from memplan.engines.llama_cpp.graph_feed_forward import feed_forward
 
 
-def heads_of(layer: Layer, weights: LayerWeights) -> FullAttention:
-    """The heads of a layer that keeps nothing, from its weights."""
-    width = max(layer.query_width // max(layer.num_heads, 1), 1)
-    if "attn_k" in weights:
-        kept = weights["attn_k"].shape[1]
-    elif "attn_qkv" in weights:
-        kept = max(weights["attn_qkv"].shape[1] - layer.query_width, 2 * width) // 2
-    else:
-        kept = layer.query_width
-    return FullAttention(num_kv_heads=max(kept // width, 1), key_width=width, value_width=width)
-
-
-def attend_within(builder: Builder, query: Value, key: Value, values: Value) -> Value:
-    """Attention of every token to all tokens of the step."""
-    from memplan.engines.llama_cpp.graph_attention import scores
-
-    if not builder.rules.copies_parts:  # before llama-graph.cpp, values came first, for want of an order
-        for part in (query, key, values):
-            builder.graph.expand(part)
-    batch = builder.batch
-    padded = -(-batch.tokens // builder.rules.mask_multiple) * builder.rules.mask_multiple
-    kind = "f16" if batch.flash and builder.rules.half_mask else "f32"
-    mask = builder.input("mask step", kind, batch.tokens, padded)
-    return scores(builder, query, key, values, mask)
-
-
 def encoder_layer(builder: Builder, layer: Layer, weights: LayerWeights, value: Value, *, is_last: bool) -> Value:
     """A layer that norms what it has added (BERT): attention, norm, MLP, norm."""
-    from memplan.engines.llama_cpp.graph_attention import attention
-
     mixed = attention(builder, layer, weights, value)
     residual = value
     if is_last and builder.rules.selects_rows:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from memplan.domain.attention import FullAttention, LatentAttention
 from memplan.engines.llama_cpp.ggml_graph import Value, contiguous, four, matmul, new, permute, reshape, view
-from memplan.engines.llama_cpp.graph_attention import attend, rotate
 from memplan.engines.llama_cpp.graph_builder import Builder, LayerWeights
+from memplan.engines.llama_cpp.graph_scores import attend, rotate
 
 
 def latent_attention(builder: Builder, latent: LatentAttention, weights: LayerWeights, value: Value) -> Value:
