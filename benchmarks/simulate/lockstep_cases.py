@@ -7,11 +7,29 @@ from typing import Any
 
 # What the CPU's attention takes: blocks of 32 tokens. The scheduler alone takes any.
 _ENGINE_BLOCK = 32
+# Name, shape of the model, blocks, prefix caching; what differs of the scheduler and of the traffic.
+_ROWS: list[tuple[str, str, int, bool, dict[str, Any], dict[str, Any]]] = [
+    ("plain", "grouped-query", 120, False, {}, {}),
+    ("prefix caching", "grouped-query", 120, True, {}, {}),
+    ("small steps", "grouped-query", 120, True, {"max_num_batched_tokens": 64}, {}),
+    ("capped chunks", "grouped-query", 120, True, {"long_prefill_token_threshold": 48}, {}),
+    ("watermark", "grouped-query", 120, True, {"watermark": 0.1}, {}),
+    ("first chunk only", "grouped-query", 120, True, {"scheduler_reserve_full_isl": False}, {}),
+    ("overload", "grouped-query", 80, True, {"max_num_seqs": 24}, {"every": 1.0, "times": 2}),
+    ("overload, no caching", "grouped-query", 80, False, {"max_num_seqs": 24}, {"every": 1.0, "times": 2}),
+    ("window", "sliding", 140, True, {}, {"longest": 1500}),
+    ("window, no caching", "sliding", 140, False, {}, {"longest": 1500}),
+    ("hybrid", "hybrid-sliding", 420, True, {}, {"longest": 1500}),
+    ("hybrid, no caching", "hybrid-sliding", 420, False, {}, {"longest": 1500}),
+    ("hybrid, small steps", "hybrid-sliding", 300, True, {"max_num_batched_tokens": 96}, {"longest": 1000}),
+    ("talks", "grouped-query", 150, True, {}, {"talks": 40, "every": 6.0}),
+]
+_WIDER = {420: 520}
 
 
 def cases() -> list[dict[str, Any]]:
     """Every case, those of one engine after the other."""
-    return [*whole_engine_cases(), *scheduler_cases()]
+    return [*whole_engine_cases(), *scheduler_cases(), *asynchronous_cases()]
 
 
 def whole_engine_cases() -> list[dict[str, Any]]:
@@ -45,53 +63,47 @@ def whole_engine_cases() -> list[dict[str, Any]]:
 
 def scheduler_cases() -> list[dict[str, Any]]:
     """vLLM's scheduler alone: more requests, and what cannot be set on the CPU."""
-    rows: list[tuple[str, str, int, bool, dict[str, Any], dict[str, Any]]] = [
-        ("plain", "grouped-query", 120, False, {}, {}),
-        ("prefix caching", "grouped-query", 120, True, {}, {}),
-        ("small steps", "grouped-query", 120, True, {"max_num_batched_tokens": 64}, {}),
-        ("capped chunks", "grouped-query", 120, True, {"long_prefill_token_threshold": 48}, {}),
-        ("watermark", "grouped-query", 120, True, {"watermark": 0.1}, {}),
-        ("first chunk only", "grouped-query", 120, True, {"scheduler_reserve_full_isl": False}, {}),
-        ("overload", "grouped-query", 80, True, {"max_num_seqs": 24}, {"every": 1.0, "count": 300}),
-        ("overload, no caching", "grouped-query", 80, False, {"max_num_seqs": 24}, {"every": 1.0, "count": 300}),
-        ("window", "sliding", 140, True, {}, {"longest": 1500}),
-        ("window, no caching", "sliding", 140, False, {}, {"longest": 1500}),
-        ("hybrid", "hybrid-sliding", 420, True, {}, {"longest": 1500}),
-        ("hybrid, no caching", "hybrid-sliding", 420, False, {}, {"longest": 1500}),
-        ("hybrid, small steps", "hybrid-sliding", 300, True, {"max_num_batched_tokens": 96}, {"longest": 1000}),
-        ("asynchronous", "grouped-query", 120, True, {}, {}),
-        ("asynchronous, overload", "grouped-query", 80, True, {"max_num_seqs": 24}, {"every": 1.0, "count": 300}),
-        ("talks", "grouped-query", 150, True, {}, {"talks": 40, "every": 6.0}),
+    return [scheduler_case(f"scheduler, {name}", *rest, count=150) for name, *rest in _ROWS]
+
+
+def asynchronous_cases() -> list[dict[str, Any]]:
+    """The same under asynchronous scheduling, fewer requests of each. A request with windows counts with the tokens of
+    two steps when it is taken in: what has room in 420 blocks otherwise would wait forever there.
+    """
+    found = [scheduler_case(f"asynchronous, {name}", *rest, count=80) for name, *rest in _ROWS]
+    return [
+        {**case, "asynchronous": True, "pool_blocks": _WIDER.get(case["pool_blocks"], case["pool_blocks"])}
+        for case in found
     ]
-    found = []
-    for name, shape, blocks, caching, scheduler, load in rows:
-        found.append(
-            {
-                "name": f"scheduler, {name}",
-                "mode": "scheduler",
-                "shape": shape,
-                "engine": {
-                    "max_model_len": 2048,
-                    "block_size": _ENGINE_BLOCK,
-                    "max_num_batched_tokens": 2048,
-                    "max_num_seqs": 32,
-                    "async_scheduling": False,
-                },
-                "scheduler": {"max_num_batched_tokens": 512, "max_num_seqs": 16, **scheduler},
-                "block_tokens": 16,
-                "asynchronous": name.startswith("asynchronous"),
-                "pool_blocks": blocks,
-                "prefix_caching": caching,
-                "traffic": mixed(
-                    f"scheduler {name}",
-                    load.get("count", 150),
-                    load.get("longest", 800),
-                    every=load.get("every", 4.0),
-                    talks=load.get("talks", 10),
-                ),
-            }
-        )
-    return found
+
+
+def scheduler_case(
+    name: str, shape: str, blocks: int, caching: bool, scheduler: dict[str, Any], load: dict[str, Any], *, count: int
+) -> dict[str, Any]:
+    """One case: `scheduler` are settings that differ, `load` what differs of the traffic, of `count` requests."""
+    return {
+        "name": name,
+        "mode": "scheduler",
+        "shape": shape,
+        "engine": {
+            "max_model_len": 2048,
+            "block_size": _ENGINE_BLOCK,
+            "max_num_batched_tokens": 2048,
+            "max_num_seqs": 32,
+            "async_scheduling": False,
+        },
+        "scheduler": {"max_num_batched_tokens": 512, "max_num_seqs": 16, **scheduler},
+        "block_tokens": 16,
+        "pool_blocks": blocks,
+        "prefix_caching": caching,
+        "traffic": mixed(
+            name.replace(",", "", 1),
+            count * load.get("times", 1),
+            load.get("longest", 800),
+            every=load.get("every", 4.0),
+            talks=load.get("talks", 10),
+        ),
+    }
 
 
 def mixed(seed: str, count: int, longest: int, *, every: float, talks: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python benchmarks/simulate/record_lockstep.py --vllm-python PYTHON > tests/simulate/vllm_steps.jsonl
     python benchmarks/simulate/record_lockstep.py --vllm-python PYTHON --asynchronous \
-        > benchmarks/simulate/vllm_steps_asynchronous.jsonl
+        > tests/simulate/vllm_steps_asynchronous.jsonl
 
 PYTHON is an interpreter with vLLM (0.32, CPU build). The small models are made on the way.
 """
@@ -76,6 +76,7 @@ def kept(case: dict[str, Any], seen: dict[str, Any]) -> dict[str, Any]:
             "long_prefill_tokens": scheduler.get("long_prefill_token_threshold", 0),
             "watermark_fraction": scheduler.get("watermark", 0.0),
             "reserve_prompt": scheduler.get("scheduler_reserve_full_isl", True),
+            "async_scheduling": case.get("asynchronous", False),
         },
         "traffic": case["traffic"],
         **{name: runs(seen[name]) for name in ("held", "running", "waiting", "tokens", "preemptions")},

@@ -3,7 +3,9 @@ has vLLM; reads JSON cases, one a line, on stdin and answers each with one line.
 
 A case names a folder with a model, the engine's arguments, the size of the pool and the requests, which arrive at a
 step. `mode` "engine" runs vLLM's LLMEngine with the model, token by token; "scheduler" takes that engine's scheduler
-alone, made anew for the case, and hands it made-up tokens, which allows traffic of any size. What is read is the same:
+alone, made anew for the case, and hands it made-up tokens, which allows traffic of any size; "asynchronous" ones are
+served by the engine core's own queue of two batches, as on GPUs: the CPU's platform turns that off. What is read is the
+same:
 after every `schedule()` the blocks that are in use, the requests that run and wait, the tokens that were scheduled and
 the preemptions so far.
 
@@ -12,12 +14,14 @@ A request's tokens follow from the ids of its texts, as `memplan.domain.simulati
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 os.environ.update(
@@ -51,6 +55,8 @@ def run(case: dict[str, Any], engines: dict[str, Any]) -> dict[str, Any]:
     engine = engines[key]
     if case["mode"] == "engine":
         driver: Any = WholeEngine(engine)
+    elif case.get("asynchronous"):
+        driver = QueueOfTwo(engine, case)
     else:
         driver = SchedulerAlone(engine, case)
     return replay(driver, case)
@@ -200,6 +206,8 @@ class WholeEngine:
 class SchedulerAlone:
     """vLLM's scheduler and cache manager, with tokens that nobody computed."""
 
+    is_async = False
+
     def __init__(self, engine: Any, case: dict[str, Any]) -> None:
         from vllm.utils.hashing import get_hash_fn_by_name
         from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -220,14 +228,8 @@ class SchedulerAlone:
             for group in cache.kv_cache_groups
         ]
         config.cache_config.block_size = block
-        self._is_async = case.get("asynchronous", False)
-        made = type(base)
-        if self._is_async:
-            from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-            made = AsyncScheduler
-            config.scheduler_config.async_scheduling = True
-        self._scheduler = made(
+        config.scheduler_config.async_scheduling = self.is_async
+        self._scheduler = self._made(type(base))(
             vllm_config=config,
             kv_cache_config=cache,
             structured_output_manager=base.structured_output_manager,
@@ -240,9 +242,13 @@ class SchedulerAlone:
         self._hash = get_request_block_hasher(block, hasher)
         self._watch = Watch(self._scheduler)
         self._answers: dict[str, list[int]] = {}
+        self._served: dict[str, Any] = {}
         self.version, self.groups, self.block_tokens = describe(self._scheduler)
         self.cached: dict[int, int] = {}
-        self._in_flight: Any = None
+
+    def _made(self, kind: type) -> type:
+        """The class of the scheduler."""
+        return kind
 
     @property
     def seen(self) -> tuple[int, ...]:
@@ -268,20 +274,21 @@ class SchedulerAlone:
 
     def step(self) -> list[tuple[int, list[int]]]:
         output = self._scheduler.schedule()
-        if not self._is_async:
-            return self._update(output)
-        # the engine's queue of two: a step is scheduled before the tokens of the one before are known
-        before, self._in_flight = self._in_flight, output if output.total_num_scheduled_tokens else None
-        return self._update(before) if before is not None else []
+        self._scheduler.update_from_output(output, self._computed(output))
+        return self._ended()
 
-    def _update(self, output: Any) -> list[tuple[int, list[int]]]:
-        """Hand the tokens of a step back, and return what has ended."""
+    def _ended(self) -> list[tuple[int, list[int]]]:
+        """The requests of the last step that have ended, with their tokens."""
+        return [(int(name), list(each.all_token_ids)) for name, each in self._served.items() if each.is_finished()]
+
+    def _computed(self, output: Any) -> Any:
+        """What the model would have made of a step."""
         from vllm.v1.outputs import ModelRunnerOutput
 
         for new in output.scheduled_new_reqs:
             self.cached.setdefault(int(new.req_id), new.num_computed_tokens)
         names = list(output.num_scheduled_tokens)
-        requests = {name: self._scheduler.requests[name] for name in names}
+        requests = self._served = {name: self._scheduler.requests[name] for name in names}
         starts = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
         cached = output.scheduled_cached_reqs
         starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -290,18 +297,58 @@ class SchedulerAlone:
             request = requests[name]
             made = starts[name] + output.num_scheduled_tokens[name] >= request.num_tokens
             sampled.append([self._answers[name][request.num_output_tokens]] if made else [])
-        self._scheduler.update_from_output(
-            output,
-            ModelRunnerOutput(
-                req_ids=names,
-                req_id_to_index={name: place for place, name in enumerate(names)},
-                sampled_token_ids=sampled,
-                logprobs=None,
-                prompt_logprobs_dict={},
-                pooler_output=[],
-            ),
+        return ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: place for place, name in enumerate(names)},
+            sampled_token_ids=sampled,
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
         )
-        return [(int(name), list(each.all_token_ids)) for name, each in requests.items() if each.is_finished()]
+
+
+class QueueOfTwo(SchedulerAlone):
+    """vLLM's asynchronous scheduler under the engine core's own queue of batches: a step is scheduled before the tokens
+    of the one before are known. Only the model is made up.
+    """
+
+    is_async = True
+
+    def __init__(self, engine: Any, case: dict[str, Any]) -> None:
+        super().__init__(engine, case)
+        self._core = copy.copy(engine.engine_core.engine_core)
+        self._core.scheduler = self._scheduler
+        self._core.model_executor = self
+        self._core.batch_queue_size = 2
+        self._core.batch_queue = collections.deque(maxlen=2)
+        self._scheduled: Any = None
+
+    def _made(self, kind: type) -> type:
+        from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+        return AsyncScheduler
+
+    def step(self) -> list[tuple[int, list[int]]]:
+        self._served = {}
+        self._core.step_with_batch_queue()
+        return self._ended()
+
+    def execute_model(self, output: Any, non_block: bool) -> Later:
+        """What the core asks of its workers first: of a step without tokens this is its result."""
+        self._scheduled = output
+        return Later(lambda: self._computed(output))
+
+    def sample_tokens(self, grammar: Any, non_block: bool) -> Later:
+        """What it asks then; the answer is waited for a step later."""
+        output = self._scheduled
+        return Later(lambda: self._computed(output))
+
+
+class Later:
+    """A result that is made when somebody waits for it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.result = make
 
 
 class Watch:

@@ -139,6 +139,9 @@ class SimulationSettings:
     so are prompts that can never have room. `swap` moves what is preempted to `host_blocks` of host memory and back, at
     `swap_s` a block, and recomputes where they are full.
 
+    With `async_scheduling` a step is scheduled while the one before it runs, before that one's tokens are known: who is
+    done keeps its blocks a step longer, and who arrives waits for a step that is scheduled already.
+
     `prefill_replicas` above 0 serve prompts alone, `replicas` then decode alone; the cache of a prompt takes
     `transfer_s` a token to reach the other side.
     """
@@ -152,6 +155,7 @@ class SimulationSettings:
     allocation: Allocation = "paged"
     reserve: Literal["longest", "power", "exact"] = "longest"
     pieces: Literal["first-fit", "buddy"] = "first-fit"
+    async_scheduling: bool = False
     chunked_prefill: bool = True
     prefix_caching: bool = True
     partial_reuse: bool = False

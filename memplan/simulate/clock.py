@@ -25,6 +25,7 @@ class Clock:
         self._curves: dict[int, Curve] = {}
         self._bases: dict[int, int] = {}
         self.request_ticks = 0
+        self.counts_steps = isinstance(steps, EqualSteps)
         self._prompt: Curve | None = None
         if isinstance(steps, ModelledSteps):
             self._prompt = Curve(steps.positions, steps.prompt_s)
@@ -54,7 +55,9 @@ class Clock:
         return start, slope // decodes, left
 
     def step(self, decodes: int, context: int, chunks: Sequence[tuple[int, int]]) -> int:
-        """The time of one step."""
+        """The time of one step; none where there is nothing to compute, unless steps are counted."""
+        if not chunks and not decodes and not self.counts_steps:
+            return 0
         if not chunks:
             first, slope, _ = self.line(decodes, context)
             return first + slope * context

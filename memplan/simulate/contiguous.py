@@ -64,6 +64,9 @@ class ContiguousCache:
         """All of it is reserved already."""
         return True
 
+    def register(self, request: Served, tokens: int) -> None:
+        """Nothing is found again."""
+
     def release(self, request: Served) -> None:
         """Give the piece back, joined with the gaps beside it."""
         assert request.region is not None

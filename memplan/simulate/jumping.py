@@ -10,7 +10,7 @@ from __future__ import annotations
 from heapq import heappop
 
 from memplan.domain.simulation import SimulationSettings
-from memplan.simulate.riders import Rider, Riders
+from memplan.simulate.riders import Made, Rider, Riders
 from memplan.simulate.room import State
 from memplan.units import ceil_div
 
@@ -40,7 +40,7 @@ class JumpingReplica(Riders):
         last = before + most_steps
         while self.now < until and self._steps < last and (self._running or self._waiting):
             idle = not self._waiting or self._is_stuck or len(self._running) >= self._settings.max_num_seqs
-            if idle and self._partial is None and not self._filling and self._jump(until, last):
+            if idle and self._partial is None and not self._filling and not self._due and self._jump(until, last):
                 continue
             if self._step():
                 break
@@ -64,24 +64,32 @@ class JumpingReplica(Riders):
         count = min(count, straight)
         now = first + slope * self._context
         growth = slope * decodes
-        ticks = count * now + growth * (count * (count - 1) // 2)
-        if count > 1 and ticks - now - growth * (count - 1) >= until - self.now:
-            count = _steps_before(until - self.now, now, growth, count)
-            ticks = count * now + growth * (count * (count - 1) // 2)
+        count = self._steps_until(until, now, growth, count)
         taken, total = self._taken(begin, count)
         pool = self._pool
         if taken > pool.plain + pool.cached:
             count = self._steps_with_room(begin, count)
             if count == 0:
                 return False
-            ticks = count * now + growth * (count * (count - 1) // 2)
             taken, total = self._taken(begin, count)
         self._pass(begin, count, taken, total)
+        ticks = count * now + growth * (count * (count - 1) // 2)
+        if self._is_ahead:
+            last = now + growth * (count - 1)
+            ticks, self._under_way = self._under_way + ticks - last, last
         self.now += ticks
         self._busy += ticks
         self._steps = begin + count
         self._note_state()
         return True
+
+    def _steps_until(self, until: int, first: int, growth: int, most: int) -> int:
+        """How many steps begin before `until`, `most` at most; the first of them does."""
+        left = until - self.now
+        if not self._is_ahead:
+            return _steps_before(left, first, growth, most)
+        left -= self._under_way  # the second one begins when what is under way ends
+        return 1 if left <= 0 or most == 1 else 1 + _steps_before(left, first, growth, most - 1)
 
     def _pass(self, begin: int, count: int, taken: int, total: int) -> None:
         """Let `count` steps go by, in which `taken` blocks are taken; `total` sums over the steps what was taken up to
@@ -170,6 +178,8 @@ class JumpingReplica(Riders):
             if request.preemptions:
                 self._recomputed += request.computed - start
         ticks = self._clock.step(decodes, context, chunks)
+        if self._is_ahead:
+            ticks, self._under_way = self._under_way, ticks
         self.now = begun + ticks
         self._busy += ticks
         self._steps = step + 1
@@ -244,35 +254,56 @@ class JumpingReplica(Riders):
                 self._partial = rider
 
     def _settle(self, step: int, read: list[tuple[Rider, int]]) -> bool:
-        """Tokens are made: answers begin and end."""
-        finished: list[Rider] = []
+        """Take in the result that is there: answers begin and end. True where a request has finished."""
+        made = self._makes(step, read)
+        if self._late:
+            made, self._due = self._due, made
+        for rider, is_first, _ in made:
+            if is_first:
+                self._ledger.first_token(rider.request, self.now)
+        has_ended = False
+        for rider, _, is_last in made:
+            if is_last:
+                self._end(rider)
+                has_ended = True
+        if has_ended:
+            self._is_stuck = False
+        return has_ended
+
+    def _makes(self, step: int, read: list[tuple[Rider, int]]) -> list[Made]:
+        """The first and last tokens that a pass makes. Whose prompt it has read goes on to decode, who makes the last
+        one no longer does.
+        """
+        made: list[Made] = []
         if step in self._ends:
-            finished = sorted(
-                (rider for rider in self._ends.pop(step) if rider.finish == step), key=lambda rider: rider.serial
-            )
-            for rider in finished:
+            ended = (rider for rider in self._ends.pop(step) if rider.finish == step)
+            for rider in sorted(ended, key=lambda rider: rider.serial):
                 rider.request.computed = rider.offset + step + 1
                 self._stop_decoding(rider, rider.request.computed)
+                made.append(Made(rider, False, True))
         for rider, _ in read:
             request = rider.request
             if request.computed < request.tokens:
                 continue
-            if not request.made:
-                self._ledger.first_token(request, self.now)
+            rider.read = request.computed
             request.made += 1
-            if request.made >= request.output:
-                finished.append(rider)
-            else:
+            is_last = request.made >= request.output
+            made.append(Made(rider, request.made == 1, is_last))
+            if not is_last:
                 self._start_decoding(rider, step)
-        for rider in finished:
-            request = rider.request
-            request.made = request.output
+        return made
+
+    def _end(self, rider: Rider) -> None:
+        request = rider.request
+        request.made = request.output
+        if rider in self._running:
             del self._running[rider]
-            self._release(rider, request.computed)
-            self._ledger.finished(request, self.now)
-        if finished:
-            self._is_stuck = False
-        return bool(finished)
+            if self._late:
+                self._register(rider, request.computed)
+            self._release(rider, request.computed, request.computed)
+        else:  # it gave way while its last token was under way
+            self._waiting.remove(rider)
+        self._ledger.finished(request, self.now)
 
 
 def _steps_before(left: int, first: int, growth: int, most: int) -> int:

@@ -36,11 +36,12 @@ class PagedCache:
         self._retention = settings.window_retention_tokens
         self._reserve_prompt = settings.reserve_prompt
         self._watermark = int(settings.watermark_fraction * (settings.num_blocks + 1))
-        self._most = [
-            most_blocks(group, settings.max_num_batched_tokens, settings.context_tokens) for group in settings.groups
-        ]
+        # what is under way still reads the blocks of its windows
+        in_flight = settings.max_num_batched_tokens * (2 if settings.async_scheduling else 1)
+        self._most = [most_blocks(group, in_flight, settings.context_tokens) for group in settings.groups]
         self._step_tokens = lcm(*(group.block_tokens for group in settings.groups))
-        self._edges = [(group.block_tokens, _edges(group)) for group in settings.groups]
+        late = int(settings.async_scheduling)
+        self._edges = [(group.block_tokens, _edges(group, late)) for group in settings.groups]
         kinds: dict[CacheGroup, list[int]] = {}
         for place, group in enumerate(settings.groups):
             kinds.setdefault(group, []).append(place)
@@ -129,7 +130,7 @@ class PagedCache:
         if self._partial is not None and not request.restored and known % self.groups[0].block_tokens:
             self.copied_blocks += 1
         self._extend(request, tokens)
-        self._register(request, min(known + new, request.tokens))
+        self.register(request, min(known + new, request.tokens))
         return True
 
     def grow(self, request: Served, new: int) -> bool:
@@ -142,14 +143,14 @@ class PagedCache:
         ):
             request.looked_at = computed  # inside a block, and so is the edge of every window
             return True
-        request.looked_at = computed
+        request.looked_at = computed if request.in_flight <= 1 else -2
         for group, table in zip(self.groups, request.tables, strict=True):
-            self._let_go(table, skipped_tokens(group, request.computed) // group.block_tokens)
+            self._let_go(table, skipped_tokens(group, computed - request.in_flight) // group.block_tokens)
         tokens = min(request.computed + new, self._longest)
         if self._needed(request, tokens, (), request.computed) > self.pool.free:
             return False
         self._extend(request, tokens)
-        self._register(request, min(request.computed + new, request.tokens))
+        self.register(request, min(request.computed + new, request.tokens))
         return True
 
     def release(self, request: Served) -> None:
@@ -200,7 +201,7 @@ class PagedCache:
             self.entries += more
             self.held += more
 
-    def _register(self, request: Served, tokens: int) -> None:
+    def register(self, request: Served, tokens: int) -> None:
         """Make the blocks that `tokens` fill findable: those of this step too, which it is about to fill."""
         if not self._caching:
             return
@@ -232,11 +233,15 @@ def _keeps_all(group: CacheGroup) -> bool:
     return group.window_tokens is None and group.chunk_tokens is None
 
 
-def _edges(group: CacheGroup) -> frozenset[int]:
-    """Lengths, modulo the block's size, at which the next token begins, fills or lets go of a block."""
-    edges = {0, group.block_tokens - 1}
+def _edges(group: CacheGroup, late: int) -> frozenset[int]:
+    """Lengths, modulo the block's size, at which the next token begins, fills or lets go of a block; what is filled and
+    let go of is known `late`, by so many tokens.
+    """
+    edges = {0, (group.block_tokens - 1 + late) % group.block_tokens}
     if group.window_tokens is not None:
-        edges.add((group.window_tokens - 1) % group.block_tokens)
+        edges.add((group.window_tokens - 1 + late) % group.block_tokens)
+    if group.chunk_tokens is not None:
+        edges.add(late % group.block_tokens)
     if group.chunk_tokens is not None and group.chunk_tokens % group.block_tokens:
         edges.update(range(group.block_tokens))
     return frozenset(edges)

@@ -79,6 +79,9 @@ class SteppedReplica:
         self.room = self.scheduler.room
         self._clock = Clock(settings.steps)
         self._swap_ticks = to_ticks(settings.swap_s)
+        # the step that runs while the next one is scheduled; where steps are counted, each is one whatever it holds
+        self._is_ahead = settings.async_scheduling and not self._clock.counts_steps
+        self._under_way = 0
         self._ledger = ledger
         self._steps = 0
         self._busy = 0
@@ -99,6 +102,8 @@ class SteppedReplica:
             ticks = (
                 self._clock.step(step.decodes, step.context_tokens, step.chunks) + step.moved_blocks * self._swap_ticks
             )
+            if self._is_ahead:
+                ticks, self._under_way = self._under_way, ticks
             self.now += ticks
             self._busy += ticks
             state = self.scheduler.state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heappush
+from typing import NamedTuple
 
 from memplan.domain.simulation import SimulationSettings
 from memplan.simulate.chains import Chains, Key
@@ -21,19 +22,29 @@ from memplan.units import ceil_div
 
 
 class Rider:
-    """What is kept of a request beside `Served`. While it decodes, `offset` + step is what it has in the cache."""
+    """What is kept of a request beside `Served`. While it decodes, `offset` + step is what it has in the cache, and
+    `finish` the step that makes its last token; before and after, that is -1. `read` is what it had when it began to.
+    """
 
-    __slots__ = ("finish", "keys", "nodes", "offset", "request", "run", "serial", "shared")
+    __slots__ = ("finish", "keys", "nodes", "offset", "read", "request", "run", "serial", "shared")
 
     def __init__(self, request: Served, shared: int | None) -> None:
         self.request = request
         self.shared = shared  # whole blocks that others may have; None: all of them
-        self.offset = 0
+        self.offset = self.read = 0
         self.serial = -1
         self.finish = -1
         self.keys: list[Key] = []
         self.nodes: list[Node] = []
         self.run: Run | None = None
+
+
+class Made(NamedTuple):
+    """A token that a pass makes: whether it is the request's first, and whether its last."""
+
+    rider: Rider
+    is_first: bool
+    is_last: bool
 
 
 class Riders:
@@ -54,6 +65,11 @@ class Riders:
         self._waiting: deque[Rider] = deque()
         self._running: dict[Rider, None] = {}
         self._partial: Rider | None = None
+        # under asynchronous scheduling: what the pass under way makes, its time, and by how much that is known later
+        self._due: list[Made] = []
+        self._under_way = 0
+        self._late = int(settings.async_scheduling)
+        self._is_ahead = settings.async_scheduling and not self._clock.counts_steps
         self._is_stuck = False
         # of the requests that decode
         self._decodes = 0
@@ -123,7 +139,7 @@ class Riders:
         for rider in [each for each in self._running if each is not self._partial]:
             if rider not in self._running:
                 return
-            if (rider.offset + step) % self._block:
+            if rider.finish < 0 or (rider.offset + step) % self._block:
                 continue
             while not pool.plain + pool.cached:
                 last = next(reversed(self._running))
@@ -193,7 +209,7 @@ class Riders:
         """Blocks of answers that others may go on from are full, and can be found from now on."""
         full = self._fills[step % self._block]
         for rider in sorted(full, key=lambda rider: rider.serial) if len(full) > 1 else full:
-            self._register(rider, rider.offset + step + 1)
+            self._register(rider, rider.offset + step + 1 - self._late)
             self._is_stuck = False
 
     def _start_decoding(self, rider: Rider, step: int) -> None:
@@ -203,7 +219,7 @@ class Riders:
         self._context += request.computed
         self._phases[-rider.offset % block] += 1
         if rider.shared is None:
-            self._fills[(-rider.offset - 1) % block][rider] = None
+            self._fills[(-rider.offset - 1 + self._late) % block][rider] = None
             self._filling += 1
         rider.finish = step + request.output - request.made
         if rider.finish in self._ends:
@@ -218,7 +234,7 @@ class Riders:
         self._context -= computed
         self._phases[-rider.offset % block] -= 1
         if rider.shared is None:
-            del self._fills[(-rider.offset - 1) % block][rider]
+            del self._fills[(-rider.offset - 1 + self._late) % block][rider]
             self._filling -= 1
         rider.finish = -1
 
@@ -226,20 +242,22 @@ class Riders:
         request = rider.request
         if rider is self._partial:
             self._partial = None
-        else:
+            rider.read = request.computed
+        elif rider.finish >= 0:
             request.computed = rider.offset + step
             request.made = request.computed + 1 - request.prompt
             self._stop_decoding(rider, request.computed)
         del self._running[rider]
-        self._release(rider, request.computed)
+        # of what is under way, the token that is made is not known
+        self._release(rider, request.computed, max(rider.read, request.computed - self._late))
         request.computed = 0
         request.preemptions += 1
         self._preemptions += 1
         self._waiting.appendleft(rider)
         self._is_stuck = False
 
-    def _release(self, rider: Rider, computed: int) -> None:
-        """Let go of all blocks, the last ones to be handed out first."""
+    def _release(self, rider: Rider, computed: int, known: int) -> None:
+        """Let go of all blocks, the last ones to be handed out first; those that `known` tokens fill may be found."""
         pool, block = self._pool, self._block
         blocks = ceil_div(computed, block)
         self._stored -= computed
@@ -247,7 +265,7 @@ class Riders:
         if not self._caching:
             pool.plain += blocks
             return
-        full = computed // block
+        full = known // block
         pool.plain += blocks - full
         rider.run = pool.give_run(full - len(rider.nodes))
         pool.give(reversed(rider.nodes))

@@ -268,6 +268,9 @@ def _check(settings: SimulationSettings, traffic: Traffic) -> None:
             raise UsageError(f"{name.replace('_', ' ')} below one: {getattr(settings, name)}", hint="give at least 1")
     if not settings.groups or any(group.block_tokens < 1 for group in settings.groups):
         raise UsageError("a cache without blocks", hint="give one group with a block of at least one token")
+    is_vllm = (settings.batching, settings.allocation, settings.preemption) == ("continuous", "paged", "recompute")
+    if settings.async_scheduling and not is_vllm:
+        raise UsageError("asynchronous scheduling of something else than vLLM's", hint="leave one of them out")
     if settings.partial_reuse and (len(settings.groups) > 1 or settings.groups[0] != _plain(settings)):
         raise UsageError("partial reuse with windows or several groups", hint="it is for layers that keep everything")
     if traffic.unit == "steps" and not isinstance(settings.steps, EqualSteps):

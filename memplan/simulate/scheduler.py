@@ -4,8 +4,12 @@ Running requests come first, in the order in which they were taken in; where one
 gives way and goes to the front of those that wait. Waiting ones follow in the order of their arrival, up to the first
 that has no room, unless somebody gave way in this step.
 
-Source: vllm/v1/core/sched/scheduler.py at v0.32.0, without asynchronous scheduling, drafts, adapters and priorities.
-Static batching, swapping and contiguous caches are not vLLM's.
+Asynchronously, a step is scheduled before the tokens of the one before are known. Their slots are taken all the same:
+a token that is expected counts as one that decodes, but no block is findable before its tokens are there.
+
+Source: vllm/v1/core/sched/scheduler.py and async_scheduler.py at v0.32.0, and the queue of two batches in
+vllm/v1/engine/core.py; without drafts, adapters and priorities. Static batching, swapping and contiguous caches are not
+vLLM's.
 """
 
 from __future__ import annotations
@@ -25,7 +29,11 @@ Cache = PagedCache | ContiguousCache
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What one pass computes: `decodes` sequences of `context_tokens` in all, and chunks of prompts (from, to)."""
+    """What one pass computes: `decodes` sequences of `context_tokens` in all, and chunks of prompts (from, to).
+
+    `started` were taken in for it; `firsts` and `finished` are of the pass whose result was taken in: this one, under
+    asynchronous scheduling the one before.
+    """
 
     decodes: int
     context_tokens: int
@@ -54,6 +62,7 @@ class Scheduler:
         self._moved = 0
         self._host_free = settings.host_blocks
         self._is_static = settings.batching == "static"
+        self._under_way: list[tuple[Served, int, bool]] = []
 
     def add(self, request: Served) -> bool:
         """Queue a request, or refuse it where it never has room or too many wait."""
@@ -91,7 +100,9 @@ class Scheduler:
             if request.ended:  # a static batch goes on with the rows of those that are done
                 scheduled.append((request, 0))
                 continue
-            new = request.tokens - request.computed
+            if request.is_all_scheduled:
+                continue
+            new = request.tokens + request.expected - request.computed
             if 0 < cap < new:
                 new = cap
             new = min(new, budget)
@@ -152,18 +163,19 @@ class Scheduler:
             self.swaps += 1
             request.restored = request.computed
         self.cache.release(request)
-        request.computed = 0
+        request.computed = request.expected = 0
         request.preemptions += 1
         self.preemptions += 1
         self.waiting.appendleft(request)
 
     def _settle(self, scheduled: list[tuple[Served, int]], started: list[Served]) -> Step:
-        """Compute what was scheduled: tokens are made, requests end and let go of their blocks."""
+        """Compute what was scheduled, and take in the result that is there."""
         decodes = context = 0
         chunks: list[tuple[int, int]] = []
-        made: list[Served] = []
+        computing: list[tuple[Served, int, bool]] = []
         for request, new in scheduled:
-            if new <= 1 and request.made and request.computed >= request.tokens - 1:
+            known = request.tokens + request.expected
+            if new <= 1 and known > request.prompt and request.computed >= known - 1:
                 decodes += 1
                 context += request.computed
             else:
@@ -172,25 +184,14 @@ class Scheduler:
                 if request.preemptions:
                     self.recomputed_tokens += new
             request.computed += new
-            if new and request.computed == request.tokens:
-                made.append(request)
+            request.in_flight += new
+            makes = new > 0 and request.computed == known
+            request.expected += makes
+            computing.append((request, new, makes))
         self._observe()
-        firsts, finished = [], []
-        for request in made:
-            if not request.made:
-                firsts.append(request)
-            request.made += 1
-            request.ended = request.made >= request.output
-            if request.ended and not self._is_static:
-                finished.append(request)
-                self.cache.release(request)
-        if self._is_static and self.running and all(request.ended for request in self.running):
-            finished = list(self.running)
-            for request in finished:
-                self.cache.release(request)
-        if finished:
-            gone = set(finished)
-            self.running = [request for request in self.running if request not in gone]
+        if self.settings.async_scheduling:
+            computing, self._under_way = self._under_way, computing
+        firsts, finished = self._take_result(computing)
         return Step(
             decodes=decodes,
             context_tokens=context,
@@ -200,6 +201,36 @@ class Scheduler:
             firsts=tuple(firsts),
             finished=tuple(finished),
         )
+
+    def _take_result(self, computed: list[tuple[Served, int, bool]]) -> tuple[list[Served], list[Served]]:
+        """Tokens are made, requests begin to answer, end and let go of their blocks."""
+        firsts, finished = [], []
+        for request, new, makes in computed:
+            request.in_flight -= new
+            if not makes:
+                continue
+            has_given_way = not request.expected
+            if not has_given_way:
+                request.expected -= 1
+                self.cache.register(request, request.computed - request.expected)
+            if not request.made:
+                firsts.append(request)
+            request.made += 1
+            request.ended = request.made >= request.output
+            if request.ended and not self._is_static:
+                finished.append(request)
+                if has_given_way:
+                    self.waiting.remove(request)
+                else:
+                    self.cache.release(request)
+        if self._is_static and self.running and all(request.ended for request in self.running):
+            finished = list(self.running)
+            for request in finished:
+                self.cache.release(request)
+        if finished:
+            gone = set(finished)
+            self.running = [request for request in self.running if request not in gone]
+        return firsts, finished
 
     def _observe(self) -> None:
         """Look at the cache while the pass runs: what it will have stored counts as stored."""

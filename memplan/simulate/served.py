@@ -9,13 +9,14 @@ from memplan.simulate.chains import Key
 class Served:
     """What a scheduler knows of a request. `made` tokens of its answer are there, `computed` tokens are in the cache.
 
-    `restored` tokens come back from host memory, or from another replica, when it is taken in. `looked_at` is how many
-    tokens there were when its tables were last looked at.
+    Under asynchronous scheduling a pass may be under way whose result is not known: it computes `in_flight` of these
+    tokens, and makes `expected` tokens of the answer. `restored` tokens come back from host memory, or from another
+    replica, when it is taken in. `looked_at` is how many tokens there were when its tables were last looked at.
     """
 
     __slots__ = (
-        "computed", "ended", "found", "index", "junction", "keys", "looked_at", "made", "output", "preemptions",
-        "prompt", "region", "registered", "restored", "tables",
+        "computed", "ended", "expected", "found", "in_flight", "index", "junction", "keys", "looked_at", "made",
+        "output", "preemptions", "prompt", "region", "registered", "restored", "tables",
     )  # fmt: skip
 
     def __init__(self, index: int, prompt: int, output: int) -> None:
@@ -24,6 +25,8 @@ class Served:
         self.output = output
         self.made = 0
         self.computed = 0
+        self.in_flight = 0
+        self.expected = 0
         self.restored = 0
         self.found = 0
         self.junction = 0
@@ -39,6 +42,11 @@ class Served:
     def tokens(self) -> int:
         """Prompt and answer so far."""
         return self.prompt + self.made
+
+    @property
+    def is_all_scheduled(self) -> bool:
+        """Whether a pass that is under way makes the last token."""
+        return self.expected > 0 and self.made + self.expected >= self.output
 
     @property
     def last_computed(self) -> int:

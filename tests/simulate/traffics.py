@@ -76,19 +76,24 @@ def settings(draw: st.DrawFn, *, plain: bool = False) -> SimulationSettings:
     }
     full = CacheGroup(block_tokens=block)
     if plain:
-        return SimulationSettings(groups=(full,), **common)
+        return SimulationSettings(groups=(full,), async_scheduling=draw(st.booleans()), **common)
     window = CacheGroup(block_tokens=block, window_tokens=draw(st.integers(2, 60)))
     chunk = CacheGroup(block_tokens=block, chunk_tokens=block * draw(st.integers(1, 5)))
     kinds = [(full,), (window,), (full, window), (full, full), (window, full, window), (chunk,)]
     groups = draw(st.sampled_from(kinds))
+    ways = {
+        "batching": draw(st.sampled_from(["continuous", "continuous", "static"])),
+        "allocation": draw(st.sampled_from(["paged", "paged", "contiguous"])),
+        "preemption": draw(st.sampled_from(["recompute", "swap"])),
+    }
+    is_vllm = list(ways.values()) == ["continuous", "paged", "recompute"]
     return SimulationSettings(
         groups=groups,
         partial_reuse=groups == (full,) and draw(st.booleans()),
-        batching=draw(st.sampled_from(["continuous", "continuous", "static"])),
-        allocation=draw(st.sampled_from(["paged", "paged", "contiguous"])),
+        async_scheduling=is_vllm and draw(st.booleans()),
         reserve=draw(st.sampled_from(["longest", "power", "exact"])),
         long_prefill_tokens=draw(st.sampled_from([0, 0, 10])),
-        preemption=draw(st.sampled_from(["recompute", "swap"])),
+        **ways,
         host_blocks=draw(st.integers(0, 100)),
         swap_s=draw(st.sampled_from([0.0, 1e-4])),
         window_retention_tokens=draw(st.sampled_from([0, None, block * 4])),
