@@ -16,6 +16,9 @@ from memplan.records import dataclass
 from memplan.units import MIB
 
 _MULTIPROCESSORS = 80  # of a card that the catalogue has no number for
+_CHANNELS = 24
+_CHANNELS_OF_EIGHT_LINKS = 16
+_EIGHT_LINKS_BYTES_PER_S = 400e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +119,10 @@ def nccl_bytes(gpu: GpuSpec, settings: VllmSettings, rules: Rules, fitted: Fitte
     if gpu.vendor == "amd":
         return round(fitted.nccl_mib * MIB), round(fitted.rccl_mib_per_pair * (min(ranks, 8) - 1) ** 2 * MIB)
     if has_multicast(gpu) and rules["nccl_multicast"] == "peer":
-        return round(fitted.nccl_multicast_mib_per_peer * (min(ranks, 8) - 1) * MIB), 0
+        return round(fitted.nccl_multicast_mib_per_peer * (min(ranks, 8) - 1) * _channel_share(gpu) * MIB), 0
     kept, growth = _group_mib(gpu, ranks, fitted)
     if has_multicast(gpu):
-        kept += fitted.nccl_multicast_mib_of_experts if routed else 0.0
+        kept += fitted.nccl_multicast_mib_of_experts * _channel_share(gpu) if routed else 0.0
         if rules["fuses_all_reduce"] and settings.layout.pipeline == settings.layout.data == 1:
             growth += fitted.fused_all_reduce_mib
     return round(kept * MIB), round(growth * MIB)
@@ -134,11 +137,24 @@ def group_bytes(gpu: GpuSpec, ranks: int, fitted: Fitted) -> int:
 
 def _group_mib(gpu: GpuSpec, ranks: int, fitted: Fitted) -> tuple[float, float]:
     """What a group of ranks keeps from its start on, and what its collectives add with the first pass."""
+    share = _channel_share(gpu)
     if has_multicast(gpu):
         growth = fitted.nccl_multicast_growth_mib + fitted.nccl_multicast_growth_mib_per_rank * min(ranks, 8)
-        return fitted.nccl_multicast_mib, growth
+        return fitted.nccl_multicast_mib * share, growth * share
     pairs = (min(ranks, 8) - 1) ** 2 if is_switched(gpu) else 0
-    return fitted.nccl_mib + fitted.nccl_mib_per_pair * pairs, fitted.nccl_growth_mib
+    return fitted.nccl_mib + fitted.nccl_mib_per_pair * pairs * share, fitted.nccl_growth_mib
+
+
+def _channel_share(gpu: GpuSpec) -> float:
+    """The channels that NCCL opens over a card's NVLinks, of the 24 of an A100 or H100, whose buffers are fitted.
+
+    It opens as many as fill the links, twice: 16 over the eight links of an A800 or H800. Every channel has buffers of
+    its own for every peer.
+    Source: src/graph/search.cc and connect.cc of NCCL 2.21; H800's are in NCCL's issue 892, and that memory is linear
+    in channels in 864.
+    """
+    is_narrow = is_switched(gpu) and gpu.interconnect_bytes_per_s == _EIGHT_LINKS_BYTES_PER_S
+    return (_CHANNELS_OF_EIGHT_LINKS if is_narrow else _CHANNELS) / _CHANNELS
 
 
 def is_switched(gpu: GpuSpec) -> bool:

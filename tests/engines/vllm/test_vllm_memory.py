@@ -10,7 +10,7 @@ from memplan.domain.tensors import Role
 from memplan.engines.vllm.extras import Extras, extra_memory
 from memplan.engines.vllm.fitted import load_fitted
 from memplan.engines.vllm.loading import as_loaded, copied_bytes
-from memplan.engines.vllm.overheads import Outside, has_multicast, outside_torch
+from memplan.engines.vllm.overheads import Outside, has_multicast, nccl_bytes, outside_torch
 from memplan.engines.vllm.rank import rotary_bytes
 from memplan.engines.vllm.replay import Habits, habits_of, reserved_by_profiling
 from memplan.units import MIB
@@ -50,6 +50,20 @@ def test_one_rank_talks_to_nobody_and_stages_only_to_their_neighbours() -> None:
 @pytest.mark.parametrize(("gpu", "found"), [("h100", True), ("b200", True), ("a100-80g", False), ("l40s", False)])
 def test_multicast_needs_hopper_and_a_switch(gpu: str, found: bool) -> None:
     assert has_multicast(start("0.19.0", gpu).gpu) is found
+
+
+@pytest.mark.parametrize(
+    ("version", "narrow", "wide"),
+    [("0.8.4", "h800", "h100"), ("0.20.2", "h800", "h100"), ("0.8.4", "a800-80g", "a100-80g")],
+)
+def test_eight_links_have_two_thirds_of_the_channels(version: str, narrow: str, wide: str) -> None:
+    """Source: logs of H800 say 16 coll channels, those of H100 and A100 say 24."""
+    kept = []
+    for gpu in (narrow, wide):
+        at, fitted = start(version, gpu, tp=8), load_fitted()
+        fixed = 0.0 if has_multicast(at.gpu) else fitted.nccl_mib
+        kept.append(nccl_bytes(at.gpu, at.settings, at.rules, fitted, routed=False)[0] - fixed * MIB)
+    assert kept[0] == pytest.approx(kept[1] * 2 / 3, abs=2)
 
 
 def test_v1_counted_what_the_first_kernels_set_aside_until_it_took_a_snapshot() -> None:
