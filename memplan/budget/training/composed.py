@@ -31,7 +31,7 @@ def can_compose(training: TrainingSpec) -> bool:
 
 def shortest_stack(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """Some of the layers, in an order in which every neighbourhood of the whole stack occurs and no other."""
-    around = _neighbourhoods(layers)
+    around = neighbourhoods(layers)
     chosen: list[Layer] = []
     seen: set[Neighbourhood] = set()
     position = 0
@@ -46,10 +46,10 @@ def shortest_stack(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(chosen)
 
 
-def composed_phases(spec: ModelSpec, training: TrainingSpec, short: tuple[Layer, ...]) -> tuple[PhaseHeld, ...] | None:
-    """The phases of a step, without what is held; None where the first layers are not asked for gradients."""
-    step = Step(replace(spec, layers=short), training)
-    step.perform()
+def composed_phases(spec: ModelSpec, step: Step, short: tuple[Layer, ...]) -> tuple[PhaseHeld, ...] | None:
+    """The phases of a step of the model, without what is held, from the step of a short stack that has run; None where
+    the first layers are not asked for gradients.
+    """
     device, count = step.device, len(short)
     if len(device.marks) < 2 * count - 1:
         return None
@@ -58,7 +58,7 @@ def composed_phases(spec: ModelSpec, training: TrainingSpec, short: tuple[Layer,
     passed = [
         (each.peak_bytes - before, each.after_bytes - before) for before, each in zip(levels, parts, strict=False)
     ]
-    around, whole = _neighbourhoods(short), _neighbourhoods(spec.layers)
+    around, whole = neighbourhoods(short), neighbourhoods(spec.layers)
     forward = dict(zip(around, passed[:count], strict=True))
     backward = dict(zip(reversed(around), passed[count + 1 : -1], strict=True))
     loaded_bytes, temporary_bytes = _further(step.stage, spec.layers, short)
@@ -88,13 +88,12 @@ def _phase(name: str, level: int, parts: list[tuple[int, int]]) -> PhaseHeld:
 def _further(stage: Stage, layers: Sequence[Layer], short: Sequence[Layer]) -> tuple[int, int]:
     """What is loaded for all layers beyond the short stack's, and what the optimizer takes for them."""
     training = stage.training
-    is_elsewhere = training.offload_optimizer or training.optimizer_in_backward
-    takes_all = not is_elsewhere and len(temporary_sizes(training, [1.0, 1.0])) == 2
+    takes_all = takes_for_all(training)
     loaded_bytes: dict[int, int] = {}
     temporary_bytes: dict[int, int] = {}
     for (unit, _), layer in zip(stage.layers, short, strict=True):
         sizes = temporary_sizes(training, [each.size_bytes for each in unit.trained]) if takes_all else []
-        loaded_bytes[id(layer)] = unit.loaded_bytes
+        loaded_bytes[id(layer)] = sum(each.size_bytes for each in (*unit.weights, *unit.states))
         temporary_bytes[id(layer)] = sum(map(block_bytes, sizes))
 
     def further(each_bytes: dict[int, int]) -> int:
@@ -103,7 +102,13 @@ def _further(stage: Stage, layers: Sequence[Layer], short: Sequence[Layer]) -> t
     return further(loaded_bytes), further(temporary_bytes)
 
 
-def _neighbourhoods(layers: Sequence[Layer]) -> list[Neighbourhood]:
+def takes_for_all(training: TrainingSpec) -> bool:
+    """Whether the optimizer takes something for each weight, all of it together."""
+    is_elsewhere = training.offload_optimizer or training.optimizer_in_backward
+    return not is_elsewhere and len(temporary_sizes(training, [1.0, 1.0])) == 2
+
+
+def neighbourhoods(layers: Sequence[Layer]) -> list[Neighbourhood]:
     """For each layer the one before, itself, and the one after. Equal layers are one object."""
     kinds = [id(each) for each in layers]
     return list(zip([None, *kinds[:-1]], kinds, [*kinds[1:], None], strict=True))

@@ -53,6 +53,20 @@ class Device:
         self.marks: list[int] = []
         self.allocated_bytes = 0
 
+    @classmethod
+    def made_of(cls, blocks: list[Block], events: list[int], phases: list[tuple[str, int]], marks: list[int]) -> Device:
+        """A device on which all this has happened. Blocks may stand for several equal ones: an event's number is their
+        place in the list.
+        """
+        device = cls()
+        device.blocks, device._events, device._phases, device.marks = blocks, events, phases, marks
+        return device
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """After how many events each phase begins."""
+        return tuple(start for _, start in self._phases)
+
     def begin(self, phase: str) -> None:
         """What follows belongs to this phase."""
         self._phases.append((phase, len(self._events)))
@@ -68,7 +82,7 @@ class Device:
         """
         blocks = self.blocks
         number = len(blocks)
-        rounded_bytes = block_bytes(size_bytes)
+        rounded_bytes = -(-round(size_bytes) // ROUND_BYTES) * ROUND_BYTES  # as block_bytes, which is one call more
         block = Block(number, rounded_bytes, category, name, stream)
         blocks.append(block)
         self._events.append(number)

@@ -3,7 +3,8 @@
 Layers that repeat do the same thing at every depth, so what is allocated at a moment of layer i of n is affine in i and
 in n: the most over all layers is in the first or the last repeats, and grows by the same amount with each further
 repeat. Two steps, with three and with five repeats, say both. What comes out is what the whole step gives, byte for
-byte; only a buffer over all layers (DDP's) is rounded to a whole block once instead of twice.
+byte; only a buffer over all layers (DDP's) is rounded to a whole block once instead of twice. Where nothing is of all
+layers together, a step of a few layers is run once, and every other is put together from its parts (stitched.py).
 
 What the caching allocator keeps beyond that is made by what comes and goes within a layer, and is taken from the short
 step; it grows with depth where every layer leaves activations behind. That is not exact: docs/training.md says how far
@@ -14,18 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from memplan.budget.training.composed import can_compose, composed_phases, shortest_stack
 from memplan.budget.training.device import Held, PhaseHeld
-from memplan.budget.training.reserved import reserved_bytes
+from memplan.budget.training.reserved import Ran, reserved_bytes
 from memplan.budget.training.step import Step
+from memplan.budget.training.stitched import NotAlike, Stitches
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.training import TrainingSpec
 from memplan.records import dataclass, replace
 from memplan.units import ceil_div
 
 _LONGEST_PERIOD = 12
-_WORTH_IT = 3  # so many times fewer layers are run where what is reserved may be asked for all the same
 _FEW, _MORE = 3, 5  # repeats: the first, the last, and one or more that have neighbours on both sides
 _NUMBER = re.compile(r"\blayers\.\d+\.?")
 
@@ -69,76 +71,78 @@ def run_step(spec: ModelSpec, training: TrainingSpec, *, with_held: bool = True)
 def run_stage(spec: ModelSpec, training: TrainingSpec, stage: int, *, with_held: bool = True) -> StepHeld:
     """A step on one pipeline stage: `Step(spec, training, stage)`, with names that have no numbers of layers."""
     pattern = find_pattern(stage_layers(spec, training, stage))
-    if not with_held:
-        composed = _composed(spec, training, pattern)
-        if composed is not None:
-            return composed
-    return _run_pattern(spec, training, stage, pattern, with_held=with_held)
+    parts = Parts(spec, training) if can_compose(training) else None
+
+    @cache
+    def performed(repeats: int) -> Ran:
+        """The step with so many repeats."""
+        layers = pattern.layers(repeats)
+        return (parts and parts.stitched(layers)) or _performed(spec, training, stage, layers)
+
+    phases = composed_phases(spec, parts.step, parts.layers) if parts and not with_held else None
+    phases = phases or _phases(pattern, performed, with_held=with_held)
+    return StepHeld(phases=phases, find_reserved=lambda: _reserved_bytes(training, pattern, phases, performed))
 
 
-def _composed(spec: ModelSpec, training: TrainingSpec, pattern: Pattern) -> StepHeld | None:
-    """The step from one of its layers' neighbourhoods, where that is much less to run."""
-    short = _neighbours(spec, training, pattern)
-    phases = composed_phases(spec, training, short) if short else None
-    if phases is None:
-        return None
-    allocated_bytes = max(each.peak_bytes for each in phases)
+class Parts:
+    """A step of the few layers that have all neighbourhoods of the model's."""
 
-    def performed(repeats: int) -> Step:
-        step = _short(spec, training, 0, pattern.layers(repeats))
-        step.perform()
-        return step
+    def __init__(self, spec: ModelSpec, training: TrainingSpec) -> None:
+        self.layers = shortest_stack(spec.layers)
+        self.step = _performed(spec, training, 0, self.layers)
+        self._stitches: Stitches | None = None
 
-    def find_reserved() -> int:
-        if pattern.repeats == 1:
-            return reserved_bytes(performed(1))
-        return allocated_bytes + _whole_spare_bytes(training, pattern, performed)
-
-    return StepHeld(phases=phases, find_reserved=find_reserved)
+    def stitched(self, layers: tuple[Layer, ...]) -> Ran | None:
+        """The step of these layers; None where it cannot be put together."""
+        if layers == self.layers:
+            return self.step
+        try:
+            self._stitches = self._stitches or Stitches(self.step, self.layers)
+            return self._stitches.stitched(layers)
+        except NotAlike:
+            return None
 
 
-def _neighbours(spec: ModelSpec, training: TrainingSpec, pattern: Pattern) -> tuple[Layer, ...]:
-    """The few layers that a step can be composed from; none where that is not much less to run."""
-    if not can_compose(training):
-        return ()
-    num_run = len(pattern.layers(1)) if pattern.repeats == 1 else sum(len(pattern.layers(n)) for n in (_FEW, _MORE))
-    short = shortest_stack(spec.layers)
-    return short if _WORTH_IT * len(short) <= num_run else ()
+def _performed(spec: ModelSpec, training: TrainingSpec, stage: int, layers: tuple[Layer, ...]) -> Step:
+    step = _short(spec, training, stage, layers)
+    step.perform()
+    return step
 
 
-def _run_pattern(spec: ModelSpec, training: TrainingSpec, stage: int, pattern: Pattern, *, with_held: bool) -> StepHeld:
-    """The step from two short ones; the whole step where nothing repeats."""
+def _phases(pattern: Pattern, performed: Callable[[int], Ran], *, with_held: bool) -> tuple[PhaseHeld, ...]:
+    """The phases from two short steps; from the whole step where nothing repeats."""
     if pattern.repeats == 1:
-        step = Step(spec, training, stage)
-        phases = tuple(_unnumbered(each) for each in step.run())
-        return StepHeld(phases=phases, find_reserved=lambda: reserved_bytes(step))
-    few, more = (_short(spec, training, stage, pattern.layers(repeats)) for repeats in (_FEW, _MORE))
+        return tuple(_unnumbered(each) for each in performed(1).device.phases(with_held=with_held))
     further = (pattern.repeats - _FEW) / (_MORE - _FEW)
     found: dict[str, PhaseHeld] = {}
-    windows = [_windows(step, pattern, repeats, with_held=with_held) for step, repeats in ((few, _FEW), (more, _MORE))]
+    windows = [_windows(performed(each), pattern, each, with_held=with_held) for each in (_FEW, _MORE)]
     for first, second in zip(*windows, strict=True):
         grown = _extrapolated(first, second, further)
         known = found.get(grown.name)
         if known is not None and known.peak_bytes >= grown.peak_bytes:
             grown = replace(known, after_bytes=grown.after_bytes)
         found[grown.name] = grown
+    return tuple(found.values())
 
-    def find_reserved() -> int:
-        allocated_bytes = max(each.peak_bytes for each in found.values())
-        return allocated_bytes + _whole_spare_bytes(training, pattern, {_FEW: few, _MORE: more}.__getitem__)
 
-    return StepHeld(phases=tuple(found.values()), find_reserved=find_reserved)
+def _reserved_bytes(
+    training: TrainingSpec, pattern: Pattern, phases: tuple[PhaseHeld, ...], performed: Callable[[int], Ran]
+) -> int:
+    """What the whole step reserves."""
+    if pattern.repeats == 1:
+        return reserved_bytes(performed(1))
+    return max(each.peak_bytes for each in phases) + _whole_spare_bytes(training, pattern, performed)
 
 
 def run_evaluation(spec: ModelSpec, training: TrainingSpec, load: PhaseHeld) -> PhaseHeld:
     """The fullest moment of an evaluation at the same micro-batch, on the last pipeline stage. `load`: its first phase,
     where there is one stage.
     """
+    if can_compose(training):
+        short = shortest_stack(spec.layers)
+        return _upon(load, *map(_unnumbered, _short(spec, training, 0, short).evaluate()))
     stage = training.layout.pipeline - 1
     pattern = find_pattern(stage_layers(spec, training, stage))
-    short = _neighbours(spec, training, pattern)
-    if short:
-        return _upon(load, *map(_unnumbered, _short(spec, training, 0, short).evaluate()))
     if pattern.repeats == 1:
         return _unnumbered(Step(spec, training, stage).evaluate()[-1])
     few, more = (
@@ -205,13 +209,12 @@ def _short(spec: ModelSpec, training: TrainingSpec, stage: int, layers: tuple[La
     return Step(replace(spec, layers=layers * training.layout.pipeline), training, stage)
 
 
-def _windows(step: Step, pattern: Pattern, repeats: int, *, with_held: bool) -> list[PhaseHeld]:
+def _windows(step: Ran, pattern: Pattern, repeats: int, *, with_held: bool) -> list[PhaseHeld]:
     """The parts of a short step in which all moments grow alike with the number of repeats.
 
     Of each pass: the first repeat with what comes before, the second, the last but one, the last with what comes after.
     With three repeats the one in the middle is two of these; with five the one in the middle is none.
     """
-    step.perform()
     marks, count = step.device.marks, len(pattern.layers(repeats))
     inner = [len(pattern.before) + len(pattern.period) * number for number in range(1, repeats)]
     forward = [marks[number - 1] for number in (*inner, count)]
@@ -224,7 +227,7 @@ def _windows(step: Step, pattern: Pattern, repeats: int, *, with_held: bool) -> 
     return [load, *(ahead[each] for each in chosen), loss, *(back[each] for each in chosen), last]
 
 
-def _whole_spare_bytes(training: TrainingSpec, pattern: Pattern, performed: Callable[[int], Step]) -> int:
+def _whole_spare_bytes(training: TrainingSpec, pattern: Pattern, performed: Callable[[int], Ran]) -> int:
     """What the allocator keeps beyond the peak of the whole step, by short steps with so many repeats."""
     spare_bytes = _spare_bytes(performed(_MORE))
     if training.checkpointing != "none":
@@ -233,7 +236,7 @@ def _whole_spare_bytes(training: TrainingSpec, pattern: Pattern, performed: Call
     return spare_bytes + round(max(0, spare_bytes - _spare_bytes(performed(_FEW))) * (further - 1))
 
 
-def _spare_bytes(step: Step) -> int:
+def _spare_bytes(step: Ran) -> int:
     """What the allocator keeps beyond the peak of what is allocated."""
     return reserved_bytes(step) - max(each.peak_bytes for each in step.device.phases(with_held=False))
 

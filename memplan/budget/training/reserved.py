@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from memplan.budget.caching_allocator.blocks import DeviceFull
 from memplan.budget.caching_allocator.kinds import make_allocator
@@ -15,7 +16,16 @@ from memplan.domain.training import TrainingSpec
 from memplan.records import replace
 
 
-def reserved_bytes(step: Step) -> int:
+class Ran(Protocol):
+    """A step that has run: its settings, and the device on which it did."""
+
+    @property
+    def training(self) -> TrainingSpec: ...
+    @property
+    def device(self) -> Device: ...
+
+
+def reserved_bytes(step: Ran) -> int:
     """The most that a step reserves, on a device without a limit."""
     allocator = _allocator(step.training)
     _replay(allocator, step.device, step.device.events())
@@ -59,11 +69,11 @@ def _allocator(training: TrainingSpec, capacity_bytes: int | None = None) -> Cac
 def _replay(allocator: CachingAllocator, device: Device, events: Iterable[int]) -> None:
     """Frees of blocks that are not among the events, which were loaded before, are left out."""
     live = {}
-    blocks = device.blocks
+    blocks, allocate, free = device.blocks, allocator.allocate, allocator.free
     for number in events:
         if number >= 0:
             block = blocks[number]
             if block.size_bytes:
-                live[number] = allocator.allocate(block.size_bytes, block.stream)
+                live[number] = allocate(block.size_bytes, block.stream)
         elif ~number in live:
-            allocator.free(live.pop(~number))
+            free(live.pop(~number))

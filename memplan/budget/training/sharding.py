@@ -24,7 +24,7 @@ GATHER_STREAM, REDUCE_STREAM = 1, 2
 
 class Unit:
     """What is gathered together. Sizes are of the whole unit, before it is cut over ranks; `sharded_elements` are what
-    this rank keeps of the trained ones where they are cut. `loaded_bytes` are its weights and states on this rank.
+    this rank keeps of the trained ones where they are cut. `weights` and `states` are what is loaded on this rank.
     """
 
     __slots__ = (
@@ -32,12 +32,13 @@ class Unit:
         "grad_bytes",
         "grads",
         "live",
-        "loaded_bytes",
         "name",
         "sharded_elements",
+        "states",
         "stays",
         "trained",
         "trained_elements",
+        "weights",
     )
 
     def __init__(self, name: str, *, stays: bool) -> None:
@@ -47,7 +48,8 @@ class Unit:
         self.grad_bytes = 0.0
         self.trained_elements = 0.0
         self.sharded_elements = 0.0
-        self.loaded_bytes = 0
+        self.weights: list[Block] = []
+        self.states: list[Block] = []
         self.trained: list[Parameter] = []
         self.live: list[Block] = []
         self.grads: list[Block] = []

@@ -125,7 +125,7 @@ class Stage:
         shards = self._shards_of(name) if self.place.gathers else 1.0
         if not training.offload_parameters:
             block = self.device.take(stored / shards, "weights", "adapters" if is_adapter else "parameters")
-            unit.loaded_bytes += block.size_bytes
+            unit.weights.append(block)
         is_cast = unit.name.startswith("layers") and is_gathered_cast(training, name)
         computed = 1 if is_cast else min(width, training.compute_bytes)
         unit.computed_bytes += stored if is_packed else elements * computed
@@ -161,4 +161,4 @@ class Stage:
                     self._state(unit, elements * training.master_bytes, "master weights")
 
     def _state(self, unit: Unit, size_bytes: float, name: str) -> None:
-        unit.loaded_bytes += self.device.take(size_bytes, "optimizer state", name).size_bytes
+        unit.states.append(self.device.take(size_bytes, "optimizer state", name))

@@ -22,27 +22,45 @@ def find_limits(spec: ModelSpec, gpu: GpuSpec, measured: Measured, free_bytes: i
     """Both limits, each with everything else as it was asked for."""
     training = measured.training
 
-    def of_batch(number: int) -> tuple[int, int]:
-        return _need(measure(spec, replace(training, micro_batch=number), gpu, free_bytes))
+    def of_batch(number: int) -> Measured:
+        return measure(spec, replace(training, micro_batch=number), gpu, free_bytes)
 
-    def of_tokens(number: int) -> tuple[int, int]:
-        return _need(measure(spec, replace(training, sequence_tokens=number * _TOKENS), gpu, free_bytes))
+    def of_tokens(number: int) -> Measured:
+        return measure(spec, replace(training, sequence_tokens=number * _TOKENS), gpu, free_bytes)
 
     load = measured.step.phases[0]
     if load.peak_bytes > measured.room_bytes:
         return TrainingLimits(micro_batch=0, sequence_tokens=0)  # weights and states alone have no room
-    start = _need(measured)
     longest = min(max(spec.max_context_tokens, training.sequence_tokens) or _LONGEST, _LONGEST) // _TOKENS
-    tokens = largest(of_tokens, max(training.sequence_tokens // _TOKENS, 1), start, max(longest, 1))
+    tokens = _largest_run(of_tokens, max(training.sequence_tokens // _TOKENS, 1), measured, max(longest, 1))
     return TrainingLimits(
-        micro_batch=largest(of_batch, training.micro_batch, start, _MOST_MICRO_BATCH),
+        micro_batch=_largest_run(of_batch, training.micro_batch, measured, _MOST_MICRO_BATCH),
         sequence_tokens=tokens * _TOKENS,
     )
 
 
-def _need(measured: Measured) -> tuple[int, int]:
-    """What has to have room, and the room."""
-    return max(measured.high_bytes, measured.reserved_bytes), measured.room_bytes
+def _largest_run(run: Callable[[int], Measured], known: int, measured: Measured, most: int) -> int:
+    """The largest number up to `most` whose step fits, of steps of which `known` is measured.
+
+    What is reserved takes as long to find as the step, and rarely decides: it is looked at where all else has room.
+    """
+    runs = {known: measured}
+
+    def made(number: int) -> Measured:
+        if number not in runs:
+            runs[number] = run(number)
+        return runs[number]
+
+    def allocated(number: int) -> tuple[int, int]:
+        return made(number).high_bytes, measured.room_bytes
+
+    def reserved(number: int) -> tuple[int, int]:
+        return max(made(number).high_bytes, made(number).reserved_bytes), measured.room_bytes
+
+    found = largest(allocated, known, allocated(known), most)
+    if found == 0 or made(found).reserved_bytes <= measured.room_bytes:
+        return found
+    return largest(reserved, found, reserved(found), found)
 
 
 def largest(need: Need, known: int, at_known: tuple[int, int], most: int) -> int:

@@ -10,6 +10,7 @@ from memplan.budget.training.step import Step
 from memplan.domain.model import Layer, ModelSpec
 from memplan.domain.training import TrainingLayout, TrainingSpec
 from memplan.pipeline import load_model
+from memplan.records import replace
 
 STEPS = {
     "full, temporaries of all weights": TrainingSpec(checkpointing="none", optimizer_form="foreach"),
@@ -30,6 +31,12 @@ def model(name: str) -> ModelSpec:
     return load_model(name, revision=None, offline=True, introspect="auto")
 
 
+def performed(spec: ModelSpec, training: TrainingSpec, layers: tuple[Layer, ...]) -> Step:
+    step = Step(replace(spec, layers=layers), training)
+    step.perform()
+    return step
+
+
 def neighbourhoods(layers: tuple[Layer, ...]) -> set[tuple[int, ...]]:
     kinds = [0, *(id(each) for each in layers), 0]
     return {tuple(kinds[at : at + 3]) for at in range(len(layers))}
@@ -48,7 +55,8 @@ def test_a_short_stack_has_the_neighbourhoods_of_the_whole_one_and_no_other(name
 def test_composed_phases_are_those_of_the_whole_step_to_the_byte(name: str, step: str) -> None:
     spec, training = model(name), STEPS[step]
     assert can_compose(training)
-    composed = composed_phases(spec, training, shortest_stack(spec.layers))
+    short = shortest_stack(spec.layers)
+    composed = composed_phases(spec, performed(spec, training, short), short)
     assert composed is not None
     said = [(each.name, each.peak_bytes, each.after_bytes) for each in composed]
     assert said == [(each.name, each.peak_bytes, each.after_bytes) for each in Step(spec, training).run()]
@@ -66,7 +74,8 @@ def test_an_evaluation_of_few_layers_is_that_of_all(step: str) -> None:
 def test_layers_without_gradients_before_the_first_adapter_are_not_composed() -> None:
     spec = model("qwen3-next")
     training = TrainingSpec(method="lora", checkpointing="none", lora_targets=("q_proj",))
-    assert composed_phases(spec, training, shortest_stack(spec.layers)) is None
+    short = shortest_stack(spec.layers)
+    assert composed_phases(spec, performed(spec, training, short), short) is None
 
 
 def test_what_is_of_all_layers_together_is_not_composed() -> None:
