@@ -68,7 +68,7 @@ def tensor_parts(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> 
     """The bytes of one tensor (all its copies) on one rank, as the parameters it is stored in: weights, scales,
     zeros.
     """
-    shape, count = _kept(tensor, layout, rules)
+    shape, count = kept_shape(tensor, layout, rules)
     if tensor.storage is not None:
         parts = stored_parts(shape, tensor.storage, count=count)
         return (parts.weights_bytes, parts.scales_bytes, parts.zeros_bytes, parts.rest_bytes)
@@ -76,7 +76,7 @@ def tensor_parts(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> 
     return (ceil_div(prod(shape) * count * dtype.bits, 8),)
 
 
-def _kept(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> tuple[tuple[int, ...], int]:
+def kept_shape(tensor: Tensor, layout: ParallelLayout, rules: WeightRules) -> tuple[tuple[int, ...], int]:
     """The shape and the number of copies that one rank keeps of a tensor."""
     shard, ranks = tensor.shard, layout.tensor
     if shard.kind is ShardKind.VOCAB:

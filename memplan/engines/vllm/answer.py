@@ -135,7 +135,7 @@ def _weight_lines(plan: RankPlan, width: Width) -> list[Line]:
         ("weights: absorbed latent projections", extras.absorbed_bytes),
         ("weights: LoRA slots", extras.lora_bytes),
         ("weights: draft model", extras.draft_bytes),
-        ("weights: padding of experts", plan.padding.charged_bytes),
+        ("weights: padding and what it left", plan.padding.charged_bytes),
     ]
     named = sum(size for _, size in parts)
     rounding = plan.weight_bytes - named

@@ -77,13 +77,12 @@ def copied_bytes(layers: tuple[Layer, ...], spec: ModelSpec, rules: Rules, ranks
         tensor.num_parameters // 2 // ranks
         for layer in layers
         for tensor in layer.tensors
-        if tensor.role is Role.EXPERT and tensor.storage is not None and not is_down(tensor)
+        if tensor.role is Role.EXPERT and tensor.storage is not None and not _is_down(tensor)
     )
 
 
-def is_down(tensor: Tensor) -> bool:
-    """Whether a tensor of experts is their projection down, stored for each of them or for all at once."""
-    return any(part in ("down_proj", "w2") for part in tensor.name.rsplit(".", 2)[-2:])
+def _is_down(tensor: Tensor) -> bool:
+    return tensor.name.rsplit(".", 2)[-2] in ("down_proj", "w2")
 
 
 def _nested_bnb(storage: Storage) -> Storage:

@@ -1,30 +1,34 @@
-"""What ROCm makes of routed experts in 16 bits when they are loaded: rows that are 256 bytes longer.
+"""What ROCm makes of matrices when they are loaded, and what that leaves behind in torch's allocator.
 
-Layer by layer the stack of gate and up is copied into a longer one and freed, then the stack of down. The allocator is
-asked to return what is free before each copy's original is freed, so that the longer stack of down comes to lie in what
-gate and up have left, whose rest is too small for anything else and stays until the process ends: a third of the
-experts' size and more. Experts whose rows are no multiple of 512 bytes are left as they are.
+Rows of experts in 16 bits, and of FP8 in blocks, become 256 bytes longer where they are a multiple of 512. Layer by
+layer the stack of gate and up is copied into a longer one and freed, then the stack of down. The allocator is asked to
+return what is free before each copy's original is freed, so that the longer stack of down comes to lie in what gate and
+up have left, whose rest is too small for anything else and stays until the process ends: a third of the experts' size.
 
-Source: _maybe_pad_weight in fused_moe/layer.py (0.8.2 to 0.11.0) and unquantized_fused_moe_method.py (0.11.2 to 0.29);
-from 0.30 on it is copied back. VLLM_ROCM_MOE_PADDING is on by default. Not modelled: the same for matrices in FP8
-(VLLM_ROCM_FP8_PADDING), AITER's own order of experts, and, where weights are told by the device, the rest of segments:
-it depends on what was in them before.
-Checked by: recorded starts of Qwen3-VL-30B, Qwen3-235B and Llama-4-Maverick on MI300X.
+MI300's FP8 has no negative zero: a mask of every matrix finds those of a checkpoint, and what is freed of the last
+masks stays cached. Until 0.20 the size of the weights was told by what the device is short of, all of that included.
+
+Source: _maybe_pad_weight in fused_moe/layer.py (0.8.2 to 0.11.0) and unquantized_fused_moe_method.py (0.11.2 to 0.29;
+from 0.30 on it is copied back), _maybe_pad_fp8_weight and normalize_e4m3fn_to_e4m3fnuz in quantization/utils; all are
+on by default. Not modelled: FP8 with one scale for a matrix, which is padded as well and which memplan does not tell
+from one for each row; AITER's own order of experts; the rest of segments, which depends on what was in them before.
+Checked by: recorded starts of Qwen3-VL-30B, Qwen3-235B, Llama-4-Maverick, Llama-3.3-70B and DeepSeek-R1 on MI300X.
 """
 
 from __future__ import annotations
 
-from memplan.budget.weights import WeightRules, tensor_bytes
+from memplan.budget.weights import WeightRules, kept_shape, merged_name, tensor_parts
 from memplan.catalog.rules import Rules
+from memplan.domain.dtypes import DType
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import Layer
 from memplan.domain.tensors import Role, Tensor
-from memplan.engines.vllm.loading import is_down
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass
 
 _PAD_BYTES = 256
 _ALIGNED_BYTES = 512
+_UNSIGNED_ZERO = "cdna3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,47 +39,67 @@ class Padding:
     uncharged_bytes: int = 0
 
 
-def expert_padding(layers: tuple[Layer, ...], gpu: GpuSpec, settings: VllmSettings, rules: Rules) -> Padding:
-    """What the experts of `layers` grow by on one rank."""
-    if gpu.vendor != "amd" or not rules["pads_experts"]:
-        return Padding()
-    made = {id(layer): _stacks(layer, settings) for layer in layers}
-    stacks = [pair for layer in layers if (pair := made[id(layer)]) is not None]
-    if not stacks:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A matrix as it is loaded, or a stack of them: its size, what padding adds, and whether a mask of it is made."""
+
+    size_bytes: int
+    added_bytes: int
+    is_masked: bool
+
+
+def rocm_padding(layers: tuple[Layer, ...], gpu: GpuSpec, settings: VllmSettings, rules: Rules) -> Padding:
+    """What the weights of `layers` grow by on one rank."""
+    if gpu.vendor != "amd" or not rules["pads_fp8_blocks"]:
         return Padding()
     from memplan.budget.caching_allocator.settings import AllocatorSettings
     from memplan.budget.caching_allocator.simulator import CachingAllocator
 
+    made = {id(layer): _matrices(layer, gpu, settings, rules) for layer in layers}
     allocator = CachingAllocator(AllocatorSettings())
-    loaded = [(allocator.allocate(size), size, added) for pair in stacks for size, added in pair]
+    loaded = [(matrix, allocator.allocate(matrix.size_bytes)) for layer in layers for matrix in made[id(layer)]]
     before = allocator.reserved_bytes
-    added = sum(more for _, _, more in loaded)
-    for block, size, more in loaded:
-        if more:
-            _ = allocator.allocate(size + more)
+    for matrix, block in loaded:
+        if matrix.is_masked:
+            allocator.free(allocator.allocate(matrix.size_bytes))
+        if matrix.added_bytes:
+            _ = allocator.allocate(matrix.size_bytes + matrix.added_bytes)
             allocator.empty_cache()
             allocator.free(block)
-    grown = allocator.reserved_bytes - before
     if rules["rocm_weights"] == "device":
-        return Padding(charged_bytes=grown)
-    return Padding(charged_bytes=added, uncharged_bytes=max(0, grown - added))
+        return Padding(charged_bytes=allocator.reserved_bytes - before)
+    allocator.empty_cache()
+    added = sum(matrix.added_bytes for matrix, _ in loaded)
+    return Padding(charged_bytes=added, uncharged_bytes=max(0, allocator.reserved_bytes - before - added))
 
 
-def _stacks(layer: Layer, settings: VllmSettings) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The sizes of a layer's two stacks of experts, each with what padding adds; None where it has none to pad."""
-    parts = [tensor for tensor in layer.tensors if tensor.role is Role.EXPERT and len(tensor.shape) == 2]
-    if not parts or layer.mlp is None or any(tensor.storage is not None for tensor in parts):
-        return None
-    inner = layer.mlp.intermediate // (1 if settings.layout.expert else settings.layout.tensor)
-    up = [tensor for tensor in parts if not is_down(tensor)]
-    down = [tensor for tensor in parts if is_down(tensor)]
-    if not up or not down:
-        return None
-    return _padded(up, up[0].shape[-1], settings), _padded(down, inner, settings)
+def _matrices(layer: Layer, gpu: GpuSpec, settings: VllmSettings, rules: Rules) -> tuple[Matrix, ...]:
+    """The matrices of a layer that are masked or padded, in the order of its modules, merged as vLLM merges them."""
+    found: dict[str, Matrix] = {}
+    weights = WeightRules(dtype=settings.dtype)
+    for tensor in layer.tensors:
+        pads = _is_padded(tensor, rules)
+        if len(tensor.shape) != 2 or not (pads or _is_fp8(tensor)):
+            continue
+        size = tensor_parts(tensor, settings.layout, weights)[0]
+        shape, _ = kept_shape(tensor, settings.layout, weights)
+        row_bytes = shape[-1] * (1 if _is_fp8(tensor) else settings.dtype.bits // 8)
+        added = size // row_bytes * _PAD_BYTES if pads and row_bytes % _ALIGNED_BYTES == 0 else 0
+        name = merged_name(tensor.name)
+        before = found.get(name)
+        found[name] = Matrix(
+            size_bytes=size + (before.size_bytes if before else 0),
+            added_bytes=added + (before.added_bytes if before else 0),
+            is_masked=_is_fp8(tensor) and gpu.architecture == _UNSIGNED_ZERO,
+        )
+    return tuple(found.values())
 
 
-def _padded(tensors: list[Tensor], width: int, settings: VllmSettings) -> tuple[int, int]:
-    """The bytes of a stack on one rank, and what its rows of `width` elements grow by."""
-    size = sum(tensor_bytes(tensor, settings.layout, WeightRules(dtype=settings.dtype)) for tensor in tensors)
-    row_bytes = width * settings.dtype.bits // 8
-    return size, 0 if row_bytes % _ALIGNED_BYTES else size // row_bytes * _PAD_BYTES
+def _is_padded(tensor: Tensor, rules: Rules) -> bool:
+    if tensor.role is Role.EXPERT:
+        return tensor.storage is None and bool(rules["pads_experts"])
+    return tensor.storage is not None and tensor.storage.scheme == "fp8-block"
+
+
+def _is_fp8(tensor: Tensor) -> bool:
+    return tensor.storage is not None and tensor.storage.element is DType.FP8_E4M3

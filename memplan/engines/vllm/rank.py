@@ -18,7 +18,7 @@ from memplan.engines.vllm.kv_groups import CacheGroups, cache_groups
 from memplan.engines.vllm.lanes import predictor_buffer_bytes
 from memplan.engines.vllm.loading import copied_bytes, map_tensors, starts_from_16_bits
 from memplan.engines.vllm.overheads import Outside, charges_segments, outside_torch
-from memplan.engines.vllm.padding import Padding, expert_padding
+from memplan.engines.vllm.padding import Padding, rocm_padding
 from memplan.engines.vllm.profile import ActivationPeak, activation_peak
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass, replace
@@ -72,7 +72,7 @@ def plan_rank(
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
     kept = (predictor_buffer_bytes(spec, settings),) if is_last else ()
     loaded = allocate((*weights.requests, *extras.requests, *copies, *tables, *kept))
-    padding = expert_padding(layers, gpu, settings, rules)
+    padding = rocm_padding(layers, gpu, settings, rules)
     weight_bytes = max(0, loaded.allocated_bytes + padding.charged_bytes - asked.weight_offload_bytes)
     activation = activation_peak(
         spec,
