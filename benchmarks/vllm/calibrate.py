@@ -6,7 +6,8 @@ For every class of terms: weighted quantiles of (real - predicted) over predicte
 They start at 4 % and 96 %, which are 90 % and a margin, and go outwards until the runs of a source fall inside the
 quantiles of all other sources nine times in ten, or no run is left outside. Run after fit.py. A class of fewer than
 eight records keeps what the file says. Runs off by more than half of the term, or by 15 % of the card, had a setting
-that they did not print, weights off by more than 6 % are of another checkpoint: they are left out.
+that they did not print, weights off by more than 6 % are of another checkpoint, or in another order: they are left out,
+and so are their caches.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fitting import origin, quantile, weighted_questions, write_constant
-from records import real_kv_gib
+from records import Record, real_kv_gib
 
 from memplan.catalog.rules import load_rules
 from memplan.domain.budget import MemoryBudget
@@ -60,9 +61,15 @@ def residuals(files: list[Path], configs: Path) -> Residuals:
         if real and real > 0:
             card = budget.gpu_memory_bytes / GIB
             share = (real - budget.group_bytes("kv_cache") / GIB) / card
-            if abs(share) < _MOST_CARD_SHARE:
+            if abs(share) < _MOST_CARD_SHARE and _is_same_checkpoint(truth, budget):
                 found[cache_class(asked.settings, generation_of(budget), release)].append((share, each.weight, source))
     return found
+
+
+def _is_same_checkpoint(truth: Record, budget: MemoryBudget) -> bool:
+    """Whether the weights that a run printed, if it did, can be those that were asked for."""
+    real = truth.get("weights_gib")
+    return real is None or abs(real * GIB / budget.group_bytes("weights") - 1) < _MOST_WEIGHTS_SHARE
 
 
 def interval(values: list[Residual]) -> tuple[float, float]:
