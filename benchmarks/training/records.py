@@ -237,6 +237,7 @@ def megatron(record: Record) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "kernels": "fused",
         "keeps_gradients": True,
+        "gathers_again": True,
         "loss": "in-place",
         "hidden_dropout": record["framework"].startswith("Megatron-LM"),
         "optimizer_form": "fused",

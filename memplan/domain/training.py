@@ -62,7 +62,8 @@ class TrainingSpec:
     ZeRO-3 keeps gathered because they are needed again soon. `saves_attention`: selective checkpointing keeps what
     attention makes. `wide_state`: norms are kept
     in FP32 and the layers in between return the type that they are given, so that the state between them is FP32.
-    `dispatches_experts`: experts as torchtitan runs them.
+    `dispatches_experts`: experts as torchtitan runs them. `gathers_again`: what sequence parallelism gathers for a
+    product is gathered once more in the backward pass instead of being kept.
     `expandable_segments`: PyTorch's allocator grows its segments page by page.
     """
 
@@ -102,6 +103,7 @@ class TrainingSpec:
     hidden_dropout: bool = False
     loops_experts: bool = False
     dispatches_experts: bool = False
+    gathers_again: bool = False
     splits_outside: bool = False
     keeps_gradients: bool = False
     offload_parameters: bool = False

@@ -20,15 +20,18 @@ ACTIVATIONS, GRADIENTS, WORKSPACE = "activations", "gradients", "workspace"
 
 
 class Tensor:
-    """A tensor of the step: its memory, and the operator that made it."""
+    """A tensor of the step: its memory, and the operator that made it. `is_gathered_again`: who needs it for a backward
+    pass does not keep it, but has it gathered once more.
+    """
 
-    __slots__ = ("block", "needs_grad", "node", "size_bytes")
+    __slots__ = ("block", "is_gathered_again", "needs_grad", "node", "size_bytes")
 
     def __init__(self, block: Block, size_bytes: float, *, needs_grad: bool, node: Node | None = None) -> None:
         self.block = block
         self.size_bytes = size_bytes
         self.needs_grad = needs_grad
         self.node = node
+        self.is_gathered_again = False
 
 
 class Parameter:
@@ -177,7 +180,8 @@ class Graph:
         if not needs_grad:
             return Tensor(block, size_bytes, needs_grad=False)
         made = Tensor(block, size_bytes, needs_grad=True)
-        kept = [device.share(each.block) for each in keeps]
+        again = [each.size_bytes for each in keeps if each.is_gathered_again]
+        kept = [device.share(each.block) for each in keeps if not each.is_gathered_again]
         for each_bytes in keeps_bytes:
             kept.append(device.take(each_bytes, ACTIVATIONS, name))
         if keeps_output:
@@ -186,7 +190,7 @@ class Graph:
             # Inputs are kept before an operator runs, what it makes after.
             self._last_kept = device.position if keeps_output or keeps_bytes else start
         sizes: Sequence[float | None] = grads if grads is not None else [each.size_bytes for each in inputs]
-        made.node = Node(name, tuple(inputs), sizes, kept, backward_temporaries, trained)
+        made.node = Node(name, tuple(inputs), sizes, kept, (*again, *backward_temporaries), trained)
         self._nodes.append(made.node)
         return made
 

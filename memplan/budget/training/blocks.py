@@ -66,13 +66,15 @@ class Layer:
     """A whole layer: its halves in order, with residuals around them.
 
     Over `ranks` tensor-parallel ranks every half ends in a sum over ranks; with sequence parallelism the state between
-    halves is cut into `state_share` parts, gathered behind the norm and scattered by that sum.
+    halves is cut into `state_share` parts, gathered behind the norm and scattered by that sum; `gathers_again`: for the
+    backward pass once more.
     """
 
     halves: tuple[Half, ...]
     hidden_size: int
     ranks: int = 1
     state_share: int = 1
+    gathers_again: bool = False
     has_dropout: bool = False
     is_parallel: bool = False
     wide_residual: bool = False
@@ -148,8 +150,15 @@ def _normed(
     normed = norm(graph, state, half.before, tokens / layer.state_share, width, kernels)
     if layer.state_share == 1:
         return normed
-    whole = graph.op("gathered tokens", normed.size_bytes * layer.state_share, (normed,), grads=(normed.size_bytes,))
-    graph.drop(normed)
+    return gathered(graph, normed, layer.state_share, is_kept=not layer.gathers_again)
+
+
+def gathered(graph: Graph, part: Tensor, ranks: int, *, is_kept: bool) -> Tensor:
+    """The tokens of all ranks; where they are not kept, this rank's part is. Takes that over."""
+    keeps = () if is_kept else (part,)
+    whole = graph.op("gathered tokens", part.size_bytes * ranks, (part,), keeps=keeps, grads=(part.size_bytes,))
+    graph.drop(part)
+    whole.is_gathered_again = not is_kept
     return whole
 
 

@@ -63,6 +63,7 @@ class Builder:
             hidden_size=self._spec.hidden_size,
             ranks=self._training.layout.tensor,
             state_share=self.state_share,
+            gathers_again=self._training.gathers_again,
             has_dropout=self._training.hidden_dropout or self._family.has_dropout,
             is_parallel=self._family.is_parallel,
             wide_residual=self._family.wide_residual,

@@ -7,7 +7,7 @@ micro-batches are there where several make a step.
 from __future__ import annotations
 
 from memplan.budget.training.autograd import ACTIVATIONS, WORKSPACE, Graph, Tensor
-from memplan.budget.training.blocks import ATTENDING, Layer, dropped, run_layer
+from memplan.budget.training.blocks import ATTENDING, Layer, dropped, gathered, run_layer
 from memplan.budget.training.device import Block, Device, PhaseHeld
 from memplan.budget.training.families import family_of, kernels_of
 from memplan.budget.training.kernels import Kernels, embedding_sums
@@ -213,10 +213,7 @@ class Step:
             graph.drop(normed)
             normed = narrow
         if stage.state_share > 1:
-            size = normed.size_bytes
-            whole = graph.op("gathered tokens", size * stage.state_share, (normed,), grads=(size,))
-            graph.drop(normed)
-            normed = whole
+            normed = gathered(graph, normed, stage.state_share, is_kept=not training.gathers_again)
         if training.kernels != "transformers":
             # Their loss stands outside of the model.
             stage.place.end_forward()

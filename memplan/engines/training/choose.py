@@ -58,6 +58,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         **_loss(question, preset, tokens),
         wide_state=preset.widens_quantized and question.method == "qlora" and sharding not in _GATHERING,
         dispatches_experts=preset.dispatches_experts,
+        gathers_again=preset.gathers_again,
         kernels="compiled" if question.compiled else preset.kernels,
         float8=choose_float8(question, sharding),
         reentrant=preset.reentrant,

@@ -21,7 +21,8 @@ class Preset:
     `float8` are the recipes of FP8 that it has, its own first.
     `cuts` are the kinds of model parallelism that it has: tensor, pipeline, expert, context. `has_selective`: it can
     keep some operators' outputs under checkpointing. `widens_quantized`: norms of models in 4 bits are kept in FP32.
-    `expandable_segments`: PyTorch's allocator is told to use them. `dispatches_experts`: see `TrainingSpec`.
+    `expandable_segments`: PyTorch's allocator is told to use them. `dispatches_experts`, `gathers_again`: see
+    `TrainingSpec`.
     """
 
     precision: Precision = "none"
@@ -43,6 +44,7 @@ class Preset:
     sequence_parallel: bool = False
     expandable_segments: bool = False
     dispatches_experts: bool = False
+    gathers_again: bool = False
     sharding: AskedSharding = "fsdp2"
     shardings: tuple[AskedSharding, ...] = ()
     float8: tuple[Float8Recipe, ...] = ()
@@ -163,6 +165,7 @@ PRESETS: Mapping[Trainer, Preset] = {
         masters=True,
         keeps_gradients=True,
         sequence_parallel=True,
+        gathers_again=True,
         sharding="zero1",
         shardings=("none", "ddp", "zero1"),
         float8=("delayed",),
@@ -171,6 +174,11 @@ PRESETS: Mapping[Trainer, Preset] = {
             ("weights", "in BF16; FP32 copies in the optimizer", "megatron/core/optimizer/optimizer.py"),
             ("gradients", "in one FP32 buffer that stays", "megatron/core/distributed/param_and_grad_buffer.py"),
             ("sharding", "zero1 is its distributed optimizer", "megatron/core/optimizer/distrib_optimizer.py"),
+            (
+                "sequence parallelism",
+                "tokens that a product gathers are not kept, but gathered again in the backward pass",
+                "megatron/core/tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication",
+            ),
             ("loss", "softmax and its gradient over the FP32 logits", "megatron/core/tensor_parallel/cross_entropy.py"),
         ),
     ),
