@@ -20,8 +20,8 @@ _TIMES = ("mean", "p50", "p90", "p95", "p99", "longest")
 _SERIES = ("time_s", "used_blocks", "cached_blocks", "tokens", "running", "waiting", "preemptions")
 _SETTINGS = (
     *("num_blocks", "context_tokens", "max_num_seqs", "max_num_batched_tokens", "batching", "allocation", "reserve"),
-    *("chunked_prefill", "prefix_caching", "watermark_fraction", "max_queue", "preemption", "host_blocks", "replicas"),
-    *("routing", "prefill_replicas"),
+    *("async_scheduling", "chunked_prefill", "prefix_caching", "watermark_fraction", "max_queue", "preemption"),
+    *("host_blocks", "replicas", "routing", "prefill_replicas"),
 )
 
 

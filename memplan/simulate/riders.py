@@ -136,11 +136,10 @@ class Riders:
             pool.take(needed)
             self._held += needed
             return
-        for rider in [each for each in self._running if each is not self._partial]:
+        block = self._block
+        for rider in [each for each in self._running if each.finish >= 0 and not (each.offset + step) % block]:
             if rider not in self._running:
                 return
-            if rider.finish < 0 or (rider.offset + step) % self._block:
-                continue
             while not pool.plain + pool.cached:
                 last = next(reversed(self._running))
                 self._preempt(last, step)

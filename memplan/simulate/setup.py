@@ -80,6 +80,7 @@ def simulation_settings(
         batching=asked.batching,
         allocation=asked.allocation,
         reserve=asked.reserve,
+        async_scheduling=_is_asynchronous(budget, asked),
         chunked_prefill=budget.settings.get("enable_chunked_prefill") is not False,
         prefix_caching=_keeps_prefixes(budget) and asked.allocation == "paged",
         max_queue=asked.max_queue,
@@ -140,6 +141,12 @@ def _keeps_prefixes(budget: MemoryBudget) -> bool:
     if "disable_radix_cache" in settings:
         return not settings["disable_radix_cache"]
     return budget.engine_name == "tensorrt-llm"  # kv_cache_config.enable_block_reuse, on by default
+
+
+def _is_asynchronous(budget: MemoryBudget, asked: Scheduling) -> bool:
+    """Whether vLLM schedules a step ahead; batches, caches and swapping that are not its own are compared without."""
+    is_vllm = (asked.batching, asked.allocation, asked.preemption) == ("continuous", "paged", "recompute")
+    return is_vllm and bool(budget.settings.get("async_scheduling"))
 
 
 def _transfer_s(

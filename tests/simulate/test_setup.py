@@ -88,3 +88,18 @@ def test_replicas_that_read_prompts_send_a_token_s_cache_over_the_link() -> None
     assert settings.prefill_replicas == 2
     rate = budget.kv.bytes_per_token / settings.transfer_s
     assert 50e9 < rate < 900e9
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_async"),
+    [(Scheduling(), True), (Scheduling(batching="static"), False), (Scheduling(preemption="swap"), False)],
+)
+def test_a_step_ahead_as_the_release_has_it_where_the_rest_is_vllm_s(asked: Scheduling, is_async: bool) -> None:
+    settings, budget = deployed("llama-8b", "l40s", asked=asked)
+    assert budget.settings["async_scheduling"] is True
+    assert settings.async_scheduling is is_async
+
+
+def test_other_engines_are_not_scheduled_ahead() -> None:
+    settings, _ = deployed("llama-8b", "l40s", "sglang")
+    assert settings.async_scheduling is False

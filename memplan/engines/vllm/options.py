@@ -18,6 +18,7 @@ _COMMON = {name.replace("-", "_"): target for name, (target, _) in VLLM.items()}
 # Read elsewhere, or part of an option of memplan's.
 _KNOWN = (
     *_COMMON,
+    "async_scheduling",
     "disable_hybrid_kv_cache_manager",
     "enable_lora",
     "flashinfer_sampler",
@@ -26,7 +27,7 @@ _KNOWN = (
     "use_v1",
     "v2_model_runner",
 )
-_FLAGS = ("disable_hybrid_kv_cache_manager", "flashinfer_sampler", "use_v1", "v2_model_runner")
+_FLAGS = ("async_scheduling", "disable_hybrid_kv_cache_manager", "flashinfer_sampler", "use_v1", "v2_model_runner")
 # Values of max_model_len for: as long as the cache holds.
 _FITTED = ("auto", -1)
 # vLLM's own options whose names are nearly one of those.
@@ -70,6 +71,8 @@ def check_options(asked: ServingSettings, gpu: GpuSpec, rules: Rules) -> None:
             f"use_v1={str(chosen).lower()} with vLLM {rules.version}",
             hint="0.8 to 0.10 run V0 or V1, older releases V0 and newer ones V1",
         )
+    if options.flag("async_scheduling") and rules["async_scheduling"] is None:
+        raise UsageError(f"async_scheduling=true with vLLM {rules.version}", hint="releases from 0.10 on have it")
     size = asked.block_size
     choices, step = rules["block_sizes"], rules["block_step"]
     if choices and gpu.vendor == "nvidia" and rules["cuda_block_limit"]:

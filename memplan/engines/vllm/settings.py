@@ -72,6 +72,7 @@ class VllmSettings:
             "max_num_batched_tokens": self.batched_tokens,
             "enable_chunked_prefill": self.chunked_prefill,
             "enable_prefix_caching": self.prefix_caching,
+            "async_scheduling": self.async_scheduling,
             "enforce_eager": self.eager,
             "block_size": self.block_size,
             "engine_generation": self.generation,
@@ -108,7 +109,7 @@ def resolve(spec: ModelSpec, gpu: GpuSpec, asked: ServingSettings, rules: Rules)
         prefix_caching=_prefix_caching(spec, asked, rules, generation),
         eager=bool(asked.eager) or not rules["has_graphs"],
         block_size=asked.block_size,
-        async_scheduling=generation == "v1" and rules.release >= (0, 14, 0),
+        async_scheduling=_async_scheduling(asked, rules, generation),
         kv_cache_memory_bytes=asked.kv_cache_memory_bytes,
         offline_batch=asked.offline_batch,
         gpu_family=_family(gpu),
@@ -125,6 +126,14 @@ def _prefix_caching(spec: ModelSpec, asked: ServingSettings, rules: Rules, gener
     caches = [cache for layer in spec.layers for cache in layer.caches]
     recurrent = any(isinstance(cache, LinearState) for cache in caches)
     return generation == "v1" and (not recurrent or bool(rules["caches_state_prefixes"]))
+
+
+def _async_scheduling(asked: ServingSettings, rules: Rules, generation: str) -> bool:
+    """The release's default, off for a pipeline of GPUs, which the first model runner cannot schedule so."""
+    chosen = asked.engine_options.get("async_scheduling")
+    if isinstance(chosen, bool):
+        return chosen
+    return generation == "v1" and bool(rules["async_scheduling"]) and asked.layout.pipeline == 1
 
 
 def _family(gpu: GpuSpec) -> str:

@@ -89,6 +89,20 @@ def test_an_engine_that_the_release_lacks_is_refused(version: str, use_v1: bool)
         _ = start(version, engine_options={"use_v1": use_v1}).budget
 
 
+@pytest.mark.parametrize(
+    ("version", "default"), [("0.9.2", False), ("0.13.0", False), ("0.14.1", True), ("0.33.0", True)]
+)
+def test_a_step_is_scheduled_ahead_as_the_release_has_it(version: str, default: bool) -> None:
+    """Source: vllm/config/scheduler.py and VllmConfig.__post_init__ at those tags."""
+    assert start(version).budget.settings["async_scheduling"] is default
+    assert start(version, engine_options={"async_scheduling": False}).budget.settings["async_scheduling"] is False
+
+
+def test_scheduling_ahead_is_refused_where_the_release_lacks_it() -> None:
+    with pytest.raises(UsageError, match="async_scheduling=true with vLLM"):
+        _ = start("0.9.2", engine_options={"async_scheduling": True}).budget
+
+
 @pytest.mark.parametrize("name", ["use_v1", "flashinfer_sampler", "v2_model_runner", "disable_hybrid_kv_cache_manager"])
 def test_a_choice_that_is_neither_yes_nor_no_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is `perhaps`"):
