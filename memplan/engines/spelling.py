@@ -119,7 +119,11 @@ LLAMA_CPP: Mapping[str, tuple[str, Reader]] = {
     "parallel": ("parallel", _text),
 }
 # Flags that releases turn on by themselves.
-_ON_BY_DEFAULT: Mapping[str, tuple[str, ...]] = {"vllm": ("enable-chunked-prefill", "enable-prefix-caching")}
+_ON_BY_DEFAULT: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("enable-chunked-prefill", "enable-prefix-caching", "async-scheduling")
+}
+# Flags with a --no- form that stay the engine's own options.
+_OWN_FLAGS: Mapping[str, tuple[str, ...]] = {"vllm": ("async-scheduling", "disable-hybrid-kv-cache-manager")}
 SPELLINGS: Mapping[str, Mapping[str, tuple[str, Reader]]] = {
     "vllm": VLLM,
     "sglang": SGLANG,
@@ -148,13 +152,17 @@ def takes_false(engine: str, name: str, release: Release) -> bool:
     Source: FlexibleArgumentParser.load_config_file (vllm/utils/argparse_utils.py), 0.6.4 to 0.33.
     """
     dashed = name.replace("_", "-")
-    if engine != "vllm" or SPELLINGS[engine].get(dashed.removeprefix("no-"), ("", None))[1] is not _flag:
+    if engine != "vllm" or not _is_flag(engine, dashed.removeprefix("no-")):
         return True
     if dashed.startswith("no-"):
         return False
     if dashed == "enable-chunked-prefill" and release < (0, 8, 5):
         return True
     return release >= (0, 28, 0) and name == dashed
+
+
+def _is_flag(engine: str, dashed: str) -> bool:
+    return SPELLINGS[engine].get(dashed, ("", None))[1] is _flag or dashed in _OWN_FLAGS.get(engine, ())
 
 
 def is_off_unless_given(engine: str, name: str) -> bool:
@@ -184,6 +192,8 @@ def read_options(engine: str, pairs: Mapping[str, Any], origin: str) -> tuple[di
                 common[target] = reader(value)
             elif positive in spelling and spelling[positive][1] is _flag:
                 common[spelling[positive][0]] = not _flag(value)
+            elif dashed != positive and positive in _OWN_FLAGS.get(engine, ()):
+                own[positive.replace("-", "_")] = not _flag(value)
             elif engine == "llama.cpp" and name in LLAMA_CPP_SHORT:
                 own[LLAMA_CPP_SHORT[name]] = value
             else:

@@ -147,6 +147,22 @@ def test_a_flag_that_is_false_counts_where_vllm_reads_it(
     assert any("as if it were not there" in note for note in notes) is unread
 
 
+@pytest.mark.parametrize(
+    ("release", "line", "expected"),
+    [
+        ("0.33.0", "async-scheduling: false", ["async_scheduling=false"]),
+        ("0.27.1", "async-scheduling: false", []),
+        ("0.27.1", "no-async-scheduling: true", ["async_scheduling=false"]),
+        ("0.33.0", "no-disable-hybrid-kv-cache-manager: true", ["disable_hybrid_kv_cache_manager=false"]),
+    ],
+)
+def test_flags_that_are_vllms_alone_are_turned_off_alike(
+    tmp_path: Path, release: str, line: str, expected: list[str]
+) -> None:
+    path = written(tmp_path, "a.yaml", f"model: a/b\n{line}\n")
+    assert read_engine_config(path, f"vllm@{release}")[0]["set"] == expected
+
+
 def test_chunked_prefill_took_a_word_before_0_8_5(tmp_path: Path) -> None:
     """Source: StoreBoolean of --enable-chunked-prefill in vllm/engine/arg_utils.py."""
     path = written(tmp_path, "a.yaml", "enable-chunked-prefill: false\n")
