@@ -5,7 +5,7 @@ name -> introspect -> ModelSpec -> engine -> MemoryBudget -> report
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from memplan.budget.kv_waste import kv_waste
 from memplan.budget.storage import checkpoint_bytes
@@ -91,7 +91,8 @@ def answer(question: Question) -> MemoryBudget:
     budget = _estimate(engine, question, settings)
     if not question.with_remedies:
         return with_support(budget, question.spec, question.gpu, settings, question.version)
-    remedies = ranked_remedies(engine, question.spec, question.base_spec, question.gpu, settings, budget)
+    change = estimator(question)
+    remedies = ranked_remedies(change, question.spec, question.base_spec, question.gpu, settings, budget)
     whole = replace(
         budget,
         remedies=remedies,
@@ -99,6 +100,18 @@ def answer(question: Question) -> MemoryBudget:
         kv_waste=_waste(engine, question, budget),
     )
     return with_support(whole, question.spec, question.gpu, settings, question.version)
+
+
+def estimator(question: Question) -> Callable[[ModelSpec, ServingSettings], MemoryBudget]:
+    """How changes of a question are computed: with what start-ups showed, as far as they ran on as many ranks."""
+    engine, ranks = load_engine(question.engine), question.settings.layout.num_ranks
+
+    def estimate(spec: ModelSpec, settings: ServingSettings) -> MemoryBudget:
+        if settings.layout.num_ranks != ranks and question.engine != "transformers":
+            settings = replace(settings, corrections=())
+        return _estimate(engine, replace(question, spec=spec), settings)
+
+    return estimate
 
 
 def placed(question: Question) -> ServingSettings:

@@ -19,10 +19,9 @@ from memplan.cli.serving_options import split_count
 from memplan.cli.setup import Setup, refused_start, told
 from memplan.cli.state import QuantizedOutput
 from memplan.domain.budget import MemoryBudget
-from memplan.engines.registry import load_engine
 from memplan.engines.remedies import ranked_remedies
 from memplan.errors import MemplanError
-from memplan.pipeline import Question
+from memplan.pipeline import Question, estimator
 from memplan.records import replace
 from memplan.units import format_gib
 
@@ -129,9 +128,8 @@ def _missing(budget: MemoryBudget) -> str:
 def _slack(setup: Setup) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """The changes of slack that fit, as the knobs of the engine name them."""
     question = setup.question
-    engine = load_engine(question.engine)
     for remedy in ranked_remedies(
-        engine, question.spec, question.base_spec, question.gpu, question.settings, setup.budget
+        estimator(question), question.spec, question.base_spec, question.gpu, question.settings, setup.budget
     ):
         flag, _, rest = remedy.change.partition(" ")
         if flag in _SLACK and remedy.verdict == "fits":

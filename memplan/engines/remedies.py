@@ -12,7 +12,6 @@ from memplan.domain.budget import MemoryBudget, Remedy
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.serving import ServingSettings
-from memplan.engines.registry import Engine
 from memplan.engines.starts import starts
 from memplan.errors import MemplanError
 from memplan.records import dataclass, replace
@@ -39,9 +38,16 @@ class Change:
 
 
 def ranked_remedies(
-    engine: Engine, spec: ModelSpec, base_spec: ModelSpec, gpu: GpuSpec, settings: ServingSettings, budget: MemoryBudget
+    estimate: Callable[[ModelSpec, ServingSettings], MemoryBudget],
+    spec: ModelSpec,
+    base_spec: ModelSpec,
+    gpu: GpuSpec,
+    settings: ServingSettings,
+    budget: MemoryBudget,
 ) -> tuple[Remedy, ...]:
-    """Return the changes that free memory, the largest first. `base_spec` is the model before any quantization.
+    """Return the changes that free memory, the largest first, each by what `estimate` answers for it.
+
+    `base_spec` is the model before any quantization.
 
     A change that would not start on the card is left out, unless nothing starts there.
     """
@@ -49,7 +55,7 @@ def ranked_remedies(
     started = starts(budget, spec, gpu, settings)
     for change in _changes(spec, base_spec, settings, budget):
         try:
-            changed = engine.estimate(change.spec, gpu, change.settings, budget.engine_version)
+            changed = estimate(change.spec, change.settings)
         except MemplanError:
             continue
         if started and not starts(changed, change.spec, gpu, change.settings):
