@@ -150,10 +150,10 @@ def test_a_flag_that_is_false_counts_where_vllm_reads_it(
 @pytest.mark.parametrize(
     ("release", "line", "expected"),
     [
-        ("0.33.0", "async-scheduling: false", ["async_scheduling=false"]),
+        ("0.33.0", "async-scheduling: false", ["async_scheduling=False"]),
         ("0.27.1", "async-scheduling: false", []),
-        ("0.27.1", "no-async-scheduling: true", ["async_scheduling=false"]),
-        ("0.33.0", "no-disable-hybrid-kv-cache-manager: true", ["disable_hybrid_kv_cache_manager=false"]),
+        ("0.27.1", "no-async-scheduling: true", ["async_scheduling=False"]),
+        ("0.33.0", "no-disable-hybrid-kv-cache-manager: true", ["disable_hybrid_kv_cache_manager=False"]),
     ],
 )
 def test_flags_that_are_vllms_alone_are_turned_off_alike(
