@@ -22,8 +22,8 @@ PROOF_BATCH_TOKENS = 2048
 MOST_HIDDEN_BYTES = 256 * MIB
 HEAD_SLICE_BYTES = 256 * MIB
 PIECE_BYTES = 128 * MIB
-# Of log-probabilities, taken to float32 for two models: perplexity.py, with what comes in between.
-_CHUNK_TOKENS, _CHUNK_COPIES = 64, 6
+# Of log-probabilities, taken to float32 for two models, and a mask: perplexity.py.
+_CHUNK_TOKENS, _CHUNK_COPIES = 64, 3
 # Rows that are worked on at a time, and how many copies of them are made: rows.py.
 _ROWS, _ROW_COPIES = 1024, 4
 # A Hessian's factor is made in its place, with a product of a quarter of its size: factor.py. Rows that GPTQ rounds at

@@ -140,20 +140,20 @@ def summarize(domain: str, scores: Sequence[TokenScores], text_bytes: int) -> Do
 
 
 def _score_tokens(target_S: Tensor, logits_SV: Tensor, base_SV: Tensor | None) -> TokenScores:
-    losses, base_losses, divergences, agreements = [], [], [], []
+    loss_S = torch.empty(len(target_S), dtype=torch.float64)
+    base_loss_S, divergence_S, agrees_S = (torch.empty_like(loss_S) for _ in range(3))
     for start in range(0, len(target_S), _CHUNK_TOKENS):
         chunk = slice(start, start + _CHUNK_TOKENS)
         wanted_S1 = target_S[chunk, None].to(logits_SV.device)
-        log_SV = logits_SV[chunk].float().log_softmax(-1)
-        losses.append(-log_SV.gather(1, wanted_S1)[:, 0])
+        log_SV = logits_SV[chunk].log_softmax(-1, dtype=torch.float32)
+        loss_S[chunk] = -log_SV.gather(1, wanted_S1)[:, 0].double().cpu()
         if base_SV is not None:
-            base_log_SV = base_SV[chunk].to(log_SV.device).float().log_softmax(-1)
-            base_losses.append(-base_log_SV.gather(1, wanted_S1)[:, 0])
+            base_log_SV = base_SV[chunk].to(log_SV.device).log_softmax(-1, dtype=torch.float32)
+            base_loss_S[chunk] = -base_log_SV.gather(1, wanted_S1)[:, 0].double().cpu()
+            agrees_S[chunk] = (log_SV.argmax(-1) == base_log_SV.argmax(-1)).double().cpu()
+            terms_SV, part_SV = log_SV.neg_().add_(base_log_SV), base_log_SV.exp_()
             # 0 * (-inf - x) where the base rules a token out is no divergence, not NaN.
-            terms_SV = base_log_SV.exp() * (base_log_SV - log_SV)
-            divergences.append(terms_SV.masked_fill(base_log_SV == -torch.inf, 0).sum(-1))
-            agreements.append(log_SV.argmax(-1) == base_log_SV.argmax(-1))
-    loss_S = _joined(losses)
+            divergence_S[chunk] = terms_SV.mul_(part_SV).masked_fill_(part_SV == 0, 0).sum(-1).double().cpu()
     if not bool(loss_S.isfinite().all()):
         raise CorruptFile(
             "the model's predictions are not finite numbers (NaN or infinite)",
@@ -161,16 +161,7 @@ def _score_tokens(target_S: Tensor, logits_SV: Tensor, base_SV: Tensor | None) -
         )
     if base_SV is None:
         return TokenScores(loss_S=loss_S)
-    return TokenScores(
-        loss_S=loss_S,
-        base_loss_S=_joined(base_losses),
-        divergence_S=_joined(divergences),
-        agrees_S=_joined(agreements),
-    )
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(parts)).double().cpu()
+    return TokenScores(loss_S=loss_S, base_loss_S=base_loss_S, divergence_S=divergence_S, agrees_S=agrees_S)
 
 
 def _given(value: Tensor | None) -> Tensor:

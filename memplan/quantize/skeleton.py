@@ -15,6 +15,7 @@ from memplan.quantize.experts import check_experts, pools, split_experts
 from memplan.quantize.linears import is_linear
 from memplan.quantize.rows import row_slices
 from memplan.quantize.stored import Stored, StoredNames
+from memplan.quantize.torch_memory import give_back
 from memplan.quantize.unsupported import NEWER_TRANSFORMERS, UnsupportedHere
 
 
@@ -120,12 +121,13 @@ class Skeleton:
                 read_rows_of(read_by_rows[name], self._checked(name), self.device, self.dtype)
 
     def drop(self, part: str) -> None:
-        """Empty a part of the model again."""
+        """Empty a part of the model again, and hand its memory back."""
         module = self.model.get_submodule(part)
         for name, value in list(module.named_parameters()):
             owner, leaf = _owner(module, name)
             empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
             setattr(owner, leaf, nn.Parameter(empty, requires_grad=False))
+        give_back()
 
     def _absent(self, name: str) -> CorruptFile | UnsupportedModel:
         """Why a parameter of a block is not there: what stands beside it is to be put together, or nothing is."""
