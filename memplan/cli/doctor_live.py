@@ -14,6 +14,7 @@ from memplan.doctor.metrics import Scrape, read_metrics
 from memplan.doctor.secrets import redact, shown
 from memplan.domain.budget import MemoryBudget
 from memplan.domain.diagnosis import DoctorReport, Recognised
+from memplan.engines.spelling import SPELLINGS
 from memplan.errors import MemplanError, Offline, SourceError, UsageError
 
 _LIMIT_BYTES = 16 << 20
@@ -133,8 +134,8 @@ def _lines(body: bytes) -> Iterator[str]:
 
 
 def _version(base: str) -> str | None:
-    """vLLM and llama-server tell their release; others do not."""
-    for path, key in (("/version", "version"), ("/get_server_info", "version")):
+    """vLLM, trtllm-serve, SGLang and TGI tell their release; others do not."""
+    for path, key in (("/version", "version"), ("/get_server_info", "version"), ("/info", "version")):
         found = _json(base + path).get(key)
         if isinstance(found, str) and 0 < len(found) < 80:
             return redact(found)
@@ -167,6 +168,8 @@ def _budget(after: Scrape, model: str | None, version: str | None, given: Given)
         asked["model"] = known
     if "model" not in asked or ("gpu" not in asked and "gpu_memory" not in asked):
         return None, ""
+    if "engine" not in asked and after.engine not in SPELLINGS:
+        return None, "no budget: memplan has none for this engine"
     if "engine" not in asked and after.engine:
         asked["engine"] = f"{after.engine}@{version}" if version else after.engine
     asked |= _told(after)

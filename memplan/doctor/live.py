@@ -14,6 +14,13 @@ from memplan.records import replace
 _FULL = 0.95
 _NEARLY = 0.85
 _DRIFT = 0.05
+# How many requests run, by engine.
+_REQUESTS = {
+    "sglang": "--max-running-requests",
+    "tensorrt-llm": "--max_batch_size",
+    "tgi": "--max-batch-size",
+    "llama.cpp": "-np",
+}
 
 
 def server_diagnoses(
@@ -42,6 +49,15 @@ def _pressure(before: Scrape, after: Scrape, seconds: float) -> Iterator[Diagnos
             because="more requests run than the cache holds once their answers grow",
             mends=_relief(after, usage),
         )
+    elif put_back := after.get("put_back_now"):
+        yield Diagnosis(
+            cause="preemption",
+            severity="warning",
+            sentence=f"{put_back:,.0f} requests lost their cache in the last step; the KV cache is "
+            f"{100 * usage:.0f} % full",
+            because="more requests run than the cache holds once their answers grow",
+            mends=_relief(after, usage),
+        )
     elif usage >= _FULL and waiting > 0:
         yield Diagnosis(
             cause="runs_full",
@@ -64,14 +80,30 @@ def _pressure(before: Scrape, after: Scrape, seconds: float) -> Iterator[Diagnos
             sentence=f"the KV cache is {100 * usage:.0f} % full, nothing waits",
             mends=_relief(after, usage),
         )
-    elif waiting > 0 and usage < 0.5:
+    elif waiting > 0:
+        yield from _held_back(after, waiting)
+
+
+def _held_back(after: Scrape, waiting: float) -> Iterator[Diagnosis]:
+    """Requests that wait beside a cache that is not full, or of which nothing is told."""
+    usage = after.get("usage")
+    if usage is None:
+        yield Diagnosis(
+            cause="requests_wait",
+            severity="note",
+            sentence=f"{waiting:,.0f} requests wait while {after.get('running') or 0:,.0f} run; how full the KV cache "
+            "is, the server does not tell",
+            because="all places are taken, or the next request has no room",
+            mends=(Mend(change=f"raise {_limit(after)}", risk="medium", basis="rule", note="if there is room"),),
+        )
+    elif usage < 0.5:
         yield Diagnosis(
             cause="waits_without_need",
             severity="warning",
             sentence=f"{waiting:,.0f} requests wait while the KV cache is {100 * usage:.0f} % full: another "
-            f"limit holds",
-            because="max-num-seqs or max-num-batched-tokens lets no more run",
-            mends=(Mend(change="raise --max-num-seqs", risk="low", basis="rule", note="the cache has room"),),
+            "limit holds",
+            because="the number of requests or the tokens of a step let no more run",
+            mends=(Mend(change=f"raise {_limit(after)}", risk="low", basis="rule", note="the cache has room"),),
         )
 
 
@@ -81,8 +113,7 @@ def _relief(after: Scrape, usage: float) -> tuple[Mend, ...]:
     if running > 1:
         fewer = max(1, int(running * 0.8 / max(usage, 0.8)))
         each = f": each has {capacity // int(running):,} tokens now" if capacity and int(running) else ""
-        flag = "--max-running-requests" if after.engine == "sglang" else "--max-num-seqs"
-        mends.append(Mend(change=f"{flag} {fewer}", risk="low", basis="log", note=f"{running:,.0f} run{each}"))
+        mends.append(Mend(change=f"{_limit(after)} {fewer}", risk="low", basis="log", note=f"{running:,.0f} run{each}"))
     if after.engine == "vllm":
         mends.append(Mend(change="--gpu-memory-utilization or --kv-cache-memory-bytes: more", risk="low", basis="rule"))
         if after.info.get("cache_dtype", "auto") in ("auto", "bfloat16", "float16"):
@@ -93,6 +124,11 @@ def _relief(after: Scrape, usage: float) -> tuple[Mend, ...]:
             Mend(change="--watermark 0.05", risk="low", basis="rule", note="0.24 and later: admits with a reserve")
         )
     return tuple(mends)
+
+
+def _limit(after: Scrape) -> str:
+    """The option that says how many requests run."""
+    return _REQUESTS.get(after.engine or "", "--max-num-seqs")
 
 
 def _drift(after: Scrape, budget: MemoryBudget | None) -> Iterator[Diagnosis]:

@@ -20,9 +20,18 @@ _ENGINES = (
     ("sglang:", "sglang"),
     ("sglang_", "sglang"),
     ("trtllm_", "tensorrt-llm"),
+    ("nv_trt_llm_", "tensorrt-llm"),
     ("llamacpp:", "llama.cpp"),
+    ("tgi_", "tgi"),
 )
-# Names by engine, older ones last; each is what it means. Source: catalog/engine_metrics.yaml.
+# Triton has one name for several figures: which of them it is stands in a label.
+_TOLD_BY_LABEL = {
+    "nv_trt_llm_request_metrics": "request_type",
+    "nv_trt_llm_kv_cache_block_metrics": "kv_cache_block_type",
+}
+# Names by engine, older ones last; each is what it means. Source: catalog/engine_metrics.yaml; sglang's
+# observability/metrics_collector.py at v0.5.23 and metrics/collector.py before; trtllm-serve's metrics/collector.py and
+# Triton's backend of TensorRT-LLM; server-task.cpp of llama.cpp; TGI's reference of metrics.
 _NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "vllm": {
         "usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
@@ -39,17 +48,39 @@ _NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "sglang": {
         "usage": ("sglang:token_usage",),
-        "preemptions": ("sglang:num_retracted_requests_total", "sglang:num_retracted_reqs"),
+        "preemptions": ("sglang:num_retracted_requests_total",),
+        "put_back_now": ("sglang:num_retracted_reqs",),
         "running": ("sglang:num_running_reqs",),
         "waiting": ("sglang:num_queue_reqs",),
         "capacity": ("sglang:max_total_num_tokens",),
+        "blocks": ("sglang:num_pages",),
+        "block_tokens": ("sglang:page_size",),
+        "queue_sum": ("sglang:queue_time_seconds_sum",),
+        "queue_count": ("sglang:queue_time_seconds_count",),
+        "finished": ("sglang:num_requests_total",),
         "prompt_tokens": ("sglang:prompt_tokens_total",),
         "output_tokens": ("sglang:generation_tokens_total",),
     },
     "tensorrt-llm": {
-        "usage": ("trtllm_kv_cache_utilization",),
-        "running": ("trtllm_num_requests_running",),
-        "waiting": ("trtllm_num_requests_waiting",),
+        "usage": ("trtllm_kv_cache_utilization", "nv_trt_llm_kv_cache_block_metrics{fraction}"),
+        "running": ("trtllm_num_requests_running", "nv_trt_llm_request_metrics{scheduled}"),
+        "waiting": ("trtllm_num_requests_waiting", "nv_trt_llm_request_metrics{waiting}"),
+        "blocks": ("trtllm_kv_cache_max_blocks", "nv_trt_llm_kv_cache_block_metrics{max}"),
+        "block_tokens": ("trtllm_kv_cache_tokens_per_block", "nv_trt_llm_kv_cache_block_metrics{tokens_per}"),
+        "prompt_tokens": ("trtllm_prompt_tokens_total",),
+        "output_tokens": ("trtllm_generation_tokens_total",),
+        "queue_sum": ("trtllm_request_queue_time_seconds_sum",),
+        "queue_count": ("trtllm_request_queue_time_seconds_count",),
+        "finished": ("trtllm_request_success_total",),
+    },
+    "tgi": {
+        "running": ("tgi_batch_current_size",),
+        "waiting": ("tgi_queue_size",),
+        "prompt_tokens": ("tgi_request_input_length_sum",),
+        "output_tokens": ("tgi_request_generated_tokens_sum",),
+        "queue_sum": ("tgi_request_queue_duration_sum",),
+        "queue_count": ("tgi_request_queue_duration_count",),
+        "finished": ("tgi_request_success",),
     },
     "llama.cpp": {
         "usage": ("llamacpp:kv_cache_usage_ratio",),
@@ -66,7 +97,7 @@ _COUNTERS = ("preemptions", "prompt_tokens", "output_tokens", "hits", "queries",
 class Scrape:
     """One look at a server. `values` are by meaning: counters summed over labels, gauges the fullest replica's.
 
-    `info` holds the labels of vLLM's cache_config_info: block size, number of blocks, cache type.
+    `info` holds the labels of cache_config_info: block size, number of blocks, cache type.
     """
 
     engine: str | None
@@ -92,12 +123,12 @@ class Scrape:
     @property
     def blocks(self) -> int | None:
         """How many blocks the cache really has."""
-        return _whole(self.info.get("num_gpu_blocks"))
+        return _whole(self.info.get("num_gpu_blocks", self.info.get("num_pages", self.values.get("blocks"))))
 
     @property
     def block_tokens(self) -> int | None:
         """Tokens of a block."""
-        return _whole(self.info.get("block_size"))
+        return _whole(self.info.get("block_size", self.info.get("page_size", self.values.get("block_tokens"))))
 
 
 def read_metrics(lines: Iterator[str]) -> Scrape:
@@ -121,6 +152,8 @@ def read_metrics(lines: Iterator[str]) -> Scrape:
             model = redact(found[1])
         if name == "process_resident_memory_bytes":
             process = _float(text)
+        if (label := _TOLD_BY_LABEL.get(name)) is not None:
+            name = f"{name}{{{dict(_LABEL.findall(labels)).get(label, '')}}}"
         number = _float(text)
         if number is not None and name in _WANTED:
             raw.setdefault(name, []).append(number)

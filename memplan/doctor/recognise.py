@@ -19,7 +19,8 @@ _PACKED = (
     (b"7z\xbc\xaf", "7z"),
 )
 _METRICS = re.compile(
-    rb"^(?:# (?:HELP|TYPE) \S+|(?:vllm|sglang|trtllm|llamacpp)[:_]\w+(?:\{[^\n]{0,2000}\})? [\d.eE+-]+\s*$)",
+    rb"^(?:# (?:HELP|TYPE) \S+|"
+    rb"(?:vllm|sglang|trtllm|nv_trt_llm|llamacpp|tgi)[:_]\w+(?:\{[^\n]{0,2000}\})? [\d.eE+-]+\s*$)",
     re.MULTILINE,
 )
 _LOGGED = re.compile(

@@ -7,7 +7,7 @@ from memplan.units import GIB, MIB, format_gib
 
 SEVERITY = {"error": "FAILS", "warning": "WARNING", "note": "NOTE", "fine": "FINE"}
 BASIS = {"budget": "by the budget", "log": "by its own figures", "rule": "by rule"}
-_ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "llama.cpp": "llama.cpp", "tensorrt-llm": "TensorRT-LLM"}
+_ENGINES = {"vllm": "vLLM", "sglang": "SGLang", "llama.cpp": "llama.cpp", "tensorrt-llm": "TensorRT-LLM", "tgi": "TGI"}
 
 
 def figure(value: float | str | None, unit: Unit) -> str:
