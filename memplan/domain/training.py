@@ -8,6 +8,8 @@ from memplan.records import dataclass
 
 Method = Literal["full", "lora", "dora", "qlora"]
 Sharding = Literal["none", "ddp", "zero1", "zero2", "zero3", "fsdp1", "fsdp2"]
+# Those that cut weights up, and gather a layer before it runs.
+GATHERING: tuple[Sharding, ...] = ("zero3", "fsdp1", "fsdp2")
 Checkpointing = Literal["none", "selective", "full"]
 OptimizerName = Literal["adamw", "adamw-8bit", "paged-adamw-8bit", "paged-adamw", "adafactor", "sgd", "lion", "muon"]
 OptimizerForm = Literal["foreach", "fused", "for-loop"]

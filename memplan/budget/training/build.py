@@ -33,7 +33,6 @@ _LINEAR_ADAPTED = (Role.ATTENTION, Role.MLP, Role.SHARED_EXPERT, Role.EXPERT, Ro
 _AFTER_HALVES = ("post_feedforward_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm")
 _PER_HEAD = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 _FLASH_LIMIT = 256  # elements of a head
-_PACKED_BYTES = 0.5 + 4 / 64  # NF4 with a scale of 32 bits for 64 weights
 
 
 class Builder:

@@ -71,21 +71,25 @@ def run_loss(
         return made
     if not keeps_logits:
         graph.drop(logits)
+    made = _of_wide(graph, wide, tokens, form, is_parallel=is_parallel)
+    graph.drop(hidden)
+    if keeps_logits:
+        graph.drop(logits)
+    return made
+
+
+def _of_wide(graph: Graph, wide: Tensor, tokens: float, form: LossForm, *, is_parallel: bool) -> Tensor:
+    """The loss of FP32 logits, which it takes over."""
     if form == "plain-flat":
         made = _log_softmax(graph, wide, copies=2 if is_parallel else 0)
-        graph.drop(wide, hidden)
-        if keeps_logits:
-            graph.drop(logits)
+        graph.drop(wide)
         return made
     shifted = graph.op("shifted logits", wide.size_bytes, (wide,), grads=(wide.size_bytes,))
     if form == "fused":
         made = graph.op("fused loss", tokens * _FLOAT, (shifted,), keeps=(shifted,), grads=(0,))
-        graph.drop(wide, shifted, hidden)
     else:
         made = _log_softmax(graph, shifted)
-        graph.drop(wide, shifted, hidden)
-    if keeps_logits:
-        graph.drop(logits)
+    graph.drop(wide, shifted)
     return made
 
 

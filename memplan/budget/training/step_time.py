@@ -19,10 +19,9 @@ from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.speed import Efficiency
 from memplan.domain.tensors import Role
-from memplan.domain.training import TrainingLayout, TrainingSpec
+from memplan.domain.training import GATHERING, TrainingLayout, TrainingSpec
 from memplan.records import dataclass
 
-_GATHERED = ("zero3", "fsdp1", "fsdp2")
 # 4 bit weights are unpacked for every product: about 39 % longer (S. Raschka, LoRA insights, 2023).
 _UNPACKING = 1.39
 # Assumed: of what could be hidden, this part shows all the same.
@@ -127,7 +126,7 @@ def _data_parallel(
     # Ranks of a data-parallel group lie `cut` apart: whether they are on one machine is a matter of all of them.
     link = link_between(gpu, ranks * cut, efficiency)
     grads = trained / cut * (training.reduce_bytes or training.compute_bytes)
-    if training.sharding not in _GATHERED:
+    if training.sharding not in GATHERING:
         rounds = training.accumulation if training.sharding == "zero2" else 1
         return rounds * all_reduce_s(link, ranks, grads), 0.0
     shards = layout.shards
@@ -209,7 +208,7 @@ def _shard(training: TrainingSpec, trained: int) -> float:
     """Trained parameters whose state one rank keeps."""
     layout = training.layout
     whole = trained / (layout.tensor * layout.pipeline)
-    return whole / (layout.shards if training.sharding in (*_GATHERED, "zero1", "zero2") else 1)
+    return whole / (layout.shards if training.sharding in (*GATHERING, "zero1", "zero2") else 1)
 
 
 def _optimizer_s(training: TrainingSpec, trained: int, gpu: GpuSpec, efficiency: Efficiency) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
+from memplan.domain.budget import Provenance
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
 from memplan.domain.training import TrainingSpec
@@ -163,6 +165,15 @@ def _phases(spec: ModelSpec, measured: Measured, question: TrainingQuestion) -> 
 
 
 def _lines(spec: ModelSpec, measured: Measured, peak: Phase, trained: int) -> tuple[TrainingLine, ...]:
+    def formula(category: Category) -> str:
+        return formula_of(category, spec, measured.training, peak, trained)
+
+    return lines_of(measured, peak, formula, provenance="derived", source="docs/training.md")
+
+
+def lines_of(
+    measured: Measured, peak: Phase, formula: Callable[[Category], str], *, provenance: Provenance, source: str
+) -> tuple[TrainingLine, ...]:
     """The peak by category, then what torch keeps beside it, and what lies outside of torch.
 
     States are exact to the byte; the error of recorded runs is spread over everything else.
@@ -184,9 +195,9 @@ def _lines(spec: ModelSpec, measured: Measured, peak: Phase, trained: int) -> tu
                 size_bytes=size,
                 low_bytes=max(0, size - round(below * part)),
                 high_bytes=size + round(above * part),
-                provenance="derived",
-                formula=formula_of(category, spec, measured.training, peak, trained),
-                source="docs/training.md",
+                provenance=provenance,
+                formula=formula(category),
+                source=source,
             )
         )
     return (*lines, *beside(measured))

@@ -7,7 +7,7 @@ from typing import Any
 from memplan.budget.training.zero import SUB_GROUP_ELEMENTS
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
-from memplan.domain.training import Float8Recipe, Loss, Sharding, TrainingLayout, TrainingSpec
+from memplan.domain.training import GATHERING, Float8Recipe, Loss, Sharding, TrainingLayout, TrainingSpec
 from memplan.domain.training_question import TrainingQuestion
 from memplan.engines.training.presets import PRESETS, Preset
 from memplan.engines.training.refusals import check
@@ -20,7 +20,6 @@ DEFAULT_RANK = 16
 _NODE = 8
 _ACCELERATE = ("transformers", "trl", "axolotl")  # accelerate 1.15, AORecipeKwargs: enable_fsdp_float8_all_gather
 _ZERO = ("zero1", "zero2", "zero3")
-_GATHERING = ("zero3", "fsdp1", "fsdp2")
 _HALF, _FLOAT = 2, 4
 _CHUNK_TOKENS = 128  # litgpt, lm_head_chunk_size
 _CHUNKS = 8  # torchtune
@@ -56,7 +55,7 @@ def choose_training(question: TrainingQuestion, spec: ModelSpec, gpu: GpuSpec) -
         checkpointing=question.checkpointing or preset.checkpointing,
         attention=question.attention or preset.attention,
         **_loss(question, preset, tokens),
-        wide_state=preset.widens_quantized and question.method == "qlora" and sharding not in _GATHERING,
+        wide_state=preset.widens_quantized and question.method == "qlora" and sharding not in GATHERING,
         dispatches_experts=preset.dispatches_experts,
         gathers_again=preset.gathers_again,
         kernels="compiled" if question.compiled else preset.kernels,
@@ -173,7 +172,7 @@ def _widths(question: TrainingQuestion, preset: Preset, sharding: Sharding) -> d
     if preset.masters or sharding in _ZERO:
         grad = _FLOAT if preset.keeps_gradients else _HALF
         return {"grad_bytes": grad, "state_bytes": _FLOAT, "master_bytes": _FLOAT}
-    is_gathered = sharding in _GATHERING
+    is_gathered = sharding in GATHERING
     return {
         "weight_bytes": _FLOAT,
         "grad_bytes": _FLOAT,

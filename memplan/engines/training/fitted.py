@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from functools import cache
 
 from memplan.catalog.tables import load_constants
-from memplan.domain.training import TrainingSpec
+from memplan.domain.training import GATHERING, TrainingSpec
 from memplan.records import dataclass
-
-_GATHERED = ("zero3", "fsdp1", "fsdp2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,4 +32,4 @@ def group_of(training: TrainingSpec) -> str:
     if layout.tensor * layout.pipeline * layout.expert > 1:
         return "others"
     what = "full" if training.method == "full" else "adapters"
-    return f"{what}_{'gathered' if training.sharding in _GATHERED else 'whole'}"
+    return f"{what}_{'gathered' if training.sharding in GATHERING else 'whole'}"

@@ -7,11 +7,10 @@ from memplan.budget.training.build import Builder
 from memplan.budget.training.device import PhaseHeld
 from memplan.domain.model import ModelSpec
 from memplan.domain.tensors import Tensor
-from memplan.domain.training import TrainingSpec
+from memplan.domain.training import GATHERING, TrainingSpec
 from memplan.domain.training_budget import Category, Held, Phase, PhaseName
 from memplan.records import replace
 
-_GATHERED = ("zero3", "fsdp1", "fsdp2")
 _LOSS = ("logits", "loss", "log-softmax", "lm_head", "compiled loss", "fused loss", "linear loss", "sum of losses")
 _CATEGORIES: dict[str, Category] = {
     "weights": "weights",
@@ -58,7 +57,7 @@ def checkpoint_phase(spec: ModelSpec, training: TrainingSpec, load: Phase) -> Ph
     (_zero3_consolidated_16bit_state_dict).
     """
     held, note = load.held, ""
-    if training.sharding in _GATHERED and training.layout.shards > 1:
+    if training.sharding in GATHERING and training.layout.shards > 1:
         size = round(largest_tensor(spec) * training.weight_bytes)
         held = tuple(
             sorted(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from memplan.budget.links import GPUS_PER_MACHINE
-from memplan.domain.training import TrainingSpec
+from memplan.domain.training import GATHERING, TrainingSpec
 from memplan.domain.training_budget import HostLine
 from memplan.units import GIB, format_count
 
-_GATHERED = ("zero3", "fsdp1", "fsdp2")
 _MOMENTS = {"adamw": 2, "paged-adamw": 2, "lion": 1, "muon": 1, "sgd": 1}
 _STEP_BYTES = 4  # the host's optimizers step in FP32
 
@@ -56,7 +55,7 @@ def host_lines(training: TrainingSpec, trained: int, parameters: int, base_gib: 
                 formula=f"{format_count(parameters)} x {width} B{_part(share)}",
             )
         )
-    if training.sharding in _GATHERED and layout.shards > 1:
+    if training.sharding in GATHERING and layout.shards > 1:
         width = training.weight_bytes
         lines.append(
             HostLine(

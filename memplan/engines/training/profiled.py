@@ -13,16 +13,17 @@ from typing import Any, Literal
 from memplan.budget.training.device import Held, PhaseHeld
 from memplan.budget.training.periodic import StepHeld
 from memplan.domain.training import TrainingSpec
-from memplan.domain.training_budget import Category, Phase, TrainingBudget, TrainingLine, TrainingRemedy
+from memplan.domain.training_budget import TrainingBudget, TrainingRemedy
 from memplan.domain.training_profile import ProfiledPhase, ProfiledStep, TrainingProfile
 from memplan.domain.training_question import TrainingQuestion
-from memplan.engines.training.answer import NAMES, TrainingAsked, beside, reasons_of, settings_of
+from memplan.engines.training.answer import TrainingAsked, lines_of, reasons_of, settings_of
 from memplan.engines.training.choose import DEFAULT_RANK, DEFAULT_TOKENS, choose_layout, choose_sharding
 from memplan.engines.training.fitted import load_fitted
 from memplan.engines.training.held import phase_of
 from memplan.engines.training.host import host_lines
 from memplan.engines.training.measure import Measured, measured_on
 from memplan.engines.training.presets import PRESETS
+from memplan.engines.training.working import largest
 from memplan.errors import UsageError
 from memplan.records import replace
 from memplan.units import format_gib
@@ -35,7 +36,6 @@ _OPTIMIZERS = {"adamw-8bit": "adamw-8bit", "sgd": "sgd-momentum"}
 _FORMS = {"foreach": "adamw-foreach", "fused": "adamw-fused", "for-loop": "adamw-loop"}
 _FLOATS = ("float32", "bfloat16", "float16")
 _CATEGORIES = {"optimizer_state": "optimizer state", "kv_cache": "activations", "unknown": "workspace"}
-_STATES = ("weights", "adapters", "optimizer_state", "gradients")
 _BIG_WORKSPACE = (9.0, 10.0, 12.0)  # capabilities with cuBLAS' larger workspace
 
 Find = Callable[[ProfiledStep], "TrainingProfile | None"]
@@ -126,7 +126,9 @@ def answer_profiled(asked: TrainingAsked, profile: TrainingProfile, find: Find) 
         gpu_memory_bytes=measured.memory_bytes,
         trainer=question.trainer,
         settings=_settings(question, training, profile.step),
-        lines=_lines(measured, peak),
+        lines=lines_of(
+            measured, peak, lambda category: largest(peak, category), provenance="modelled", source="docs/profile.md"
+        ),
         phases=phases,
         peak_phase=peak.name,
         allocated_bytes=measured.allocated_bytes,
@@ -241,37 +243,6 @@ def _phase(phase: ProfiledPhase, waiting: int) -> PhaseHeld:
     if more:
         held["gradients", "of earlier micro-batches"] = more
     return PhaseHeld(name=phase.name, peak_bytes=phase.peak_bytes + more, after_bytes=phase.after_bytes, held=held)
-
-
-def _lines(measured: Measured, peak: Phase) -> tuple[TrainingLine, ...]:
-    sums = peak.category_bytes()
-    moving = sum(size for category, size in sums.items() if category not in _STATES) or 1
-    below = measured.allocated_bytes - measured.low_bytes
-    above = measured.high_bytes - measured.allocated_bytes
-    lines = []
-    for category, name in NAMES.items():
-        size = sums.get(category, 0)
-        if not size:
-            continue
-        part = 0.0 if category in _STATES else size / moving
-        lines.append(
-            TrainingLine(
-                name=name,
-                category=category,
-                size_bytes=size,
-                low_bytes=max(0, size - round(below * part)),
-                high_bytes=size + round(above * part),
-                provenance="modelled",
-                formula=_largest(peak, category),
-                source="docs/profile.md",
-            )
-        )
-    return (*lines, *beside(measured))
-
-
-def _largest(peak: Phase, category: Category) -> str:
-    found = [each for each in peak.held if each.category == category][:3]
-    return ", ".join(f"{each.name} {format_gib(each.size_bytes)}" for each in found)
 
 
 def _beside_the_model(asked: TrainingAsked, profile: TrainingProfile) -> list[str]:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from memplan.budget.training.build import BY_PROFILE
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
-from memplan.domain.training import Sharding, TrainingLayout
+from memplan.domain.training import GATHERING, Sharding, TrainingLayout
 from memplan.domain.training_question import TrainingQuestion
 from memplan.engines.training.presets import PRESETS
 from memplan.errors import UnsupportedModel, UsageError
 from memplan.units import format_count
 
 _ZERO = ("zero1", "zero2", "zero3")
-_GATHERED = ("zero3", "fsdp1", "fsdp2")
 _NAMES = {"zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "fsdp1": "FSDP1", "fsdp2": "FSDP2", "ddp": "DDP"}
 # Forms of released weights that trainers make 16 bits wide as they load them.
 WIDENED = ("fp8", "fp8-block", "mxfp4")
@@ -139,7 +138,7 @@ def _cuts(spec: ModelSpec, layout: TrainingLayout) -> None:
 
 
 def _offload(question: TrainingQuestion, sharding: Sharding) -> None:
-    if "parameters" in question.offloaded and sharding not in _GATHERED:
+    if "parameters" in question.offloaded and sharding not in GATHERING:
         raise UsageError(
             f"`--offload parameters` with --sharding {sharding}: weights that are not gathered cannot stay on the host",
             hint="use --sharding fsdp2 or zero3 (one GPU is enough)",

@@ -15,6 +15,7 @@ from typing import Any
 from memplan.budget.links import pcie_bytes_per_s
 from memplan.domain.gpu import GpuSpec
 from memplan.domain.model import ModelSpec
+from memplan.domain.training import GATHERING
 from memplan.domain.training_budget import TrainingRemedy
 from memplan.domain.training_question import AskedSharding, TrainingQuestion
 from memplan.engines.training.choose import choose_training
@@ -185,7 +186,7 @@ def _offloads(spec: ModelSpec, gpu: GpuSpec, question: TrainingQuestion, measure
     if zero in kinds:
         note = f"the step runs on the host: {format_gib(moved)} there, {seconds:.1f} s of PCIe"
         yield _change(10, None, note, now=now, sharding=zero, offloaded=(*offloaded, "optimizer"))
-    gathered = now if now in ("zero3", "fsdp1", "fsdp2") else "fsdp2"
+    gathered = now if now in GATHERING else "fsdp2"
     if gathered in kinds:
         note = "weights come over PCIe layer by layer, twice a micro-batch"
         yield _change(11, None, note, now=now, sharding=gathered, offloaded=(*offloaded, "optimizer", "parameters"))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from memplan.domain.model import ModelSpec
-from memplan.domain.training import TrainingSpec
+from memplan.domain.training import GATHERING, TrainingSpec
 from memplan.domain.training_budget import Category, Phase
 from memplan.units import format_count, format_gib
 
-_GATHERED = ("zero3", "fsdp1", "fsdp2")
 _MOMENTS = {
     "adamw": "2 moments x {state} B",
     "adamw-8bit": "2 moments x 1 B, and a scale for 256",
@@ -37,29 +36,30 @@ def formula_of(category: Category, spec: ModelSpec, training: TrainingSpec, peak
         return f"of {format_count(trained)} trained{_ranks(training, gathers=True)}, as far as they are there"
     if category == "activations":
         rows = f"{training.micro_batch} x {training.sequence_tokens:,} tokens"
-        return f"{rows}, checkpointing {training.checkpointing}: {_largest(peak, category)}"
+        return f"{rows}, checkpointing {training.checkpointing}: {largest(peak, category)}"
     if category == "logits_and_loss":
         rows = f"{training.micro_batch} x {training.sequence_tokens:,} tokens"
         return f"{rows} x {spec.vocab_size:,} words, loss {training.loss}"
-    return _largest(peak, category)
+    return largest(peak, category)
 
 
 def _ranks(training: TrainingSpec, *, gathers: bool) -> str:
     layout = training.layout
     cut = layout.tensor * layout.pipeline
     parts = f" / {cut} ranks of the model" if cut > 1 else ""
-    if gathers and training.sharding in _GATHERED and layout.shards > 1:
+    if gathers and training.sharding in GATHERING and layout.shards > 1:
         parts += f" / {layout.shards} shards"
     return parts
 
 
 def _state_ranks(training: TrainingSpec) -> str:
-    sharded = training.sharding in (*_GATHERED, "zero1", "zero2") and training.layout.shards > 1
+    sharded = training.sharding in (*GATHERING, "zero1", "zero2") and training.layout.shards > 1
     cut = training.layout.tensor * training.layout.pipeline
     parts = f" / {cut} ranks of the model" if cut > 1 else ""
     return f"{parts} / {training.layout.shards} shards" if sharded else parts
 
 
-def _largest(peak: Phase, category: Category, number: int = 3) -> str:
+def largest(peak: Phase, category: Category, number: int = 3) -> str:
+    """The largest of a category at a peak."""
     found = [each for each in peak.held if each.category == category][:number]
     return ", ".join(f"{each.name} {format_gib(each.size_bytes)}" for each in found)
