@@ -17,6 +17,7 @@ from memplan.catalog.rules import load_rules, parse_release
 from memplan.domain.emission import EmitSubject, EmittedFile
 from memplan.emit.registry import DEFAULT_FORMATS, find_format, load_emitter
 from memplan.emit.sizing import DRAIN_S
+from memplan.emit.vllm_yaml import environment as vllm_variables
 from memplan.errors import UsageError
 from memplan.records import dataclass
 
@@ -97,7 +98,7 @@ def _vllm(subject: EmitSubject) -> Launch:
     words += ["--host", "0.0.0.0", "--port", "8000"]
     if parse_release(subject.version) >= (0, 18, 1):
         words += ["--shutdown-timeout", str(DRAIN_S)]  # requests in flight end before the server does
-    environment = (*_hub_folders(), ("VLLM_CACHE_ROOT", f"{CACHE_FOLDER}/vllm"))
+    environment = (*_hub_folders(), ("VLLM_CACHE_ROOT", f"{CACHE_FOLDER}/vllm"), *vllm_variables(subject).items())
     return _launch(subject, words, config, 8000, environment, notes)
 
 

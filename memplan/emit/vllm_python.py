@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from memplan.catalog.option_tables import load_option_table
 from memplan.domain.emission import Emission, EmitSubject, EmittedFile
-from memplan.emit.vllm_yaml import entries
+from memplan.emit.vllm_yaml import entries, environment
 from memplan.emit.words import header
 from memplan.emit.yaml_text import Entry, comment
 from memplan.errors import UsageError
@@ -21,7 +21,13 @@ def emit(subject: EmitSubject) -> Emission:
     options = load_option_table("vllm", subject.version)
     if subject.settings.layout.data > 1:
         raise UsageError("one LLM has one replica", hint="leave --dp out, and start the script once for each replica")
-    lines = [*comment(header(subject, f"python {FILE_NAME}")), "from vllm import LLM, SamplingParams", "", ""]
+    variables = "".join(f"{name}={value} " for name, value in environment(subject).items())
+    lines = [
+        *comment(header(subject, f"{variables}python {FILE_NAME}")),
+        "from vllm import LLM, SamplingParams",
+        "",
+        "",
+    ]
     lines += ["def main() -> None:", "    llm = LLM("]
     if options.form("model") == "command":
         lines.append(f"        model={json.dumps(subject.model_reference)},")

@@ -20,20 +20,35 @@ from memplan.units import GIB, format_gib
 
 FILE_NAME = "vllm.yaml"
 _OVERLOAD = "more wait, and one that outgrows a full cache is put back and computed again: none fails"
-# What memplan takes with --set and vLLM from the environment, or finds out itself.
-_NOT_OPTIONS = ("v2-model-runner", "flashinfer-sampler")
+# What memplan takes with --set and vLLM from the environment.
+_VARIABLES = {
+    "flashinfer-sampler": "VLLM_USE_FLASHINFER_SAMPLER",
+    "rocm-use-aiter": "VLLM_ROCM_USE_AITER",
+    "use-v1": "VLLM_USE_V1",
+    "v2-model-runner": "VLLM_USE_V2_MODEL_RUNNER",
+}
 
 
 def emit(subject: EmitSubject) -> Emission:
     """Return vllm.yaml. Raises: UsageError for what the release has no option for."""
     options = load_option_table("vllm", subject.version)
-    start = f"vllm serve --config {FILE_NAME}"
-    notes: list[str] = []
+    variables = "".join(f"{name}={value} " for name, value in environment(subject).items())
+    start = f"{variables}vllm serve --config {FILE_NAME}"
+    notes = [f"vLLM takes {variables.strip()} from its environment: {start}"] if variables else []
     if options.form("model") == "command":
-        start = f"vllm serve {subject.model_reference} --config {FILE_NAME}"
+        start = f"{variables}vllm serve {subject.model_reference} --config {FILE_NAME}"
         notes.append(f"vLLM {subject.version} takes the model from its command line: {start}")
     text = yaml_text(header(subject, start), entries(subject, options))
     return Emission(files=(EmittedFile(name=FILE_NAME, text=text, media_type="application/yaml"),), notes=tuple(notes))
+
+
+def environment(subject: EmitSubject) -> dict[str, str]:
+    """The variables by which vLLM is told what was given with --set and is no option of it."""
+    given = subject.settings.engine_options
+    named = {name.replace("_", "-"): value for name, value in given.items()}
+    return {
+        variable: str(int(value)) for key, variable in _VARIABLES.items() if isinstance(value := named.get(key), bool)
+    }
 
 
 def entries(subject: EmitSubject, options: EngineOptionTable) -> Iterator[Entry]:
@@ -201,7 +216,7 @@ def _own_options(subject: EmitSubject, options: EngineOptionTable) -> Iterator[E
     """
     for name, value in subject.settings.engine_options.items():
         key = name.replace("_", "-")
-        if key in _NOT_OPTIONS or value is None or (key in options.spans and not options.has(key)):
+        if key in _VARIABLES or value is None or (key in options.spans and not options.has(key)):
             continue
         if isinstance(value, bool):
             yield from _switch(key, value, False)

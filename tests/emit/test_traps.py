@@ -50,6 +50,26 @@ def test_nothing_is_false_null_a_quoted_flag_or_a_float_that_counts(release: str
         assert not (isinstance(value, float) and value.is_integer() and key.startswith(("max-", "block-"))), key
 
 
+@pytest.mark.parametrize(
+    ("release", "option", "variable"),
+    [
+        ("0.9.0", "use_v1=false", "VLLM_USE_V1=0"),
+        ("0.13.0", "flashinfer_sampler=true", "VLLM_USE_FLASHINFER_SAMPLER=1"),
+        ("0.33.0", "v2-model-runner=false", "VLLM_USE_V2_MODEL_RUNNER=0"),
+    ],
+)
+def test_what_vllm_reads_from_its_environment_is_no_option_of_its_file(
+    release: str, option: str, variable: str
+) -> None:
+    given = {"model": "llama-8b", "gpu": "a100-80g", "engine": f"vllm@{release}", "set": [option], "offline": True}
+    file = emitted(given)[1].files[0]
+    assert not [key for key in yaml.safe_load(file.text) if option.partition("=")[0].replace("_", "-") in key]
+    assert f"{variable} vllm serve" in file.text
+    name, _, value = variable.partition("=")
+    compose = next(each for each in emitted(given, "compose")[1].files if each.name.startswith("compose"))
+    assert re.search(f"{name}: .?{value}", compose.text)
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_key_is_an_option_of_that_release_spelled_with_dashes(release: str) -> None:
     options = load_option_table("vllm", release)

@@ -23,11 +23,19 @@ _KNOWN = (
     "enable_lora",
     "flashinfer_sampler",
     "quantization",
+    "rocm_use_aiter",
     "speculative_config",
     "use_v1",
     "v2_model_runner",
 )
-_FLAGS = ("async_scheduling", "disable_hybrid_kv_cache_manager", "flashinfer_sampler", "use_v1", "v2_model_runner")
+_FLAGS = (
+    "async_scheduling",
+    "disable_hybrid_kv_cache_manager",
+    "flashinfer_sampler",
+    "rocm_use_aiter",
+    "use_v1",
+    "v2_model_runner",
+)
 # Values of max_model_len for: as long as the cache holds.
 _FITTED = ("auto", -1)
 # vLLM's own options whose names are nearly one of those.

@@ -10,12 +10,16 @@ masks stays cached. Until 0.20 the size of the weights was told by what the devi
 
 Source: _maybe_pad_weight in fused_moe/layer.py (0.8.2 to 0.11.0) and unquantized_fused_moe_method.py (0.11.2 to 0.29;
 from 0.30 on it is copied back), _maybe_pad_fp8_weight and normalize_e4m3fn_to_e4m3fnuz in quantization/utils; all are
-on by default. Not modelled: FP8 with one scale for a matrix, which is padded as well and which memplan does not tell
-from one for each row; AITER's own order of experts; the rest of segments, which depends on what was in them before.
+on by default. AITER, which is off by default, then copies experts in 16 bits into an order of its own, without padding,
+and its copies reuse the pieces (VLLM_ROCM_USE_AITER, 0.8.3 to 0.33). Not modelled: FP8 with one scale for a matrix,
+which is padded as well and which memplan does not tell from one for each row; the rest of segments, which depends on
+what was in them before.
 Checked by: recorded starts of Qwen3-VL-30B, Qwen3-235B, Llama-4-Maverick, Llama-3.3-70B and DeepSeek-R1 on MI300X.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from memplan.budget.weights import WeightRules, kept_shape, merged_name, tensor_parts
 from memplan.catalog.rules import Rules
@@ -25,6 +29,9 @@ from memplan.domain.model import Layer
 from memplan.domain.tensors import Role, Tensor
 from memplan.engines.vllm.settings import VllmSettings
 from memplan.records import dataclass
+
+if TYPE_CHECKING:
+    from memplan.budget.caching_allocator.blocks import Block
 
 _PAD_BYTES = 256
 _ALIGNED_BYTES = 512
@@ -41,14 +48,19 @@ class Padding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matrix:
-    """A matrix as it is loaded, or a stack of them: its size, what padding adds, and whether a mask of it is made."""
+    """A matrix as it is loaded, or a stack of them: its size, what padding adds, whether a mask of it is made, and
+    whether AITER has an order of its own for it.
+    """
 
     size_bytes: int
     added_bytes: int
     is_masked: bool
+    is_reordered: bool
 
 
-def rocm_padding(layers: tuple[Layer, ...], gpu: GpuSpec, settings: VllmSettings, rules: Rules) -> Padding:
+def rocm_padding(
+    layers: tuple[Layer, ...], gpu: GpuSpec, settings: VllmSettings, rules: Rules, *, aiter: bool
+) -> Padding:
     """What the weights of `layers` grow by on one rank."""
     if gpu.vendor != "amd" or not rules["pads_fp8_blocks"]:
         return Padding()
@@ -57,19 +69,28 @@ def rocm_padding(layers: tuple[Layer, ...], gpu: GpuSpec, settings: VllmSettings
 
     made = {id(layer): _matrices(layer, gpu, settings, rules) for layer in layers}
     allocator = CachingAllocator(AllocatorSettings())
-    loaded = [(matrix, allocator.allocate(matrix.size_bytes)) for layer in layers for matrix in made[id(layer)]]
-    before = allocator.reserved_bytes
-    for matrix, block in loaded:
-        if matrix.is_masked:
-            allocator.free(allocator.allocate(matrix.size_bytes))
-        if matrix.added_bytes:
-            _ = allocator.allocate(matrix.size_bytes + matrix.added_bytes)
-            allocator.empty_cache()
-            allocator.free(block)
+    loaded = [[(matrix, allocator.allocate(matrix.size_bytes)) for matrix in made[id(layer)]] for layer in layers]
+    held, before = allocator.allocated_bytes, allocator.reserved_bytes
+    for layer in loaded:
+        experts: list[tuple[Matrix, Block]] = []
+        for matrix, block in layer:
+            kept = block
+            if matrix.is_masked:
+                allocator.free(allocator.allocate(matrix.size_bytes))
+            if matrix.added_bytes:
+                kept = allocator.allocate(matrix.size_bytes + matrix.added_bytes)
+                allocator.empty_cache()
+                allocator.free(block)
+            if aiter and matrix.is_reordered:
+                experts.append((matrix, kept))
+        for matrix, _ in experts:
+            _ = allocator.allocate(matrix.size_bytes)
+        for _, kept in experts:
+            allocator.free(kept)
     if rules["rocm_weights"] == "device":
         return Padding(charged_bytes=allocator.reserved_bytes - before)
     allocator.empty_cache()
-    added = sum(matrix.added_bytes for matrix, _ in loaded)
+    added = allocator.allocated_bytes - held
     return Padding(charged_bytes=added, uncharged_bytes=max(0, allocator.reserved_bytes - before - added))
 
 
@@ -91,6 +112,7 @@ def _matrices(layer: Layer, gpu: GpuSpec, settings: VllmSettings, rules: Rules) 
             size_bytes=size + (before.size_bytes if before else 0),
             added_bytes=added + (before.added_bytes if before else 0),
             is_masked=_is_fp8(tensor) and gpu.architecture == _UNSIGNED_ZERO,
+            is_reordered=tensor.role is Role.EXPERT and tensor.storage is None and bool(rules["aiter_experts"]),
         )
     return tuple(found.values())
 

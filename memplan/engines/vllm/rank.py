@@ -72,7 +72,7 @@ def plan_rank(
     extras = extra_memory(layers, asked, settings, rules, is_last=is_last)
     kept = (predictor_buffer_bytes(spec, settings),) if is_last else ()
     loaded = allocate((*weights.requests, *extras.requests, *copies, *tables, *kept))
-    padding = rocm_padding(layers, gpu, settings, rules)
+    padding = rocm_padding(layers, gpu, settings, rules, aiter=asked.engine_options.get("rocm_use_aiter") is True)
     weight_bytes = max(0, loaded.allocated_bytes + padding.charged_bytes - asked.weight_offload_bytes)
     activation = activation_peak(
         spec,

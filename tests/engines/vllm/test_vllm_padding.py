@@ -15,7 +15,7 @@ FUSED = "meta-llama/Llama-4-Maverick-17B-128E-Instruct"
 
 def padding(version: str, gpu: str, name: str, scheme: str | None = None, tp: int = 1) -> Padding:
     at = start(version, gpu, name, scheme=scheme, tp=tp)
-    return rocm_padding(at.spec.layers, at.gpu, at.settings, at.rules)
+    return rocm_padding(at.spec.layers, at.gpu, at.settings, at.rules, aiter=False)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,17 @@ def test_down_lies_in_what_gate_and_up_have_left() -> None:
     """Both stacks of a layer take 1,152 MiB; padded, 816 MiB and one of the old 768 MiB with 448 in it."""
     layer, last_down = 816 + 768 - 1152, 384  # the last layer's old stack of down stays cached
     assert padding("0.13.0", "mi300x", VISION_ROUTED) == Padding(charged_bytes=(48 * layer + last_down) * MIB)
+
+
+def test_aiters_order_reuses_the_pieces() -> None:
+    """One padded stack of gate and up and one as loaded stay cached. A start that is likely to be one printed 59.84."""
+    weights = {
+        chosen: start("0.13.0", "mi300x", VISION_ROUTED, engine_options={"rocm_use_aiter": chosen}).budget
+        for chosen in (False, True)
+    }
+    saved = weights[False].group_bytes("weights") - weights[True].group_bytes("weights")
+    assert saved == (48 * (816 + 768 - 1152) + 384 - 816 - 768) * MIB
+    assert weights[True].group_bytes("weights") == pytest.approx(59.84 * GIB, rel=0.01)
 
 
 def test_rows_that_are_no_multiple_of_512_bytes_stay_as_they_are() -> None:
