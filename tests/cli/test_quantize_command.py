@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -134,16 +136,21 @@ def test_force_replaces_an_earlier_result_and_nothing_else(model: Path, memplan_
     assert note.read_text() == "remember"
 
 
+def altered(model: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a model whose tensors, by name, went through `change`."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_any_work(
     model: Path, memplan_here: Memplan, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(model, broken)
-    tensors = load_file(broken / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = altered(model, tmp_path / "broken", lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     for command in (("quantize", "--method", "rtn", "--group-size", "32", "-o", "out", *FEW), ("evaluate",)):
         done = memplan_here(command[0], str(broken), *command[1:])
         assert done.returncode == 2
@@ -154,13 +161,11 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused_before_any_work(
 def test_weights_that_are_no_numbers_leave_no_work_in_the_way(
     model: Path, memplan_here: Memplan, tmp_path: Path
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(model, broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = altered(
+        model,
+        tmp_path / "broken",
+        lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"][3, 5].fill_(float("nan")),
+    )
     done = memplan_here("quantize", str(broken), *FEW, "--method", "rtn", "--group-size", "32", "-o", "out")
     assert done.returncode == 2
     assert "holds NaN or infinite weights" in done.stderr
