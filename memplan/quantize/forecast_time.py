@@ -15,6 +15,7 @@ from memplan.records import dataclass
 _SEARCH_ROWS, _CANDIDATES = 512, 41
 _SMOOTH_ROWS, _SMOOTH_CANDIDATES, _SMOOTH_TOKENS = 256, 10, 512
 _RANGES = 31
+_REFITS = 8  # two rounds of two zero points, a scale and the product that finds it
 _REPORT_ROWS = 256
 # Passes over the elements of a matrix that one rounding to its grid takes.
 _ROUNDING_PASSES = 8
@@ -136,7 +137,8 @@ def _reading(reading: Reading, request: QuantizeRequest, tokens: int) -> Work:
         rows = sum(min(out, _SMOOTH_ROWS) for out in reading.outs)
         work += Work(float_flops=_SMOOTH_CANDIDATES * 2 * rows * _SMOOTH_TOKENS * num_in)
     if method.rounding == "clipped":
-        work += Work(float_flops=_RANGES * 2 * weights * group, elements=_RANGES * _ROUNDING_PASSES * weights)
+        tries = _RANGES + _REFITS
+        work += Work(float_flops=tries * 2 * weights * group, elements=tries * _ROUNDING_PASSES * weights)
     if method.rounding == "gptq":
         searched = _RANGES * _ROUNDING_PASSES * weights if request.searches_range else 0
         work += Work(

@@ -24,6 +24,7 @@ from memplan.records import dataclass, replace
 # The search for scales that clip a little tries ranges from the whole one down to this part of it.
 _SMALLEST_RANGE = 0.4
 _NUM_RANGES = 31
+_REFITS = 2
 _ROWS = 1024  # worked on at a time, so that what is held beside a matrix stays small
 # Large errors cost a model more than their square says; GPTQ's own search uses this power. Source: IST-DASLab/gptq.
 _ERROR_POWER = 2.4
@@ -118,7 +119,8 @@ def find_scales(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None)
     """Return the scales that fit `weight_OI` (float32) best.
 
     `importance` says what errors cost, where the range is searched: the mean square of what each in feature is
-    multiplied by (I), or the groups' own blocks of the Hessian (G x S x S), which know that errors cancel.
+    multiplied by (I), or the groups' own blocks of the Hessian (G x S x S), which know that errors cancel, and say what
+    scale the codes of integers want once they are chosen.
     """
     grid = grid.reaching(weight_OI)
     num_out, num_in = weight_OI.shape
@@ -136,16 +138,48 @@ def find_scales(weight_OI: Tensor, grid: Grid, importance: Tensor | None = None)
     best = _scales(low_OG, high_OG, grid)
     if not grid.searches_range:
         return best
-    best_error_OG = _error(weight_OGS, best, grid, importance)
+    tried = _Tried(weight_OGS, grid, importance, best)
     for part in torch.linspace(1.0, _SMALLEST_RANGE, _NUM_RANGES)[1:].tolist():
-        scales = _scales(low_OG * part, high_OG * part, grid)
-        error_OG = _error(weight_OGS, scales, grid, importance)
-        is_better = error_OG < best_error_OG
-        best_error_OG = torch.where(is_better, error_OG, best_error_OG)
-        best = Scales(
-            torch.where(is_better, scales.scale_OG, best.scale_OG), torch.where(is_better, scales.zero_OG, best.zero_OG)
+        tried.add(_scales(low_OG * part, high_OG * part, grid))
+    if grid.element == "int" and importance is not None and importance.dim() == 3:
+        for _ in range(_REFITS):
+            _refit(tried, importance)
+    return tried.best
+
+
+class _Tried:
+    """The best scales of those that were tried, group by group and row by row."""
+
+    def __init__(self, weight_OGS: Tensor, grid: Grid, importance: Tensor | None, first: Scales) -> None:
+        self.weight_OGS, self.grid, self._importance = weight_OGS, grid, importance
+        self.best, self._error_OG = first, _error(weight_OGS, first, grid, importance)
+
+    def add(self, scales: Scales) -> None:
+        """Try others, and take them where they are better."""
+        error_OG = _error(self.weight_OGS, scales, self.grid, self._importance)
+        is_better = error_OG < self._error_OG
+        self._error_OG = torch.where(is_better, error_OG, self._error_OG)
+        self.best = Scales(
+            torch.where(is_better, scales.scale_OG, self.best.scale_OG),
+            torch.where(is_better, scales.zero_OG, self.best.zero_OG),
         )
-    return best
+
+
+def _refit(tried: _Tried, importance_GSS: Tensor) -> None:
+    """Try the zero points beside the best, then the scale that its codes want: with z the codes less their zero point
+    and B a group's block of the Hessian, (w - s z) B (w - s z) is least where s = z B w / z B z.
+    """
+    grid = tried.grid
+    for step in () if grid.symmetric else (-1, 1):
+        zero_OG = (tried.best.zero_OG + step).clamp_(0, grid.max_code)
+        tried.add(Scales(tried.best.scale_OG, zero_OG))
+    best = tried.best
+    code_GOS = _codes(tried.weight_OGS, best, grid).sub_(best.zero_OG[..., None]).transpose(0, 1)
+    weighed_GOS = code_GOS @ importance_GSS
+    wanted_GO = (weighed_GOS * tried.weight_OGS.transpose(0, 1)).sum(-1)
+    scale_OG = wanted_GO.div_(weighed_GOS.mul_(code_GOS).sum(-1)).t().to(grid.scale_dtype).to(torch.float32)
+    is_sound = scale_OG.isfinite() & (scale_OG > 0)
+    tried.add(Scales(torch.where(is_sound, scale_OG, best.scale_OG), best.zero_OG))
 
 
 def round_to_grid(weight_OI: Tensor, scales: Scales, grid: Grid) -> Tensor:

@@ -98,7 +98,7 @@ def quantize_request(
     if weights_only and known.activation_bits < 16:
         from memplan.records import replace
 
-        known = replace(known, activation_bits=16, activations="none", scaling="none")
+        known = replace(known, activation_bits=16, activations="none")
     request = QuantizeRequest(
         method=known,
         bits=known.bits if bits is None else bits,

@@ -2,7 +2,9 @@
 
 Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models, arXiv 2211.10438.
 Weights are rounded by row and activations by token, both to 8 bits. The paper fixes how much is moved (0.5); here it is
-searched on the calibration tokens themselves, because the largest input of a feature says nothing of the others.
+searched on the calibration tokens themselves, because the largest input of a feature says nothing of the others. Where
+activations stay as they are the same search finds what lets rows of weights be rounded with the least error: features
+with large inputs and small weights share their row's scale with weights that matter less.
 
 Axes: N tokens that are looked at, O out features, I in features, R rows that are looked at.
 """
@@ -24,7 +26,7 @@ _SMALLEST = 1e-5
 
 
 def search_smoothing(weights_OI: Sequence[Tensor], largest_I: Tensor, sample_NI: Tensor, grid: Grid) -> Scaling:
-    """Return the scaling under which rounding weights (by `grid`) and inputs (by token, 8 bits) costs outputs least.
+    """Return the scaling under which rounding weights, and inputs by token where `grid` says so, costs outputs least.
 
     `largest_I` is the largest |x| of each in feature over the calibration tokens, `sample_NI` some of the tokens.
     """
@@ -56,5 +58,7 @@ def _candidates(largest_I: Tensor, weight_I: Tensor) -> Iterator[Tensor]:
 def _loss(rows_RI: Tensor, sample_NI: Tensor, wanted_NR: Tensor, scale_I: Tensor | None, grid: Grid) -> float:
     if scale_I is not None:
         rows_RI, sample_NI = rows_RI * scale_I, sample_NI / scale_I
-    got_NR = round_activations(sample_NI) @ round_to_nearest(rows_RI, grid).dequantize().t()
+    if grid.activation_bits < 16:
+        sample_NI = round_activations(sample_NI)
+    got_NR = sample_NI @ round_to_nearest(rows_RI, grid).dequantize().t()
     return float(got_NR.sub_(wanted_NR).square_().sum() / sample_NI.shape[0])

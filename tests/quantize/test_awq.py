@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from memplan.quantize.awq import awq, output_error, search_scaling
-from memplan.quantize.grid import Grid, round_to_nearest
+from memplan.quantize.grid import Grid, Scales, dequantize, find_scales, round_to_grid, round_to_nearest
 from memplan.quantize.smooth import round_activations, search_smoothing
 
 
@@ -50,9 +50,41 @@ def test_clipped_ranges_cost_no_more_than_whole_ones() -> None:
 
 def test_smoothing_lowers_the_error_of_rounded_activations() -> None:
     weight_OI, input_TI = problem()
-    grid = Grid(bits=8)
+    grid = Grid(bits=8, activation_bits=8)
     found = search_smoothing([weight_OI], input_TI.abs().amax(0), input_TI[:200], grid)
     assert found.loss < 0.5 * found.plain_loss
+
+
+def test_smoothing_lowers_the_error_of_rows_of_weights_where_activations_stay() -> None:
+    weight_OI, input_TI = problem()
+    factor_I = torch.ones(64)
+    factor_I[::16] = 30
+    weight_OI /= factor_I  # what reads large inputs is small, and shares its row's scale with what is not
+    grid = Grid(bits=8)
+    found = search_smoothing([weight_OI], input_TI.abs().amax(0), input_TI[:200], grid)
+    assert found.loss < 0.2 * found.plain_loss
+    rounded_OI = round_to_nearest(weight_OI * found.scale_I, grid).dequantize() / found.scale_I
+    lost = (input_TI[:200] @ (rounded_OI - weight_OI).t()).square().sum() / 200
+    assert abs(float(lost) / found.loss - 1) < 1e-3
+
+
+def test_scales_are_those_that_the_codes_want() -> None:
+    weight_OI, input_TI = problem()
+    hessian_II = input_TI.t() @ input_TI / 600
+    block_GSS = torch.stack([hessian_II[:32, :32], hessian_II[32:, 32:]])
+    grid = Grid(bits=3, group_size=32, symmetric=False, searches_range=True, scale_dtype=torch.float32)
+
+    def loss(scales: Scales) -> torch.Tensor:
+        error_OI = dequantize(round_to_grid(weight_OI, scales, grid), scales, grid) - weight_OI
+        error_GOS = error_OI.reshape(48, 2, 32).transpose(0, 1)
+        return (error_GOS @ block_GSS * error_GOS).sum(-1).t()
+
+    found = find_scales(weight_OI, grid, block_GSS)
+    for factor in (0.98, 0.99, 1.01, 1.02):
+        assert loss(found).sum() < loss(Scales(found.scale_OG * factor, found.zero_OG)).sum()
+    for step in (-1, 1):
+        beside = Scales(found.scale_OG, (found.zero_OG + step).clamp(0, 7))
+        assert bool((loss(found) <= loss(beside) * 1.0001).float().mean() > 0.9)
 
 
 def test_a_token_is_rounded_by_its_own_largest_value() -> None:
