@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from memplan.quantize.anatomy import Pool
-from memplan.quantize.experts import SplitExperts
+from memplan.quantize.experts import SplitExperts, filled_up
 from memplan.quantize.linears import weight_of
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.statistics import Statistics, StopRun, sample_tokens
+from memplan.quantize.torch_memory import give_back
 from memplan.records import dataclass, field
 
 
@@ -51,6 +52,7 @@ def collect_pool(
     """
     experts = block.get_submodule(pool.name)
     assert isinstance(experts, SplitExperts)
+    give_back()  # what rounding has freed lies in pieces between layers, most too small for a Hessian
     found: dict[str, Statistics] = {}
     for number in group:
         for leaf in of:
@@ -129,4 +131,5 @@ class _Watch:
             entry.add(input_NH, self.keep)
         down = self.found.get(f"{self.pool.name}.{number}.down_proj")
         if down is not None:
-            down.add(experts.inner(experts.expert(number), input_NH), self.keep)
+            inner_NF = experts.inner(experts.expert(number), filled_up(input_NH))[: input_NH.shape[0]]
+            down.add(inner_NF, self.keep)

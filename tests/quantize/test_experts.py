@@ -14,7 +14,7 @@ from test_families import quantized, stored
 from memplan.errors import UsageError
 from memplan.quantize.anatomy import inspect_block, move_scaling
 from memplan.quantize.calls import Surroundings
-from memplan.quantize.experts import pools
+from memplan.quantize.experts import filled_up, pools
 from memplan.quantize.linears import weight_of
 from memplan.quantize.pipeline import Quantization
 from memplan.quantize.request import quantize_request
@@ -171,3 +171,33 @@ def test_a_block_lets_go_of_what_watches_its_experts(mixtral: Path) -> None:
     skeleton = Skeleton(mixtral)
     block = skeleton.load(skeleton.blocks[0])
     assert [experts.watch for experts in pools(block).values()] == [None]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_expert_multiplies_few_numbers_of_rows_in_16_bit_and_to_the_same_bits(
+    dtype: torch.dtype, mixtral: Path
+) -> None:
+    skeleton = Skeleton(mixtral)
+    skeleton.dtype = dtype
+    (experts,) = pools(skeleton.load(skeleton.blocks[0])).values()
+    read: list[torch.Tensor] = []
+    for number in range(experts.num_fused):
+        for name in (*experts.entries, "down_proj"):
+            experts.expert(number).get_submodule(name).register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (1, 7, 90, 300):
+        hidden_TH = torch.randn((tokens, skeleton.hidden_size), generator=generator).to(dtype)
+        index_TK = torch.randint(experts.num_fused, (tokens, 1), generator=generator)
+        read.clear()
+        found_TH = experts(hidden_TH, index_TK, torch.ones((tokens, 1), dtype=dtype))
+        assert read
+        assert {each.shape[0] % 64 for each in read} == {0}
+        for number in index_TK.unique().tolist():
+            own_NH = hidden_TH[index_TK[:, 0] == number]
+            expert = experts.expert(number)
+            plain_NH = expert.get_submodule("down_proj")(experts.inner(expert, own_NH))
+            assert torch.equal(found_TH[index_TK[:, 0] == number], plain_NH)
+
+
+def test_in_float32_an_expert_reads_its_tokens_alone() -> None:
+    assert filled_up(torch.zeros(7, 4)).shape == (7, 4)
