@@ -138,10 +138,7 @@ def steps_of(spec: ModelSpec, request: QuantizeRequest, layer: Layer, *, proof_t
     if request.method.needs_calibration:
         holds = {**_rounded(request, layer, widths), "a batch": _pass_bytes(spec, request, widths)}
         steps.append(Step(name="outputs", holds=holds))
-    packed_bytes = widths.weights * request.bits // 8
-    rows_bytes = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
-    holds = {**_rounded(request, layer, widths), "packed layers": packed_bytes, "rows at work": rows_bytes}
-    steps.append(Step(name="writing a block", holds=holds))
+    steps.append(_writing(request, layer, widths))
     return (*steps, *_proof(spec, request, layer, widths, proof_tokens))
 
 
@@ -216,6 +213,15 @@ def _gptq(request: QuantizeRequest, layer: Layer, widths: Widths) -> tuple[Step,
         Step(name="factor", holds={**held, "Hessians": factoring[0]}),
         Step(name="rounding", holds={**held, "Hessians": rounding[0], "rows at work": rounding[1]}),
     )
+
+
+def _writing(request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
+    """The block's own weights are let go of first, and each rounded layer once it is packed, which is no larger."""
+    holds = _rounded(request, layer, widths)
+    del holds["the block"]
+    holds["a layer that is packed"] = widths.largest * (8 + 2 * request.bits) // 8
+    holds["rows at work"] = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
+    return Step(name="writing a block", holds=holds)
 
 
 def _proof(

@@ -28,6 +28,7 @@ from memplan.quantize.passes import Passes
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES, QuantizeRequest
 from memplan.quantize.skeleton import Skeleton
+from memplan.quantize.torch_memory import give_back
 from memplan.quantize.unsupported import UnsupportedHere
 from memplan.quantize.width import Width
 from memplan.quantize.workspace import Workspace
@@ -184,11 +185,23 @@ class Quantization:
                 outputs = Activations(workspace.inputs_file(index + 1), shapes, self.skeleton.dtype)
                 outputs.write(passes.outputs())
         self.ranks.wait()
-        packed = self._packed(name, block, result) if self.ranks.is_first else {}
-        workspace.finish_block(index, packed, _facts(name, result))
+        self._finish(workspace, index, block, result)
         self.ranks.wait()
         workspace.forget_inputs(index)
+        give_back()
+
+    def _finish(self, workspace: Workspace, index: int, block: nn.Module, result: BlockResult) -> None:
+        """Write a block down, and let go of it on the way: of its weights first, then of each layer that is packed."""
+        name = self.skeleton.blocks[index]
+        facts = _facts(name, result)
+        tensors = self._beside(name, block, result) if self.ranks.is_first else {}
         self.skeleton.drop(name)
+        while result.layers:
+            layer, found = result.layers.popitem()
+            if self.ranks.is_first:
+                stored = self._stored_module(f"{name}.{layer}")
+                tensors.update({f"{stored}.{leaf}": value.cpu() for leaf, value in self.format.pack(found).items()})
+        workspace.finish_block(index, tensors, facts)
 
     def _anatomy(self, block: nn.Module, trial_BNH: Tensor, call: Call) -> Anatomy:
         """The anatomy of a block, found once for all that are built alike."""
@@ -292,12 +305,9 @@ class Quantization:
         except KeyError:
             return name
 
-    def _packed(self, block: str, module: nn.Module, result: BlockResult) -> dict[str, Tensor]:
-        """The tensors of a finished block, under their names in the checkpoint."""
+    def _beside(self, block: str, module: nn.Module, result: BlockResult) -> dict[str, Tensor]:
+        """What is written of a finished block beside its rounded weights, by names in the checkpoint; copies."""
         tensors: dict[str, Tensor] = {}
-        for name, found in result.layers.items():
-            stored = self._stored_module(f"{block}.{name}")
-            tensors.update({f"{stored}.{leaf}": value.cpu() for leaf, value in self.format.pack(found).items()})
         for name in result.layers:
             bias = parameter(module.get_submodule(name), "bias")
             if bias is not None:

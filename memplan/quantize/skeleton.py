@@ -94,6 +94,7 @@ class Skeleton:
             if type(experts.family) not in self._checked_experts:
                 check_experts(f"{part}.{name}", experts)
                 self._checked_experts.add(type(experts.family))
+        give_back()  # what unpacking and checks have made beside many small layers lies between them
         return module
 
     def check_blocks(self) -> None:

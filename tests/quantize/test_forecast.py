@@ -85,3 +85,11 @@ def test_a_mix_is_forecast_with_its_measurement_and_as_large_as_it_may_be() -> N
     assert forecast(spec, quantize_request("auto"), target_bytes=8 << 30).output_bytes == 8 << 30
     whole = forecast(spec, quantize_request("auto"), target_bytes=1 << 40).output_bytes
     assert whole == checkpoint_bytes(spec)
+
+
+def test_a_block_is_written_without_its_own_weights_beside_it() -> None:
+    spec = resolve_model("llama-8b", offline=True)
+    steps = {step.name: step for step in forecast(spec, quantize_request("rtn")).steps}
+    assert "the block" in steps["rounding"].holds
+    assert "the block" not in steps["writing a block"].holds
+    assert steps["writing a block"].total_bytes < steps["rounding"].total_bytes

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from small_models import save_model, windows
 from memplan.errors import CorruptFile, UnsupportedModel, UsageError
 from memplan.quantize.formats import Layout
 from memplan.quantize.forward import StreamedModel
+from memplan.quantize.grid import Quantized
 from memplan.quantize.methods import METHODS
 from memplan.quantize.output import accept, write_checkpoint
 from memplan.quantize.pipeline import Quantization
@@ -207,6 +211,27 @@ def test_a_truncated_file_of_inputs_is_told(llama: Path, tmp_path: Path, monkeyp
     again.open(resume=True, force=False)
     with pytest.raises(CorruptFile, match="expected"):
         Quantization(asked("gptq"), llama, windows()).run(again)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq", "int8"])
+def test_a_block_is_let_go_of_before_it_is_written(llama: Path, tmp_path: Path, method: str) -> None:
+    def held() -> int:
+        return sum(type(each) is Quantized for each in gc.get_objects())
+
+    work, before = Quantization(asked(method), llama, windows()), held()
+
+    class Watched(Workspace):
+        def finish_block(self, index: int, tensors: Mapping[str, torch.Tensor], facts: dict[str, Any]) -> None:
+            block = work.skeleton.model.get_submodule(work.skeleton.blocks[index])
+            assert {value.device.type for value in block.parameters()} == {"meta"}
+            assert held() <= before + 1  # the last that was packed
+            assert tensors
+            super().finish_block(index, tensors, facts)
+
+    workspace = Watched(tmp_path / "out", work.identity())
+    workspace.open(resume=False, force=False)
+    work.run(workspace)
+    assert len(workspace.blocks) == len(work.skeleton.blocks)
 
 
 def test_shards_and_tied_heads_come_through(tmp_path: Path) -> None:
