@@ -123,7 +123,16 @@ class StreamedModel(Forward):
         self.kv, self.calibration_NT = kv, calibration_NT
 
     def logits(self, token_NT: Tensor, progress: Progress | None = None) -> Iterator[Tensor]:
-        """Run block after block over all windows, then yield the logits of every batch."""
+        """Run block after block over all windows, and return the logits of every batch, to be made one by one.
+
+        The blocks are run at once: of two models side by side none holds logits while the other holds a block.
+        """
+        found = self._through_all(token_NT, progress)
+        next(found)
+        return found
+
+    def _through_all(self, token_NT: Tensor, progress: Progress | None) -> Iterator[Tensor]:
+        """Yield nothing when the blocks have been run, and then the logits of every batch."""
         self.skeleton.load_outside_blocks()
         scored = batches(token_NT)
         measured = batches(self.calibration_NT) if self.kv and self.calibration_NT is not None else []
@@ -136,6 +145,7 @@ class StreamedModel(Forward):
                 self.skeleton.drop(name)
                 if progress:
                     progress(index + 1, len(self.skeleton.blocks))
+            yield token_NT[:0]
             for number, token_BT in enumerate(scored, start=len(measured)):
                 output_BTH = hidden.read(number).to(self.skeleton.device)
                 for piece in pieces(token_BT, self.skeleton.vocab_size):

@@ -73,6 +73,17 @@ def test_logits_are_those_of_the_whole_model(family: Path) -> None:
     assert whole.std() > 0.001
 
 
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_blocks_have_been_run_and_let_go_of_when_logits_are_handed_out(family: Path) -> None:
+    done: list[tuple[int, int]] = []
+    model = StreamedModel(family)
+    logits = model.logits(tokens(), lambda *step: done.append(step))
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    blocks = [model.skeleton.model.get_submodule(name) for name in model.skeleton.blocks]
+    assert {value.device.type for block in blocks for value in block.parameters()} == {"meta"}
+    assert sum(len(part) for part in logits) == 40
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"], indirect=True)
 def test_a_rounded_cache_changes_logits_alike_both_ways(family: Path) -> None:
     plain = torch.cat(list(WholeModel(family).logits(tokens())))
