@@ -1,10 +1,10 @@
 """The way from a 16-bit model to an answer of its quantized form: quantize, emit-config, and the real vLLM on the CPU.
 
-    python benchmarks/quantize/served.py --vllm PYTHON [--model demo] [--methods awq,gptq,int8] [--json FILE]
+    python benchmarks/quantize/served.py --vllm PYTHON [--model demo] [--methods awq,gptq,int8,awq/awq,gptq/gptq] [--json FILE]
 
-PYTHON is an interpreter with a CPU build of vLLM. For every method, in an empty directory:
+PYTHON is an interpreter with a CPU build of vLLM. For every METHOD[/FORMAT], in an empty directory:
 
-    memplan quantize MODEL --method METHOD
+    memplan quantize MODEL --method METHOD [--format FORMAT]
     memplan emit-config --gpu l4 ... > vllm.yaml
     vllm serve --config vllm.yaml
 
@@ -39,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", required=True, metavar="PYTHON")
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--methods", default="awq,gptq,int8")
+    parser.add_argument("--methods", default="awq,gptq,int8,awq/awq,gptq/gptq")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     version = vllm_version(asked.vllm)
@@ -65,10 +65,11 @@ def main() -> int:
 def one(python: str, version: str, model: str, method: str) -> dict[str, Any]:
     """One method's way to its answers."""
     row: dict[str, Any] = {"method": method, "error": ""}
+    name, _, form = method.partition("/")
     with tempfile.TemporaryDirectory() as place:
         folder, state = Path(place) / "work", {"XDG_STATE_HOME": str(Path(place) / "state")}
         folder.mkdir()
-        memplan(folder, state, "quantize", model, "--method", method)
+        memplan(folder, state, "quantize", model, "--method", name, *(["--format", form] if form else []))
         file = folder / "vllm.yaml"
         file.write_text(memplan(folder, state, "emit-config", "--engine", f"vllm@{version}", *OPTIONS.split()))
         output = next(path.parent for path in folder.glob("*/quantization_report.json"))
