@@ -25,7 +25,7 @@ from memplan.quantize.pool_statistics import ExpertTokens, collect_pool
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES
 from memplan.quantize.smooth import search_smoothing
-from memplan.quantize.statistics import Statistics, collect
+from memplan.quantize.statistics import SAMPLE_TOKENS, Statistics, collect
 from memplan.records import dataclass, field, replace
 
 _ROWS = 256  # of a layer, that stand for all where only a figure for the report is wanted
@@ -40,8 +40,8 @@ class BlockRecipe:
     """What to do to every block. `keeps` says, by name in the block, which linear layers stay as they are.
 
     `true_sequential` measures the inputs of a layer with the layers before it already rounded. Experts are measured in
-    groups whose Hessians take `pool_bytes` at most, or one by one; an expert with fewer than `min_expert_tokens` (in
-    features of its first layer where None) is shown other tokens as well.
+    groups whose Hessians (or samples) take `pool_bytes` at most, or one by one; an expert with fewer than
+    `min_expert_tokens` (in features of its first layer where None) is shown other tokens as well.
     """
 
     method: Method
@@ -63,6 +63,11 @@ class BlockRecipe:
     def with_hessian(self) -> bool:
         """Whether statistics must have a Hessian."""
         return self.method.rounding != "nearest" or self.method.scaling == "awq"
+
+    @property
+    def with_sample(self) -> bool:
+        """Whether statistics must have some of the tokens themselves."""
+        return self.method.scaling == "smooth"
 
     @property
     def one_by_one(self) -> bool:
@@ -162,6 +167,7 @@ def _statistics(
             device=weights[0].device,
             num_runs=len(passes.batches),
             with_hessian=recipe.with_hessian,
+            with_sample=recipe.with_sample,
             ranks=recipe.ranks,
         )
 
@@ -238,6 +244,7 @@ def _quantize_pool(passes: Passes, pool: Pool, recipe: BlockRecipe, result: Bloc
                 num_runs=len(passes.batches),
                 min_tokens=wanted,
                 with_hessian=recipe.with_hessian,
+                with_sample=recipe.with_sample,
                 of=of,
                 ranks=recipe.ranks,
             )
@@ -265,9 +272,10 @@ def _quantize_pool(passes: Passes, pool: Pool, recipe: BlockRecipe, result: Bloc
 
 
 def _groups(block: nn.Module, pool: Pool, worked: Sequence[int], recipe: BlockRecipe) -> Iterator[Sequence[int]]:
-    """Experts in groups whose Hessians are not more than a recipe allows."""
+    """Experts in groups whose Hessians, or samples of tokens, are not more than a recipe allows."""
     sizes = {weight_of(block.get_submodule(name)).shape[1] for name in pool.layers(0)}
-    each_bytes = sum(size**2 for size in sizes) * 4 if recipe.with_hessian else sum(sizes) * 4
+    kept_rows = SAMPLE_TOKENS if recipe.with_sample else 1
+    each_bytes = sum(size**2 for size in sizes) * 4 if recipe.with_hessian else sum(sizes) * kept_rows * 4
     size = max(1, recipe.pool_bytes // each_bytes)
     yield from (worked[start : start + size] for start in range(0, len(worked), size))
 

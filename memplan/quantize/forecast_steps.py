@@ -24,6 +24,8 @@ HEAD_SLICE_BYTES = 256 * MIB
 PIECE_BYTES = 128 * MIB
 # Of log-probabilities, taken to float32 for two models, and a mask: perplexity.py.
 _CHUNK_TOKENS, _CHUNK_COPIES = 64, 3
+# Tokens that smoothing is tried on: statistics.py.
+_SAMPLE_TOKENS = 512
 # Rows that are worked on at a time, and how many copies of them are made: rows.py.
 _ROWS, _ROW_COPIES = 1024, 4
 # A Hessian's factor is made in its place, with a product of a quarter of its size: factor.py. Rows that GPTQ rounds at
@@ -104,6 +106,32 @@ class Widths:
         return min(sum(size * copies for size, copies in sizes), max(POOL_BYTES, sum(size for size, _ in sizes)))
 
     @property
+    def experts_at_once(self) -> int:
+        """How many experts have their Hessians measured together."""
+        experts = [each for each in self.readings if each.copies > 1]
+        together = POOL_BYTES // max(1, sum(each.hessian_bytes for each in experts))
+        return min(max((each.copies for each in experts), default=0), max(1, together))
+
+    @property
+    def weights_at_once(self) -> int:
+        """The weights of those. Their Hessians go as they are rounded, and are the larger of the two."""
+        return self.experts_at_once * sum(each.weights for each in self.readings if each.copies > 1)
+
+    @property
+    def one_by_one_bytes(self) -> int:
+        """The Hessians of one input of each of those."""
+        sizes = (each.hessian_bytes for each in self.readings if each.copies > 1)
+        return self.experts_at_once * max(sizes, default=0)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Some tokens of all inputs but those of experts, or of the inputs of experts that are measured together."""
+        of_one = _SAMPLE_TOKENS * FLOAT_BYTES
+        sizes = [(each.num_in * of_one, each.copies) for each in self.readings if each.copies > 1]
+        experts = min(sum(size * copies for size, copies in sizes), max(POOL_BYTES, sum(size for size, _ in sizes)))
+        return max(experts, sum(each.num_in * of_one for each in self.readings if each.copies == 1))
+
+    @property
     def other_experts(self) -> int:
         """The weights of all experts but one."""
         return sum(each.weights * (each.copies - 1) for each in self.readings)
@@ -179,10 +207,14 @@ def _statistics(spec: ModelSpec, request: QuantizeRequest, layer: Layer, widths:
     together = method.scaling == "awq" or (method.rounding == "gptq" and not request.true_sequential)
     widest_bytes = widths.widest**2 * FLOAT_BYTES
     hessian_bytes = widths.hessian_bytes + (widest_bytes if widths.expert_hessian_bytes else 0)
-    hessian_bytes = max(hessian_bytes if together else widest_bytes, widths.expert_hessian_bytes)
+    expert_bytes = widths.expert_hessian_bytes if together else widths.one_by_one_bytes
+    hessian_bytes = max(hessian_bytes if together else widest_bytes, expert_bytes)
+    waiting = widths.weights_at_once if method.rounding == "gptq" and expert_bytes == hessian_bytes else 0
+    block = {"the block": layer.num_parameters * ITEM_BYTES}
     holds = {
-        **(_rounded(request, layer, widths) if not together else {"the block": layer.num_parameters * ITEM_BYTES}),
+        **(block if together else _rounded(request, layer, widths, waiting)),
         "Hessians": hessian_bytes if together or method.rounding == "gptq" else 0,
+        "samples of tokens": widths.sample_bytes if method.scaling == "smooth" else 0,
         "a batch": _pass_bytes(spec, request, widths),
         "inputs in float32": _batch_tokens(request) * widths.widest * FLOAT_BYTES,
     }
@@ -193,6 +225,8 @@ def _rounding(request: QuantizeRequest, layer: Layer, widths: Widths) -> Step:
     holds = {**_rounded(request, layer, widths), "weights in float32": widths.largest * FLOAT_BYTES}
     if request.method.scaling == "awq":
         holds["Hessians"] = max(widths.hessian_bytes, widths.expert_hessian_bytes)
+        if widths.expert_hessian_bytes == holds["Hessians"]:
+            holds |= _rounded(request, layer, widths, widths.weights_at_once)
     holds["rows at work"] = _ROW_COPIES * _ROWS * widths.widest * FLOAT_BYTES
     return Step(name="rounding", holds=holds)
 
@@ -205,7 +239,9 @@ def _gptq(request: QuantizeRequest, layer: Layer, widths: Widths) -> tuple[Step,
         later = [other for other in widths.readings[place + 1 :] if other.copies == 1]
         waiting = sum(other.hessian_bytes for other in later) if request.method.scaling == "awq" else 0
         if each.copies > 1:
-            waiting = max(0, widths.expert_hessian_bytes - each.hessian_bytes)
+            # Of the experts that wait, nothing is rounded yet: `held` counts it.
+            first_bytes = widths.one_by_one_bytes if request.true_sequential else widths.expert_hessian_bytes
+            waiting = max(0, first_bytes - each.hessian_bytes - widths.weights_at_once)
         factoring = max(factoring, (each.hessian_bytes * _FACTOR_QUARTERS // 4 + waiting, 0))
         rows_bytes = min(_GPTQ_ROWS, sum(each.outs)) * each.num_in * _GPTQ_WEIGHT_BYTES
         rounding = max(rounding, (each.hessian_bytes + waiting, rows_bytes), key=sum)
@@ -249,10 +285,13 @@ def _proof(
     return Step(name="proof: a block", holds=block), Step(name="proof: logits", holds=logits)
 
 
-def _rounded(request: QuantizeRequest, layer: Layer, widths: Widths) -> dict[str, int]:
-    """The block with its rounded layers: a byte for a weight until they are packed, scales and zero points."""
+def _rounded(request: QuantizeRequest, layer: Layer, widths: Widths, waiting: int = 0) -> dict[str, int]:
+    """The block with its rounded layers: a byte for a weight until they are packed, scales and zero points.
+
+    So many weights are `waiting` to be rounded.
+    """
     scales_bytes = widths.weights // max(request.group_size, 128) * 2 * FLOAT_BYTES
-    return {"the block": layer.num_parameters * ITEM_BYTES, "rounded layers": widths.weights + scales_bytes}
+    return {"the block": layer.num_parameters * ITEM_BYTES, "rounded layers": widths.weights - waiting + scales_bytes}
 
 
 def _batch_tokens(request: QuantizeRequest) -> int:

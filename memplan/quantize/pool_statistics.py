@@ -42,6 +42,7 @@ def collect_pool(
     num_runs: int,
     min_tokens: int,
     with_hessian: bool,
+    with_sample: bool,
     of: Sequence[str],
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Statistics], ExpertTokens]:
@@ -61,7 +62,9 @@ def collect_pool(
             found[name] = Statistics.empty(weight_OI.shape[1], weight_OI.device, with_hessian=with_hessian)
     tokens = ExpertTokens(own=dict.fromkeys(group, 0), added=dict.fromkeys(group, 0))
     device = weight_of(experts.expert(group[0]).get_submodule(of[0])).device
-    watch = _Watch(pool, found, tokens, min_tokens, ranks.total(num_runs, device), ranks)
+    num_runs_of_all = ranks.total(num_runs, device)
+    keep = sample_tokens(num_runs_of_all) if with_sample else 0
+    watch = _Watch(pool, found, tokens, min_tokens, num_runs_of_all, keep, ranks)
     missing = ranks.missing(num_runs, device)
     experts.watch = watch
     try:
@@ -90,10 +93,10 @@ class _Watch:
         tokens: ExpertTokens,
         min_tokens: int,
         num_runs: int,
+        keep: int,
         ranks: Ranks,
     ) -> None:
-        self.pool, self.found, self.tokens, self.ranks = pool, found, tokens, ranks
-        self.keep = sample_tokens(num_runs)
+        self.pool, self.found, self.tokens, self.keep, self.ranks = pool, found, tokens, keep, ranks
         self._min_tokens, self._num_runs, self._seen = min_tokens, num_runs, 0
 
     def __call__(self, experts: SplitExperts, hidden_TH: Tensor, routing: list[Tensor]) -> None:

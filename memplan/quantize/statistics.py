@@ -21,7 +21,7 @@ from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.rows import row_slices
 from memplan.records import dataclass
 
-_SAMPLE_TOKENS = 512
+SAMPLE_TOKENS = 512
 # Rows of a Hessian that are summed by one product, from the diagonal on: the rest is the same, mirrored.
 _PARTS, _LEAST_ROWS = 8, 128
 
@@ -111,6 +111,7 @@ def collect(
     device: torch.device | str,
     num_runs: int,
     with_hessian: bool,
+    with_sample: bool,
     ranks: Ranks = ALONE,
 ) -> dict[str, Statistics]:
     """Return the statistics of the inputs of the linear layers `names` over all `runs` of the block, in all processes.
@@ -121,7 +122,8 @@ def collect(
         name: Statistics.empty(size, device, with_hessian=with_hessian)
         for name, size in zip(names, num_in, strict=True)
     }
-    keep, missing = sample_tokens(ranks.total(num_runs, torch.device(device))), ranks.missing(num_runs, device)
+    keep = sample_tokens(ranks.total(num_runs, torch.device(device))) if with_sample else 0
+    missing = ranks.missing(num_runs, device)
     read: list[str] = []  # in one run, in the order in which every process reads them
 
     def add(name: str, input_TI: Tensor | None) -> None:
@@ -157,7 +159,7 @@ def collect(
 
 def sample_tokens(num_runs: int) -> int:
     """How many tokens of each run stay in a sample."""
-    return -(-_SAMPLE_TOKENS // max(1, num_runs))
+    return -(-SAMPLE_TOKENS // max(1, num_runs))
 
 
 def _parts(size: int) -> Iterator[slice]:
