@@ -99,13 +99,8 @@ class Quantization:
         texts = hashlib.sha256()
         for batch_BN in self.all_tokens_BN:
             texts.update(batch_BN.to(torch.int64).numpy().tobytes())
-        model = hashlib.sha256()
-        for name, shape in self.skeleton.checkpoint.shapes.items():
-            model.update(f"{name}{shape}".encode())
-        for file in self.skeleton.checkpoint.files():
-            model.update(f"{file}{(self.skeleton.checkpoint.path / file).stat().st_size}".encode())
         return {
-            "model": model.hexdigest()[:16],
+            "model": self.skeleton.checkpoint.digest(),
             "request": self.request.fingerprint(),
             "calibration": texts.hexdigest()[:16],
             "number of processes": str(self.ranks.size),

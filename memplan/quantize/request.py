@@ -79,7 +79,7 @@ class QuantizeRequest:
     def fingerprint(self) -> str:
         """A hash of all that decides the result, but for the model and the texts."""
         facts = {name: getattr(self, name) for name in self.__slots__ if name != "method"}
-        facts["method"] = self.method.name
+        facts["method"] = {name: getattr(self.method, name) for name in self.method.__slots__}
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,29 @@ def test_work_of_another_request_or_calibration_is_not_gone_on_with(llama: Path,
             Workspace(tmp_path / "out", other.identity()).open(resume=True, force=False)
     with pytest.raises(UsageError, match="unfinished work"):
         Workspace(tmp_path / "out", work.identity()).open(resume=False, force=False)
+
+
+def test_work_with_rounded_activations_is_not_that_without(llama: Path) -> None:
+    both, alone = (
+        Quantization(asked("int8", weights_only=only), llama, windows()).identity() for only in (False, True)
+    )
+    assert both["request"] != alone["request"]
+
+
+def test_other_weights_and_another_config_are_told_by_what_is_in_them(llama: Path, tmp_path: Path) -> None:
+    for name in ("weights", "config"):
+        shutil.copytree(llama, tmp_path / name)
+    weights = tmp_path / "weights" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    config = json.loads((tmp_path / "config" / "config.json").read_text())
+    config["rms_norm_eps"] *= 2
+    (tmp_path / "config" / "config.json").write_text(json.dumps(config))
+    folders = (llama, tmp_path / "weights", tmp_path / "config")
+    models = [Quantization(asked("rtn"), folder, windows()).identity()["model"] for folder in (*folders, llama)]
+    assert len(set(models)) == 3
+    assert models[0] == models[-1]
 
 
 def test_an_output_that_exists_is_left_alone_without_force(llama: Path, tmp_path: Path) -> None:
