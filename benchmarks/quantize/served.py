@@ -1,6 +1,6 @@
 """The way from a 16-bit model to an answer of its quantized form: quantize, emit-config, and the real vLLM on the CPU.
 
-    python benchmarks/quantize/served.py --vllm PYTHON [--model demo] [--methods awq,gptq,int8,awq/awq,gptq/gptq] [--json FILE]
+    python benchmarks/quantize/served.py --vllm PYTHON [--model demo] [--methods awq,gptq/gptq,...] [--json FILE]
 
 PYTHON is an interpreter with a CPU build of vLLM. For every METHOD[/FORMAT], in an empty directory:
 
