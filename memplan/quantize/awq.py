@@ -28,7 +28,9 @@ from memplan.records import dataclass, replace
 
 _STEPS = 20
 # A layer's rows are alike: so many of them, evenly spaced, rank the candidates as all of them do.
-_ROWS = 512
+_SEARCHED_ROWS = 128
+_PARTS, _LEAST_PART = 8, 128  # of a Hessian's rows
+_ROWS = 512  # that stand for all where a loss is told, and that are worked on at a time
 _SMALLEST = 1e-4
 
 
@@ -58,7 +60,7 @@ def search_scaling(
     value the same for in features that must be scaled alike.
     """
     grid = replace(grid, searches_range=False)
-    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))].float() for weight_OI in weights_OI])
+    rows_RI = torch.cat([_evenly_spaced(weight_OI, _SEARCHED_ROWS).float() for weight_OI in weights_OI])
     plain = best = _loss(rows_RI, None, hessian_II, grid)
     best_I = torch.ones_like(magnitude_I)
     for scale_I in _candidates(magnitude_I, shared(_relative_magnitude(weights_OI, grid))):
@@ -89,8 +91,17 @@ def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:
     total = 0.0
     for row in range(0, error_OI.shape[0], _ROWS):
         part_OI = error_OI[row : row + _ROWS]
-        total += float((part_OI @ hessian_II).mul_(part_OI).sum())
+        # The Hessian is symmetric: from the diagonal on is enough, what is beside it twice.
+        for place in row_slices(hessian_II.shape[0], max(_LEAST_PART, -(-hessian_II.shape[0] // _PARTS))):
+            weighed_OJ = (part_OI[:, place] @ hessian_II[place, place.start :]).mul_(part_OI[:, place.start :])
+            size = place.stop - place.start
+            total += float(weighed_OJ[:, :size].sum()) + 2 * float(weighed_OJ[:, size:].sum())
     return total
+
+
+def _evenly_spaced(weight_OI: Tensor, rows: int) -> Tensor:
+    """At most so many rows (R x I)."""
+    return weight_OI[:: max(1, -(-weight_OI.shape[0] // rows))]
 
 
 def _with_loss(found: Quantized, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:

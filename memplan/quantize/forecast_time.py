@@ -12,7 +12,7 @@ from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
 
 # Rows of a layer that a search looks at, its candidates, and ranges tried for a scale: awq.py, smooth.py, grid.py.
-_SEARCH_ROWS, _CANDIDATES = 512, 41
+_SEARCH_ROWS, _CANDIDATES = 128, 41
 _SMOOTH_ROWS, _SMOOTH_CANDIDATES, _SMOOTH_TOKENS = 256, 10, 512
 _RANGES = 31
 _REFITS = 8  # two rounds of two zero points, a scale and the product that finds it
