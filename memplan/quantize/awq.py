@@ -23,7 +23,7 @@ from memplan.quantize.grid import (
     round_to_grid,
     round_to_nearest,
 )
-from memplan.quantize.rows import row_slices
+from memplan.quantize.rows import evenly_spaced, row_slices
 from memplan.records import dataclass, replace
 
 _STEPS = 20
@@ -60,7 +60,7 @@ def search_scaling(
     value the same for in features that must be scaled alike.
     """
     grid = replace(grid, searches_range=False)
-    rows_RI = torch.cat([_evenly_spaced(weight_OI, _SEARCHED_ROWS).float() for weight_OI in weights_OI])
+    rows_RI = torch.cat([weight_OI[evenly_spaced(len(weight_OI), _SEARCHED_ROWS)].float() for weight_OI in weights_OI])
     plain = best = _loss(rows_RI, None, hessian_II, grid)
     best_I = torch.ones_like(magnitude_I)
     for scale_I in _candidates(magnitude_I, shared(_relative_magnitude(weights_OI, grid))):
@@ -70,15 +70,13 @@ def search_scaling(
     return Scaling(scale_I=best_I, loss=best, plain_loss=plain)
 
 
-def awq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid, *, clips: bool = True) -> Quantized:
+def awq(weight_OI: Tensor, hessian_II: Tensor, grid: Grid) -> Quantized:
     """Quantize a matrix whose in features are scaled already: round to nearest, with ranges clipped where it pays.
 
-    Without `clips` ranges stay whole. AutoAWQ leaves those of queries and keys whole, for a product of two errors
-    follows them; with the exact error of their outputs clipping them pays as well (docs/quantize.md).
+    AutoAWQ leaves the ranges of queries and keys whole, for a product of two errors follows them; with the exact error
+    of their outputs clipping them pays as well (docs/quantize.md).
     """
     weight_OI = weight_OI.to(torch.float32)
-    if not clips:
-        return _with_loss(round_to_nearest(weight_OI, replace(grid, searches_range=False)), weight_OI, hessian_II)
     size = grid.group(weight_OI.shape[1])
     searching = replace(grid, searches_range=True)
     scales = find_scales(weight_OI, searching, _blocks(hessian_II, size))
@@ -99,14 +97,9 @@ def output_error(error_OI: Tensor, hessian_II: Tensor) -> float:
     return total
 
 
-def _evenly_spaced(weight_OI: Tensor, rows: int) -> Tensor:
-    """At most so many rows (R x I)."""
-    return weight_OI[:: max(1, -(-weight_OI.shape[0] // rows))]
-
-
 def _with_loss(found: Quantized, weight_OI: Tensor, hessian_II: Tensor) -> Quantized:
     """The same with its loss, estimated from some of its rows."""
-    rows = slice(None, None, max(1, -(-weight_OI.shape[0] // _ROWS)))
+    rows = evenly_spaced(len(weight_OI), _ROWS)
     some_RI = weight_OI[rows]
     scales = Scales(found.scales.scale_OG[rows], found.scales.zero_OG[rows])
     loss = output_error(dequantize(found.code_OI[rows], scales, found.grid).sub_(some_RI), hessian_II)

@@ -24,6 +24,7 @@ from memplan.quantize.passes import Passes
 from memplan.quantize.pool_statistics import ExpertTokens, collect_pool
 from memplan.quantize.ranks import ALONE, Ranks
 from memplan.quantize.request import POOL_BYTES
+from memplan.quantize.rows import evenly_spaced
 from memplan.quantize.smooth import search_smoothing
 from memplan.quantize.statistics import SAMPLE_TOKENS, Statistics, collect
 from memplan.records import dataclass, field, replace
@@ -388,7 +389,7 @@ def _input_scale(statistics: Statistics | None, grid: Grid) -> float:
 
 def _plain_errors(weight_OI: Tensor, hessian_II: Tensor, grid: Grid) -> tuple[float, float]:
     """The mean squared output of a layer, and what rounding to nearest adds to it, from some of its rows."""
-    rows_RI = weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))].to(torch.float32)
+    rows_RI = weight_OI[evenly_spaced(len(weight_OI), _ROWS)].to(torch.float32)
     rounded_RI = round_to_nearest(rows_RI, replace(grid, searches_range=False)).dequantize()
     part = weight_OI.shape[0] / rows_RI.shape[0]
     return part * output_error(rows_RI, hessian_II), part * output_error(rounded_RI - rows_RI, hessian_II)

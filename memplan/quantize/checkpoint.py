@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Checkpoint:
         """The files that hold tensors."""
         return tuple(dict.fromkeys(self._file_of.values()))
 
+    @cached_property
     def digest(self) -> str:
         """A hash by which another config or other weights are told, though names and sizes are the same.
 

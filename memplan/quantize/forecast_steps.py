@@ -25,7 +25,7 @@ PIECE_BYTES = 128 * MIB
 # Of log-probabilities, taken to float32 for two models, and a mask: perplexity.py.
 _CHUNK_TOKENS, _CHUNK_COPIES = 64, 3
 # Tokens that smoothing is tried on: statistics.py.
-_SAMPLE_TOKENS = 512
+SAMPLE_TOKENS = 512
 # Rows that are worked on at a time, and how many copies of them are made: rows.py.
 _ROWS, _ROW_COPIES = 1024, 4
 # A Hessian's factor is made in its place, with a product of a quarter of its size: factor.py. Rows that GPTQ rounds at
@@ -126,7 +126,7 @@ class Widths:
     @property
     def sample_bytes(self) -> int:
         """Some tokens of all inputs but those of experts, or of the inputs of experts that are measured together."""
-        of_one = _SAMPLE_TOKENS * FLOAT_BYTES
+        of_one = SAMPLE_TOKENS * FLOAT_BYTES
         sizes = [(each.num_in * of_one, each.copies) for each in self.readings if each.copies > 1]
         experts = min(sum(size * copies for size, copies in sizes), max(POOL_BYTES, sum(size for size, _ in sizes)))
         return max(experts, sum(each.num_in * of_one for each in self.readings if each.copies == 1))

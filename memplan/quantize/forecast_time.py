@@ -6,14 +6,14 @@ Work is counted from shapes; the rates are probed on the machine in a second (`s
 from __future__ import annotations
 
 from memplan.domain.model import Layer, ModelSpec
-from memplan.quantize.forecast_steps import Reading, widths_of
+from memplan.quantize.forecast_steps import SAMPLE_TOKENS, Reading, widths_of
 from memplan.quantize.mix import windows_measured
 from memplan.quantize.request import QuantizeRequest
 from memplan.records import dataclass
 
 # Rows of a layer that a search looks at, its candidates, and ranges tried for a scale: awq.py, smooth.py, grid.py.
 _SEARCH_ROWS, _CANDIDATES = 128, 41
-_SMOOTH_ROWS, _SMOOTH_CANDIDATES, _SMOOTH_TOKENS = 256, 10, 512
+_SMOOTH_ROWS, _SMOOTH_CANDIDATES = 256, 10
 _RANGES = 31
 _REFITS = 8  # two rounds of two zero points, a scale and the product that finds it
 _REPORT_ROWS = 256
@@ -135,7 +135,7 @@ def _reading(reading: Reading, request: QuantizeRequest, tokens: int) -> Work:
         )
     if method.scaling == "smooth":
         rows = sum(min(out, _SMOOTH_ROWS) for out in reading.outs)
-        work += Work(float_flops=_SMOOTH_CANDIDATES * 2 * rows * _SMOOTH_TOKENS * num_in)
+        work += Work(float_flops=_SMOOTH_CANDIDATES * 2 * rows * SAMPLE_TOKENS * num_in)
     if method.rounding == "clipped":
         tries = _RANGES + _REFITS
         work += Work(float_flops=tries * 2 * weights * group, elements=tries * _ROUNDING_PASSES * weights)

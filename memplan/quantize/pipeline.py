@@ -100,7 +100,7 @@ class Quantization:
         for batch_BN in self.all_tokens_BN:
             texts.update(batch_BN.to(torch.int64).numpy().tobytes())
         return {
-            "model": self.skeleton.checkpoint.digest(),
+            "model": self.skeleton.checkpoint.digest,
             "request": self.request.fingerprint(),
             "calibration": texts.hexdigest()[:16],
             "number of processes": str(self.ranks.size),

@@ -19,6 +19,7 @@ from torch import Tensor
 from memplan.quantize.awq import Scaling
 from memplan.quantize.grid import Grid, round_to_nearest
 from memplan.quantize.input_rounding import round_activations
+from memplan.quantize.rows import evenly_spaced
 
 _STEPS = 10
 _ROWS = 256
@@ -30,7 +31,7 @@ def search_smoothing(weights_OI: Sequence[Tensor], largest_I: Tensor, sample_NI:
 
     `largest_I` is the largest |x| of each in feature over the calibration tokens, `sample_NI` some of the tokens.
     """
-    rows_RI = torch.cat([weight_OI[:: max(1, -(-weight_OI.shape[0] // _ROWS))].float() for weight_OI in weights_OI])
+    rows_RI = torch.cat([weight_OI[evenly_spaced(len(weight_OI), _ROWS)].float() for weight_OI in weights_OI])
     weight_I = torch.stack([_largest(weight_OI) for weight_OI in weights_OI]).amax(0)
     wanted_NR = sample_NI @ rows_RI.t()
     plain = best = _loss(rows_RI, sample_NI, wanted_NR, None, grid)
