@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 pty = pytest.importorskip("pty")
+
+HEEDED_SECONDS = 120  # what does not heed an interruption is killed then, and the exit code tells
 
 
 def interrupted(*arguments: str, home: Path, once: bytes) -> tuple[int, bytes]:
@@ -26,8 +29,12 @@ def interrupted(*arguments: str, home: Path, once: bytes) -> tuple[int, bytes]:
     while once not in said:
         said += os.read(terminal, 4096)
     running.send_signal(signal.SIGINT)
+    unheeded = threading.Timer(HEEDED_SECONDS, running.kill)
+    unheeded.start()
     with contextlib.suppress(OSError):  # the other end is closed
         while more := os.read(terminal, 4096):
             said += more
     os.close(terminal)
-    return running.wait(), said
+    code = running.wait()
+    unheeded.cancel()
+    return code, said

@@ -28,6 +28,40 @@ def test_an_interruption_keeps_what_was_measured_until_then(tmp_path: Path) -> N
     assert any("interrupted in" in warning for warning in kept["warnings"])
 
 
+LOST = """
+import signal, sys
+from memplan.cli.app import main
+
+freed = 0
+
+
+def interrupt(frame, event, argument):
+    global freed
+    if event == "call" and frame.f_code.co_name == "_freed":
+        freed += 1
+        if freed == 3000:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+
+sys.setprofile(interrupt)
+main(sys.argv[1:])
+"""
+
+
+def test_an_interruption_while_a_storage_is_freed_is_heeded(tmp_path: Path) -> None:
+    """Python drops what is raised in the callback of a weak reference, by which the recorder sees a storage freed."""
+    answer = tmp_path / "kept.json"
+    command = ("profile", "demo", *ENDLESS, "--json", "--output", str(answer))
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    running = [sys.executable, "-c", LOST, *command]
+    done = subprocess.run(running, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "interrupted"
+    assert "Exception ignored" not in done.stderr
+    assert json.loads(answer.read_text())["interrupted"] is True
+
+
 def test_off_a_terminal_nothing_is_told_of_how_far_it_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "memplan", "profile", "demo", "--phase", "prefill", "--quiet"]
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
