@@ -114,7 +114,7 @@ def test_lines_of_a_decode_step_sum_to_it(asked: dict[str, int]) -> None:
     assert all(line.seconds > 0 and line.formula and line.provenance for line in found.lines)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     name=st.sampled_from(["llama-3.1-70b", "mixtral-8x7b", "deepseek-v3", "gpt-oss-120b"]),
     tp=st.sampled_from([1, 2, 4, 8]),

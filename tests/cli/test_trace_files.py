@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.cli.trace_files import Trace, read_trace
@@ -168,7 +168,7 @@ def test_only_as_many_requests_are_read_as_are_asked_for(tmp_path: Path) -> None
     assert len(read_trace(path, most=10).requests) == 10
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(content=st.binary(max_size=400), name=st.sampled_from(["t.csv", "t.jsonl", "t.log", "t.json"]))
 def test_whatever_a_file_holds_it_ends_in_requests_or_one_clear_error(
     tmp_path: Path, content: bytes, name: str

@@ -36,7 +36,6 @@ def cut(data: bytes, sizes: list[int]) -> Iterator[bytes]:
     yield data[position:]
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=30), st.lists(st.integers(1, 50), max_size=20))
 def test_lines_are_the_same_however_the_stream_is_cut(lines: list[bytes], sizes: list[int]) -> None:
     data = b"\n".join(line.replace(b"\r", b"") + b" cue" for line in lines)
@@ -46,7 +45,6 @@ def test_lines_are_the_same_however_the_stream_is_cut(lines: list[bytes], sizes:
     assert whole.num_lines == len(list(data.split(b"\n"))) - (data == b"" or data.endswith(b"\n"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a memory b", "nothing", "", "cue", "x" * 100]), max_size=60))
 def test_every_line_with_a_cue_is_handed_on_with_its_number(lines: list[str]) -> None:
     found = list(CuedLines(iter(["\n".join([*lines, ""]).encode()]), [b"memory", b"cue"]))
@@ -54,13 +52,13 @@ def test_every_line_with_a_cue_is_handed_on_with_its_number(lines: list[str]) ->
 
 
 @given(st.binary(max_size=3000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_bytes_break_the_reader(data: bytes) -> None:
     find_causes(gather(scan(iter([data]))))
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_text_around_a_message_hides_it(noise: str) -> None:
     text = f"{noise.replace(OOM, '')}\n{OOM}\n"
     assert "oom" in scan(iter([text.encode("utf-8", "replace")])).seen

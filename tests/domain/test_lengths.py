@@ -118,7 +118,7 @@ SHAPES = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=SHAPES, count=st.integers(1, 12))
 def test_strata_have_the_mean_of_all(lengths: Lengths, count: int) -> None:
     strata = strata_of(lengths, count)
@@ -127,7 +127,7 @@ def test_strata_have_the_mean_of_all(lengths: Lengths, count: int) -> None:
     assert list(strata) == sorted(strata)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(lengths=SHAPES, part=st.floats(0.01, 0.98))
 def test_quantiles_rise_and_moments_agree_with_them(lengths: Lengths, part: float) -> None:
     assert lengths.quantile(part) <= lengths.quantile(part + 0.01) <= lengths.longest

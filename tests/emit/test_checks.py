@@ -290,7 +290,7 @@ def test_what_was_mended_is_told() -> None:
     assert "NOTE: utilization 0.99" in text
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 @given(
     gpu=st.sampled_from(("l4", "a100-80g", "h100", "gb10")),
     context=st.sampled_from((None, 2048, 16384, 65536)),

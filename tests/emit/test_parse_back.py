@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from written import emitted, read_back, terms
 
@@ -112,7 +112,7 @@ def test_a_script_of_transformers_gives_its_budget_back(options: dict[str, Any],
     assert terms(read_back(setup, emission, tmp_path)) == terms(setup.budget)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     model=st.sampled_from(["llama-8b", "llama-70b", "qwen3-8b", "qwen3-32b", "mixtral-8x7b", "gemma-2-9b", "phi-4"]),
     gpu=st.sampled_from(["l4", "a10g", "l40s", "a100-40g", "a100-80g", "h100", "h200", "rtx-4090", "h100x2", "l40sx4"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from composite_cases import WRAPPERS
 from encoder_cases import ENCODERS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.domain.model import ModelSpec
@@ -68,7 +68,7 @@ def read(config: dict[str, object]) -> ModelSpec | MemplanError:
         return refusal
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(data=st.data())
 def test_a_damaged_config_is_read_or_refused_with_our_own_error(data: st.DataObject) -> None:
     config = copy.deepcopy(data.draw(st.sampled_from(CONFIGS)))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from decoder_cases import FACTS, Raw, fact_label, read_fact
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.budget.kv_cache import growing_token_bytes, kv_format, model_token_bytes
@@ -23,7 +23,7 @@ TEXTS = ["", "x", "auto", "9" * 50, "LLLG", "M*-E", "1,2,3", "full_attention"]
 LISTS: list[object] = [[], [0], [1], [-1, None], ["x"], [[1]], [[["global", "local"], 12]], ["full_attention"]]
 JUNK = st.sampled_from([None, True, False, *NUMBERS, *TEXTS, *LISTS, {}, {"a": 1}, {"0": "x"}])
 SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads")
-PATIENT = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(max_examples=500)
 SMALL = st.fixed_dictionaries(
     {
         "model_type": st.sampled_from(sorted(DECODERS)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import GgufBytes, entry, safetensors_bytes
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.errors import MemplanError
@@ -26,7 +26,7 @@ from memplan.introspect.model_folder import spec_from_config
 from memplan.introspect.resolve import resolve_model
 from memplan.introspect.safetensors import parse_safetensors
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+QUICK = settings(max_examples=150)
 LLAMA: dict[str, object] = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -174,7 +174,7 @@ def test_text_that_may_be_no_json_ends_in_our_errors_alone(data: bytes) -> None:
         assert isinstance(parse_json_object(data, "x.json"), dict)
 
 
-@settings(QUICK, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(QUICK, max_examples=40)
 @given(
     name=st.text(max_size=60)
     | st.sampled_from(["..", "/", "~", "~nobody-knows/x", "a" * 5000, "con", "org/name:", ":x", "\ud800"])

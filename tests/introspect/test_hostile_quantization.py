@@ -51,14 +51,14 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from([*READERS, "", "nonsense"]), st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8))
 def test_only_our_own_errors_come_out(method: str, config: dict[str, object]) -> None:
     with contextlib.suppress(MemplanError):
         apply_quantization(SPEC, {"quant_method": method, **config}, config={"model_type": "toy"})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(["quantization", *KEYS]), VALUES, max_size=6))
 def test_modelopts_file_may_be_damaged_too(config: dict[str, object]) -> None:
     with contextlib.suppress(MemplanError):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.catalog.servable import support
@@ -20,7 +20,7 @@ from memplan.plan.goals import point_of, score
 from memplan.plan.search import search
 
 MODELS = ("llama-8b", "mixtral-8x7b", "llama-70b")
-QUICK = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+QUICK = settings(max_examples=12)
 
 
 @cache

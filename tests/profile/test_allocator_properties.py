@@ -60,7 +60,7 @@ def run(allocator: CachingAllocator, steps: list[int], *, checked: bool = True) 
 
 
 @given(STEPS, SETTINGS, st.sampled_from([None, 1 << 30, 300 * MIB]))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_blocks_never_overlap_and_levels_are_the_sums_of_their_blocks(
     steps: list[int], text: str, capacity: int | None
 ) -> None:
@@ -70,7 +70,7 @@ def test_blocks_never_overlap_and_levels_are_the_sums_of_their_blocks(
 
 
 @given(STEPS, SETTINGS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_freeing_everything_merges_every_segment_and_emptying_the_cache_returns_it(steps: list[int], text: str) -> None:
     allocator = make_allocator(parse_settings(text), capacity_bytes=1 << 34)
     for block in run(allocator, steps, checked=False):
@@ -83,7 +83,7 @@ def test_freeing_everything_merges_every_segment_and_emptying_the_cache_returns_
 
 
 @given(STEPS, SETTINGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_same_requests_get_the_same_answer(steps: list[int], text: str) -> None:
     def addresses() -> list[tuple[int, int]]:
         allocator = make_allocator(parse_settings(text), capacity_bytes=1 << 32)
@@ -93,7 +93,7 @@ def test_the_same_requests_get_the_same_answer(steps: list[int], text: str) -> N
 
 
 @given(STEPS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_with_default_settings_it_agrees_with_the_allocator_that_estimates_use(steps: list[int]) -> None:
     full, plain = make_allocator(parse_settings("")), PlainAllocator()
     live: list[tuple[Block, Any]] = []
@@ -109,7 +109,7 @@ def test_with_default_settings_it_agrees_with_the_allocator_that_estimates_use(s
 
 
 @given(st.lists(SIZES, max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_never_freed_is_laid_out_as_weights_are_in_an_estimate(sizes: list[int]) -> None:
     allocator = make_allocator(parse_settings(""))
     run(allocator, sizes, checked=False)
@@ -121,7 +121,7 @@ def test_what_is_never_freed_is_laid_out_as_weights_are_in_an_estimate(sizes: li
 
 
 @given(STEPS)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_expandable_segments_hold_only_pages_with_something_in_them_once_emptied(steps: list[int]) -> None:
     allocator = make_allocator(parse_settings("expandable_segments:True"))
     live = run(allocator, steps, checked=False)
@@ -133,7 +133,7 @@ def test_expandable_segments_hold_only_pages_with_something_in_them_once_emptied
 
 
 @given(st.lists(st.sampled_from([20 * MIB, 30 * MIB, 50 * MIB, MIB, -1, -2, -3, 0, 0]), max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_pages_come_and_go_without_a_trace(steps: list[int]) -> None:
     allocator = make_allocator(parse_settings("expandable_segments:True"), capacity_bytes=200 * MIB)
     live = run(allocator, steps)
@@ -146,7 +146,7 @@ def test_pages_come_and_go_without_a_trace(steps: list[int]) -> None:
 
 
 @given(st.lists(SIZES, max_size=60))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_expandable_segments_waste_less_than_a_page_of_each_pool_while_nothing_is_freed(sizes: list[int]) -> None:
     allocator = make_allocator(parse_settings("expandable_segments:True"))
     run(allocator, sizes)
@@ -155,7 +155,7 @@ def test_expandable_segments_waste_less_than_a_page_of_each_pool_while_nothing_i
 
 
 @given(STEPS, st.sampled_from(["", "expandable_segments:True", "max_split_size_mb:32"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_device_with_less_room_never_reserves_more(steps: list[int], text: str) -> None:
     allocator = make_allocator(parse_settings(text), capacity_bytes=300 * MIB, outside_bytes=100 * MIB)
     run(allocator, steps)
@@ -164,7 +164,7 @@ def test_a_device_with_less_room_never_reserves_more(steps: list[int], text: str
 
 @pytest.mark.parametrize("text", ["", "expandable_segments:True"])
 @given(steps=st.lists(st.tuples(SIZES, st.integers(0, 2), st.integers(0, 8), st.booleans()), max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_blocks_that_other_streams_still_use_are_neither_live_nor_free(
     text: str, steps: list[tuple[int, int, int, bool]]
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from traces import traces
 
@@ -32,7 +32,7 @@ SETTINGS = st.sampled_from(["", "max_split_size_mb:40", "roundup_power2_division
 
 
 @given(traces(capture=False, streams=False), SETTINGS)
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80)
 def test_a_run_recorded_from_its_start_is_met_to_the_byte_and_to_the_address(
     tmp_path: Path, log: EventLog, text: str
 ) -> None:
@@ -60,7 +60,7 @@ def test_a_stream_that_asks_for_nothing_in_the_part_recorded_keeps_its_segments_
 
 
 @given(traces(capture=False, streams=False, empties=False), st.integers(0, 100))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 def test_a_run_recorded_from_its_middle_is_met_to_the_address(tmp_path: Path, log: EventLog, cut: int) -> None:
     # Blocks that kept a rest of their segment and are gone by the end cannot be told from smaller ones: none are made.
     for number, size in enumerate(log.sizes):

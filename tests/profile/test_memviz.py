@@ -91,7 +91,7 @@ def test_running_out_of_memory_is_the_last_entry() -> None:
 
 
 @given(traces(capture=False), SETTINGS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pytorchs_own_tools_read_it(pytorch_viewer: ModuleType, log: EventLog, text: str) -> None:
     written = pickle.loads(pickle.dumps(snapshot_from(log, parse_settings(text))))
     assert "segments:" in pytorch_viewer.segsum(written)
@@ -101,7 +101,7 @@ def test_pytorchs_own_tools_read_it(pytorch_viewer: ModuleType, log: EventLog, t
 
 
 @given(traces(), SETTINGS, st.sampled_from([None, 300 * MIB]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_page_can_walk_back_from_the_end_to_the_beginning(log: EventLog, text: str, capacity: int | None) -> None:
     written = snapshot_from(log, parse_settings(text), capacity_bytes=capacity)
     live: dict[int, str] = {}
@@ -136,7 +136,7 @@ COMPARED = ("phase", "iteration", "before", "peak", "after", "by_category", "num
 
 
 @given(traces(capture=False, empties=False, streams=False), SETTINGS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_read_back_it_has_the_levels_of_the_replay(log: EventLog, text: str) -> None:
     # What comes before the first phase is a phase of its own in a file, and one in which nothing happened is none.
     marks = [Mark(0, "run"), *log.marks]

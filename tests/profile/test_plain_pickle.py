@@ -29,7 +29,7 @@ TUPLES = st.tuples() | st.tuples(NUMBERS) | st.tuples(NUMBERS, NUMBERS) | st.tup
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @given(value=st.lists(PLAIN | TUPLES, max_size=40))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_plain_containers_are_read_as_they_were(protocol: int, value: list[Any]) -> None:
     assert load_plain(pickle.dumps({"value": value, "again": value}, protocol)) == {"value": value, "again": value}
 
@@ -102,7 +102,7 @@ GOOD = pickle.dumps({"segments": [{"address": 1 << 40, "blocks": [], "pool": (0,
 
 
 @given(st.lists(st.tuples(st.integers(2, len(GOOD) - 1), st.integers(0, 255)), max_size=6), st.integers(2, len(GOOD)))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_whatever_happens_to_the_bytes_only_our_error_comes(changes: list[tuple[int, int]], length: int) -> None:
     data = bytearray(GOOD)
     for position, value in changes:

@@ -208,7 +208,7 @@ def test_the_curve_is_short_in_order_and_has_every_peak() -> None:
 @given(
     traces(), st.sampled_from(["", "expandable_segments:True", "max_split_size_mb:40"]), st.sampled_from([None, 300])
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_the_trace_the_sums_hold(log: EventLog, text: str, capacity: int | None) -> None:
     capacity_bytes = None if capacity is None else capacity * MIB
     result = replay(log, parse_settings(text), capacity_bytes=capacity_bytes)
@@ -226,7 +226,7 @@ def test_whatever_the_trace_the_sums_hold(log: EventLog, text: str, capacity: in
 
 
 @given(traces())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_levels_are_those_of_the_allocator_alone(log: EventLog) -> None:
     log.ready_at.clear()
     log.emptied.clear()

@@ -370,7 +370,7 @@ ODD = st.none() | st.integers(-5, 1 << 50) | st.text(max_size=5) | st.lists(st.i
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_snapshot_with_any_value_spoilt_is_read_or_refused(data: st.DataObject) -> None:
     spoilt = pickle.loads(pickle.dumps(written()))
     blocks = [entry for each in spoilt["segments"] for entry in each["blocks"]]

@@ -25,7 +25,7 @@ def matrix(seed: int, num_out: int = 5, num_in: int = 64, spread: float = 1.0) -
     return torch.randn((num_out, num_in), generator=generator) * spread
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(grid=GRIDS, seed=st.integers(0, 1000), spread=st.sampled_from([1e-3, 1.0, 100.0]))
 def test_no_weight_is_further_off_than_the_scale_allows(grid: Grid, seed: int, spread: float) -> None:
     weight_OI = matrix(seed, spread=spread)
@@ -37,7 +37,7 @@ def test_no_weight_is_further_off_than_the_scale_allows(grid: Grid, seed: int, s
     assert int(found.code_OI.max()) <= grid.max_code
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(grid=GRIDS, seed=st.integers(0, 1000))
 def test_rounding_what_was_rounded_changes_nothing(grid: Grid, seed: int) -> None:
     found = round_to_nearest(matrix(seed), grid)

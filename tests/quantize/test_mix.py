@@ -38,7 +38,7 @@ def harm(units: list[Unit], widths: list[Width]) -> float:
     return sum(each.damage[width] for each, width in zip(units, widths, strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(units=UNITS, part=st.floats(0, 1.1))
 def test_a_mix_keeps_to_its_bytes_and_is_off_the_best_by_one_upgrade_at_most(units: list[Unit], part: float) -> None:
     least, most = taken(units, smallest(units)), taken(units, [Width(16)] * len(units))

@@ -40,7 +40,7 @@ def made(*documents: str, domain: str = "general") -> TextSet:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(length=st.integers(1001, 4000), window=st.integers(2, 700), step=st.integers(1, 700))
 def test_with_a_stride_every_token_but_the_first_is_scored_exactly_once(length: int, window: int, step: int) -> None:
     step = min(step, window - 1)
@@ -52,7 +52,7 @@ def test_with_a_stride_every_token_but_the_first_is_scored_exactly_once(length: 
     assert scored == list(range(1, length + 1))  # the end token makes the stream one longer
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(length=st.integers(1500, 4000), window=st.integers(4, 700))
 def test_without_a_stride_every_token_but_the_first_of_each_window_is_scored(length: int, window: int) -> None:
     windows = scoring_windows(made("x" * length), OneTokenPerByte(), window_tokens=window)

@@ -132,7 +132,7 @@ def test_an_estimate_becomes_a_plan() -> None:
         admission_plan({"schema": "memplan.plan/1"})
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     cache=st.integers(300, 20_000),
     context=st.integers(20, 6000),

@@ -7,7 +7,7 @@ from collections import Counter
 from math import ceil
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as trials
 from traffics import settings, traffics
 
@@ -20,7 +20,7 @@ from memplan.simulate.run import simulate
 from memplan.simulate.scheduler import Scheduler
 from memplan.simulate.served import Served
 
-_MANY = trials(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_MANY = trials(max_examples=150)
 
 
 @_MANY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as trials
 from traffics import settings, traffics
 
@@ -12,7 +12,7 @@ from memplan.domain.simulation import SimulationSettings, Traffic
 from memplan.simulate.run import simulate
 
 
-@trials(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@trials(max_examples=300)
 @given(settings(plain=True), traffics())
 def test_jumping_gives_the_same_as_every_step_one_by_one(settings: SimulationSettings, traffic: Traffic) -> None:
     jumped, stepped = simulate(settings, traffic), simulate(settings, traffic, stepwise=True)

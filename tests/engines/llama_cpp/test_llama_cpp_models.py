@@ -88,7 +88,7 @@ _NAMES = (
 
 
 @given(options=st.dictionaries(st.sampled_from(_NAMES), _VALUES, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_hostile_options_end_in_an_answer_or_one_clear_line(options: dict[str, object]) -> None:
     try:
         said = [line.name for line in _estimate("Qwen/Qwen3-0.6B", "gguf:q4_k_m", context=2048, **options).lines]
@@ -147,7 +147,7 @@ def test_a_model_without_room_is_offered_the_layers_that_fit() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_model_that_lacks_weights_is_budgeted_or_refused(data: st.DataObject) -> None:
     name = data.draw(
         st.sampled_from(("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-Next-80B-A3B-Instruct", "google/gemma-4-E2B-it"))

@@ -68,7 +68,7 @@ def _plan(name: str, **options: object) -> tuple[ModelSpec, Plan]:
     more=st.integers(1, 65536),
     kind=st.sampled_from(("f16", "q8_0")),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_longer_context_never_takes_less(name: str, build: str | None, context: int, more: int, kind: str) -> None:
     options = {"flash_attention": True, "cache_type_k": kind} if build != "b2354" else {}
     short = _budget(name, build, context=context, **options)
@@ -78,7 +78,7 @@ def test_a_longer_context_never_takes_less(name: str, build: str | None, context
 
 
 @given(name=st.sampled_from(MODELS), layers=st.integers(0, 50), build=st.sampled_from(BUILDS))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_one_more_layer_on_the_gpu_never_takes_fewer_weights_there(name: str, layers: int, build: str | None) -> None:
     fewer, more = (_budget(name, build, n_gpu_layers=count).group_bytes("weights") for count in (layers, layers + 1))
     assert more >= fewer

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memplan.catalog.gpus import find_gpu
@@ -250,7 +250,7 @@ QUESTIONS = st.builds(
     sharding=st.sampled_from(["fsdp2", "fsdp1", "zero2"]),
     num_gpus=st.sampled_from([2, 4, 8]),
 )
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=25)
 
 
 def bytes_of(question: TrainingQuestion) -> int:
