@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         code = 0
     except Exception as error:
         code = _report_bug(error)
+    finally:
+        exec("")  # `python -m` dies of an interruption that left an exec, handled or not, unless another one is through
     sys.exit(code)
 
 

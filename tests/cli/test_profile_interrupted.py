@@ -62,6 +62,34 @@ def test_an_interruption_while_a_storage_is_freed_is_heeded(tmp_path: Path) -> N
     assert json.loads(answer.read_text())["interrupted"] is True
 
 
+DEADLY = """
+import signal, sys
+
+
+def interrupt(frame, event, argument):
+    if event == "call" and frame.f_code.co_filename == "<string>" and frame.f_code.co_name == "<module>":
+        while frame and not (frame.f_code.co_name == "main" and frame.f_globals["__name__"] == "memplan.cli.app"):
+            frame = frame.f_back
+        if frame:
+            sys.setprofile(None)
+            signal.raise_signal(signal.SIGINT)
+
+
+sys.setprofile(interrupt)
+"""
+
+
+def test_an_interruption_in_an_exec_ends_with_the_documented_code(tmp_path: Path) -> None:
+    """Such as dataclasses make when a library is imported; Python would end as if the signal had killed it."""
+    (tmp_path / "sitecustomize.py").write_text(DEADLY)
+    search = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "PYTHONPATH": search}
+    running = [sys.executable, "-m", "memplan", "profile", "demo", "--phase", "prefill"]
+    done = subprocess.run(running, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.stderr.splitlines()[-1] == "interrupted"
+    assert done.returncode == 130
+
+
 def test_off_a_terminal_nothing_is_told_of_how_far_it_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "memplan", "profile", "demo", "--phase", "prefill", "--quiet"]
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
