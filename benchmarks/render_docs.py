@@ -7,8 +7,8 @@
 - `<!-- errors -->`, `<!-- errors: short -->` and `<!-- error: NAME.KEY UNIT -->` get what the scorers found, from
   benchmarks/results/;
 - `<!-- peers: PART -->` gets a table of what quantize/peers.py recorded in benchmarks/results/quantize_peers.jsonl;
-- `<!-- demo -->` gets the table of what quantize/demo_table.py recorded in benchmarks/results/quantize_demo.jsonl;
-- `<!-- awq -->` gets what quantize/awq_choices.py recorded in benchmarks/results/quantize_awq_choices.jsonl;
+- `<!-- recorded: SCRIPT -->` gets the table of what quantize/demo_table.py or awq_choices.py recorded in
+  benchmarks/results/;
 - `<!-- engines: PART -->` gets a table that engines/check_all.py recorded in benchmarks/results/engines.json;
 - `<!-- plans -->` gets the recipes of recipes/plan/ with what the planner answers now, from plan_tables.py;
 - a ```console block gets what its `$ memplan ...` lines print now, run in a folder of the page's own. `$ cat FILE`
@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,7 @@ _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PLANS = re.compile(r"(<!-- plans -->\n).*?(<!-- end -->)", re.DOTALL)
 _ENGINES = re.compile(r"(<!-- engines: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _PEERS = re.compile(r"(<!-- peers: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_DEMO = re.compile(r"(<!-- demo -->\n).*?(<!-- end -->)", re.DOTALL)
-_AWQ = re.compile(r"(<!-- awq -->\n).*?(<!-- end -->)", re.DOTALL)
+_RECORDED = re.compile(r"(<!-- recorded: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _SERVABLE = re.compile(r"(<!-- servable: (\S+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ERRORS = re.compile(r"(<!-- errors(: short)? -->\n).*?(<!-- end -->)", re.DOTALL)
 _INLINE = re.compile(r"(<!-- error: ([\w.]+) (%|GiB) -->).*?(<!-- end -->)", re.DOTALL)
@@ -200,8 +200,7 @@ def rendered(text: str, page: Path) -> str:
 
         text = _SERVABLE.sub(lambda match: f"{match[1]}{tables(match[2], match[3])}\n{match[4]}", text)
     text = _PEERS.sub(lambda match: f"{match[1]}{peers_table(match[2])}\n{match[3]}", text)
-    text = _DEMO.sub(lambda match: f"{match[1]}{demo_table()}\n{match[2]}", text)
-    text = _AWQ.sub(lambda match: f"{match[1]}{awq_table()}\n{match[2]}", text)
+    text = _RECORDED.sub(lambda match: f"{match[1]}{recorded_table(match[2])}\n{match[3]}", text)
     text = _ENGINES.sub(lambda match: f"{match[1]}{engines_table(match[2])}\n{match[3]}", text)
     if "<!-- plans -->" in text:
         sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -216,20 +215,11 @@ def rendered(text: str, page: Path) -> str:
         return _CONSOLE.sub(lambda match: match[1] + printed(match[2], Path(folder)) + match[3], text)
 
 
-def demo_table() -> str:
-    """What every method comes to on the small model, as quantize/demo_table.py recorded it."""
+def recorded_table(script: str) -> str:
+    """The table that a script of quantize/ prints of what it recorded."""
     sys.path.insert(0, str(ROOT / "benchmarks" / "quantize"))
-    import demo_table as recorded
-
-    return recorded.table(recorded.known(recorded.RESULTS))
-
-
-def awq_table() -> str:
-    """What each choice in AWQ is worth, as quantize/awq_choices.py recorded it."""
-    sys.path.insert(0, str(ROOT / "benchmarks" / "quantize"))
-    import awq_choices as recorded
-
-    return recorded.table(recorded.known(recorded.RESULTS))
+    module = import_module(script)
+    return str(module.table(module.known(module.RESULTS)))
 
 
 def peers_table(part: str) -> str:

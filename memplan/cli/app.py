@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         code = _report_bug(error)
     finally:
-        exec("")  # `python -m` dies of an interruption that left an exec, handled or not, unless another one is through
+        exec("")  # after an exec that was interrupted `python -m` ends as if killed, until another exec is through
     sys.exit(code)
 
 
@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> int:
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
     """Bring Ctrl-C back where Python drops it: in the callback of a weak reference, and in `__del__`.
 
-    A recorded run spends 3 to 5 % of its time in such a callback, which the next signal shall find at an end.
+    A profile on the CPU notes in such a callback that a storage is freed; the next signal shall find it at an end.
     """
     if not issubclass(lost.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(lost)

@@ -14,7 +14,7 @@ import pytest
 
 pty = pytest.importorskip("pty")
 
-HEEDED_SECONDS = 120  # what does not heed an interruption is killed then, and the exit code tells
+ENDED_SECONDS = 300  # what says nothing, or does not heed an interruption, is killed then; the exit code tells
 
 
 def interrupted(*arguments: str, home: Path, once: bytes) -> tuple[int, bytes]:
@@ -25,16 +25,17 @@ def interrupted(*arguments: str, home: Path, once: bytes) -> tuple[int, bytes]:
         [sys.executable, "-m", "memplan", *arguments], stderr=other_end, env=environment, cwd=home
     )
     os.close(other_end)
+    endless = threading.Timer(ENDED_SECONDS, running.kill)
+    endless.daemon = True
+    endless.start()
     said = b""
     while once not in said:
         said += os.read(terminal, 4096)
     running.send_signal(signal.SIGINT)
-    unheeded = threading.Timer(HEEDED_SECONDS, running.kill)
-    unheeded.start()
     with contextlib.suppress(OSError):  # the other end is closed
         while more := os.read(terminal, 4096):
             said += more
     os.close(terminal)
     code = running.wait()
-    unheeded.cancel()
+    endless.cancel()
     return code, said
